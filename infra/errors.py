@@ -1,0 +1,15 @@
+"""The one error base. A DAG maps `TerminalError` to a failure without retries and `TransientError` to a retry."""
+
+from __future__ import annotations
+
+
+class MillraceError(Exception):
+    """An error with a message for people: what is wrong, where, and what to do. The CLI prints it without a trace."""
+
+
+class TerminalError(MillraceError):
+    """Trying again changes nothing: a broken contract, a wrong setting, a corrupted file."""
+
+
+class TransientError(MillraceError):
+    """Trying again may help: a server that is not up yet, a timeout."""

@@ -1,0 +1,211 @@
+"""The one typed settings model, and the only reader of the environment.
+
+Every value has a default that runs the whole platform on one machine. Any of them is overridden by an environment
+variable `MILLRACE_<NAME>` (for example `MILLRACE_KAFKA_PORT=29092`) or by a line in `.millrace/settings.env`.
+Clients never build connection options by hand: librdkafka, Spark, the registry, PostgreSQL and Airflow get theirs
+from the methods here, so that security is configured in one place.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets as random_secrets
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+from urllib.parse import quote, unquote, urlsplit
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from infra.errors import TerminalError
+
+PROJECT = Path(__file__).resolve().parent.parent
+"""The checkout (or the installed tree) that holds `dags/`, `schemas/` and `great_expectations/`."""
+
+Principal = Literal["admin", "provision", "producer", "stream", "replay", "audit"]
+"""The Kafka principals, one per component. `admin` belongs to operators and the stack's own health checks."""
+
+PRINCIPALS: tuple[Principal, ...] = ("admin", "provision", "producer", "stream", "replay", "audit")
+
+
+class SettingsError(TerminalError):
+    """A setting has a wrong value; the message names the setting, the value and what is allowed."""
+
+
+class Settings(BaseSettings):
+    """Where everything is and how to reach it. All durations are seconds, all URIs absolute."""
+
+    model_config = SettingsConfigDict(env_prefix="MILLRACE_", extra="ignore")
+
+    home: Path = Field(PROJECT / ".millrace", description="State of the local stack: data, logs, secrets, pid files.")
+    contracts: Path = Field(PROJECT / "schemas", description="Folder of the contracts, one folder per stream.")
+    lake: str = Field("", description="URI of the Delta tables; default `file:<home>/lake`.")
+    checkpoints: str = Field("", description="URI of the streaming checkpoints; default `file:<home>/checkpoints`.")
+    jar_cache: Path = Field(
+        Path.home() / ".cache" / "millrace" / "jars", description="Cache of the JVM parts, shared between checkouts."
+    )
+    maven_repository: str = Field(
+        "", description="Base URL of a Maven repository to use instead of Maven Central, for closed networks."
+    )
+
+    kafka_port: int = Field(19092, ge=1, le=65535)
+    kafka_controller_port: int = Field(19093, ge=1, le=65535)
+    registry_port: int = Field(18081, ge=1, le=65535)
+    airflow_port: int = Field(18080, ge=1, le=65535)
+    docs_port: int = Field(18082, ge=1, le=65535, description="Data Docs of Great Expectations.")
+    postgres_port: int = Field(15432, ge=1, le=65535)
+
+    kafka_bootstrap: str = Field("", description="Broker list; default the embedded broker.")
+    registry_url: str = Field("", description="Base URL of the Confluent-compatible registry API.")
+    postgres_url: str = Field("", description="`postgresql://user@host:port`; default the embedded server.")
+
+    spark_master: str = Field("local[2]", description="Master of the streaming driver.")
+    spark_batch_master: str = Field("local[2]", description="Master of the batch jobs.")
+    stream_memory: str = Field("1200m", description="Heap of the streaming driver.")
+    batch_memory: str = Field("1g", description="Heap of a batch job.")
+    max_offsets_per_trigger: int = Field(1_000_000, ge=1, description="Records a micro-batch takes at most.")
+    trigger_interval: float = Field(1.0, gt=0, description="Seconds between the starts of micro-batches.")
+    stall_after: float = Field(180.0, gt=0, description="Seconds without a heartbeat until the stream counts as stalled.")
+    lease_seconds: float = Field(30.0, gt=0, description="Life of the driver's lease between renewals.")
+
+    @field_validator("home", "contracts", "jar_cache")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        return value.expanduser().resolve()
+
+    @field_validator("lake", "checkpoints")
+    @classmethod
+    def _uri(cls, value: str) -> str:
+        if value and not urlsplit(value).scheme:
+            raise ValueError("must be a URI such as file:/data/lake or s3a://bucket/lake")
+        return value.rstrip("/")
+
+    # -- places ------------------------------------------------------------------------------------------------
+
+    @property
+    def lake_uri(self) -> str:
+        return self.lake or f"file:{self.home / 'lake'}"
+
+    @property
+    def checkpoints_uri(self) -> str:
+        return self.checkpoints or f"file:{self.home / 'checkpoints'}"
+
+    @property
+    def run_dir(self) -> Path:
+        """Pid files, heartbeats and sockets."""
+        return self.home / "run"
+
+    @property
+    def log_dir(self) -> Path:
+        return self.home / "logs"
+
+    @property
+    def secrets_dir(self) -> Path:
+        return self.home / "secrets"
+
+    @property
+    def data_docs_dir(self) -> Path:
+        return self.home / "data_docs"
+
+    def local_path(self, uri: str) -> str:
+        """The form of a lake URI that deltalake and DuckDB take: a plain path for `file:`, else the URI itself."""
+        parts = urlsplit(uri)
+        return unquote(parts.path) if parts.scheme == "file" else uri.replace("s3a://", "s3://", 1)
+
+    # -- secrets -----------------------------------------------------------------------------------------------
+
+    def secret(self, name: str) -> str:
+        """The secret `name`, generated on first use into `<home>/secrets/<name>` with mode 0600."""
+        path = self.secrets_dir / name
+        try:
+            return path.read_text().strip()
+        except FileNotFoundError:
+            self.secrets_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+            value = random_secrets.token_urlsafe(24)
+            try:
+                descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            except FileExistsError:  # another process was first
+                return path.read_text().strip()
+            with os.fdopen(descriptor, "w") as file:
+                file.write(value)
+            return value
+
+    @property
+    def ca_file(self) -> Path:
+        """The generated certificate authority's certificate (PEM); clients trust this and nothing else."""
+        return self.secrets_dir / "ca.pem"
+
+    # -- Kafka -------------------------------------------------------------------------------------------------
+
+    @property
+    def bootstrap(self) -> str:
+        return self.kafka_bootstrap or f"127.0.0.1:{self.kafka_port}"
+
+    def kafka_client(self, principal: Principal) -> dict[str, str | int | float | bool]:
+        """Connection options for librdkafka (confluent-kafka) as `principal`: SASL_SSL with SCRAM-SHA-512."""
+        return {
+            "bootstrap.servers": self.bootstrap,
+            "client.id": f"millrace-{principal}",
+            "security.protocol": "SASL_SSL",
+            "sasl.mechanism": "SCRAM-SHA-512",
+            "sasl.username": principal,
+            "sasl.password": self.secret(f"kafka-{principal}"),
+            "ssl.ca.location": str(self.ca_file),
+        }
+
+    def kafka_java(self, principal: Principal) -> dict[str, str]:
+        """The same connection for Java clients. For Spark's source and sink put `kafka.` before each key."""
+        return {
+            "bootstrap.servers": self.bootstrap,
+            "security.protocol": "SASL_SSL",
+            "sasl.mechanism": "SCRAM-SHA-512",
+            "sasl.jaas.config": (
+                "org.apache.kafka.common.security.scram.ScramLoginModule required "
+                f'username="{principal}" password="{self.secret(f"kafka-{principal}")}";'
+            ),
+            "ssl.truststore.type": "PEM",
+            "ssl.truststore.location": str(self.ca_file),
+        }
+
+    # -- schema registry ---------------------------------------------------------------------------------------
+
+    @property
+    def registry(self) -> dict[str, str | float]:
+        """Options for `confluent_kafka.schema_registry.SchemaRegistryClient`."""
+        return {"url": self.registry_url or f"http://127.0.0.1:{self.registry_port}/apis/ccompat/v7"}
+
+    # -- PostgreSQL --------------------------------------------------------------------------------------------
+
+    def postgres(self, database: str, driver: str = "postgresql") -> str:
+        """A URL for `database` (one of `airflow`, `millrace`, `registry`); `driver` as SQLAlchemy names it."""
+        base = urlsplit(self.postgres_url or f"postgresql://millrace@127.0.0.1:{self.postgres_port}")
+        user, password = base.username or "millrace", base.password or self.secret("postgres")
+        host = f"{base.hostname or '127.0.0.1'}:{base.port or 5432}"
+        return f"{driver}://{quote(user)}:{quote(password)}@{host}/{database}"
+
+    # -- Airflow -----------------------------------------------------------------------------------------------
+
+    @property
+    def airflow_url(self) -> str:
+        return f"http://127.0.0.1:{self.airflow_port}"
+
+    @property
+    def data_docs_url(self) -> str:
+        return f"http://127.0.0.1:{self.docs_port}"
+
+
+@lru_cache(maxsize=1)
+def settings() -> Settings:
+    """The process's settings, read once. Raises `SettingsError` naming every wrong setting."""
+    home = Path(os.environ.get("MILLRACE_HOME", PROJECT / ".millrace"))
+    try:
+        return Settings(_env_file=home / "settings.env")  # type: ignore[call-arg]
+    except ValidationError as error:
+        lines = [
+            f"  MILLRACE_{'_'.join(str(p) for p in e['loc']).upper()} = {e['input']!r}: {e['msg']}"
+            for e in error.errors()
+        ]
+        raise SettingsError(
+            "wrong settings (from the environment or settings.env in MILLRACE_HOME):\n" + "\n".join(lines)
+        ) from error
