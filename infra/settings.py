@@ -18,7 +18,7 @@ from urllib.parse import quote, unquote, urlsplit
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from infra.errors import TerminalError
+from schemas.errors import TerminalError
 
 PROJECT = Path(__file__).resolve().parent.parent
 """The checkout (or the installed tree) that holds `dags/`, `schemas/` and `great_expectations/`."""

@@ -1,0 +1,224 @@
+"""The typed model of a contract: what `schemas/<stream>/stream.yaml` may say, and what it means.
+
+A contract is data. Everything that is made for a stream (topics, subjects, tables, windows, checks, replay, DAG
+tasks) is derived from this model and nowhere else, so a new stream needs no code. Unknown keys are errors.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+NAME = re.compile(r"^[a-z][a-z0-9_]*$")
+
+RESERVED = frozenset(
+    {
+        "topic", "partition", "offset", "kafka_timestamp", "batch", "schema_id", "original", "attempt", "accepted",
+        "error_class", "reason", "key", "value", "headers",
+        "window", "window_start", "window_end", "source", "final", "run_id",
+    }
+)  # fmt: skip
+"""Column names of bronze and of the served views; a contract's fields and measures may not use them."""
+
+_UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def parse_duration(value: Any) -> timedelta:
+    """`"90s"`, `"5m"`, `"1h"`, `"7d"` or `"250ms"` as a timedelta. Raises ValueError for anything else."""
+    if isinstance(value, timedelta):
+        return value
+    match = re.fullmatch(r"(\d+)(ms|s|m|h|d)", str(value))
+    if not match:
+        raise ValueError("must be a duration such as 30s, 5m, 1h or 7d")
+    return timedelta(seconds=int(match[1]) * _UNITS[match[2]])
+
+
+def _name(value: Any) -> str:
+    if not isinstance(value, str) or not NAME.match(value):
+        raise ValueError("must be lower-case letters, digits and _, and start with a letter")
+    return value
+
+
+Duration = Annotated[timedelta, BeforeValidator(parse_duration)]
+Name = Annotated[str, BeforeValidator(_name)]
+Window = Literal["1m", "5m", "1h"]
+ErrorClass = Literal["transient", "unknown_schema", "malformed", "rule"]
+"""`transient` is retried in place; `unknown_schema` is replayed once the id exists; the others await a person."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Topic(_Strict):
+    """The topic `<stream>` and its companions, which share its replication."""
+
+    partitions: int = Field(4, ge=1, le=1024)
+    replication: int = Field(1, ge=1)
+    retention: Duration = Field(timedelta(days=7), description="How long Kafka keeps records of every topic of it.")
+    configs: dict[str, str] = Field(default_factory=dict, description="Further topic-level Kafka configs.")
+
+
+class Rule(_Strict):
+    """A row rule: `predicate` is Spark SQL over the decoded fields; a record for which it is not true (false or
+    null) is a dead letter of class `rule` with `reason`."""
+
+    name: Name
+    predicate: str
+    reason: str
+
+
+class Measure(_Strict):
+    """One number of an aggregate.
+
+    `of` is a field of the Avro schema (`count` may leave it out and then counts events; with `of` it counts
+    non-null values). Sums of floating-point fields are exact in decimal(28,9), so they do not depend on order.
+    `quantile` is the discrete quantile at `rank` (SQL's `percentile_disc`).
+    """
+
+    name: Name
+    kind: Literal["count", "sum", "avg", "min", "max", "distinct", "quantile"]
+    of: str | None = None
+    rank: float | None = Field(None, gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _shape(self) -> Measure:
+        if self.name in RESERVED:
+            raise ValueError(f"measure name {self.name!r} is reserved")
+        if self.of is None and self.kind != "count":
+            raise ValueError(f"a measure of kind {self.kind} needs 'of', the field it is computed from")
+        if (self.rank is not None) != (self.kind == "quantile"):
+            raise ValueError("'rank' belongs to kind quantile, and kind quantile needs it")
+        return self
+
+
+class Aggregate(_Strict):
+    """Measures by dimensions, served as views `<name>_1m`, `<name>_5m`, `<name>_1h`; `name` is unique over streams."""
+
+    name: Name
+    description: str
+    dimensions: list[str] = Field(min_length=1)
+    measures: list[Measure] = Field(min_length=1)
+    windows: list[Window] = ["1m", "5m", "1h"]
+
+
+class Backoff(_Strict):
+    """Replay policy of one error class: attempt n is due `min(cap, base * 2**n)` after the failure; after
+    `attempts` attempts the letter is parked. `attempts: 0` parks it at once, for a person to decide."""
+
+    attempts: int = Field(ge=0)
+    base: Duration = timedelta(minutes=1)
+    cap: Duration = timedelta(hours=6)
+
+
+class DeadLetters(_Strict):
+    storm_share: float = Field(0.5, gt=0, le=1, description="Share of bad records in a batch that halts the ingest.")
+    storm_minimum: int = Field(1000, ge=1, description="Batches with fewer records than this never count as a storm.")
+    policy: dict[ErrorClass, Backoff] = Field(
+        default_factory=lambda: {
+            "transient": Backoff(attempts=10, base=timedelta(seconds=30)),
+            "unknown_schema": Backoff(attempts=20, base=timedelta(minutes=1)),
+            "malformed": Backoff(attempts=0),
+            "rule": Backoff(attempts=0),
+        }
+    )
+
+
+class Quality(_Strict):
+    """What the generated Great Expectations suites check beyond types, nulls and identity."""
+
+    ranges: dict[str, tuple[float | None, float | None]] = Field(
+        default_factory=dict, description="Field to [least, greatest]; null leaves a side open."
+    )
+    values: dict[str, list[str]] = Field(default_factory=dict, description="Field to its allowed values.")
+    mostly: dict[str, float] = Field(
+        default_factory=dict, description="Field to the share of rows that must satisfy its range; default all."
+    )
+    freshness: Duration | None = Field(
+        None, description="Greatest age of the newest event against the clock; leave out for replays of the past."
+    )
+    minimum_rows: int = Field(1, ge=0, description="Rows an events table must have to be checked as complete.")
+
+
+class Retention(_Strict):
+    events: Duration = timedelta(days=3650)
+    speed: Duration = timedelta(days=90)
+
+
+class Contract(_Strict):
+    """A stream's contract. `folder` and `versions` come from the disk, everything else from `stream.yaml`."""
+
+    stream: Name
+    description: str
+    owner: str
+    topic: Topic = Topic()
+    compatibility: Literal["BACKWARD", "BACKWARD_TRANSITIVE", "FORWARD", "FORWARD_TRANSITIVE", "FULL",
+                           "FULL_TRANSITIVE", "NONE"] = "FULL_TRANSITIVE"  # fmt: skip
+    key: list[str] = Field(min_length=1, description="Fields of the Kafka message key, joined with '|'.")
+    event_id: list[str] = Field(min_length=1, description="Fields that together identify an event.")
+    event_time: str = Field(description="Field of Avro logical type timestamp-micros or -millis; UTC.")
+    allowed_lateness: Duration = timedelta(hours=1)
+    rules: list[Rule] = []
+    aggregates: list[Aggregate] = []
+    dead_letters: DeadLetters = DeadLetters()
+    quality: Quality = Quality()
+    retention: Retention = Retention()
+
+    folder: Path = Field(exclude=True)
+    versions: tuple[dict[str, Any], ...] = Field(
+        exclude=True, min_length=1, description="Avro schemas v1.avsc, v2.avsc, … as parsed JSON, oldest first."
+    )
+
+    # -- names derived from the contract; nobody builds them by hand ------------------------------------------------
+
+    @property
+    def schema_now(self) -> dict[str, Any]:
+        """The newest Avro schema: the reader schema of the ingest."""
+        return self.versions[-1]
+
+    @cached_property
+    def fields(self) -> dict[str, Any]:
+        """Field name to Avro type, of the newest version, in its order."""
+        return {field["name"]: field["type"] for field in self.schema_now["fields"]}
+
+    @property
+    def subject(self) -> str:
+        """Subject in the schema registry (TopicNameStrategy)."""
+        return f"{self.stream}-value"
+
+    @property
+    def retry_topic(self) -> str:
+        return f"{self.stream}.retry"
+
+    @property
+    def dlq_topic(self) -> str:
+        return f"{self.stream}.dlq"
+
+    @property
+    def parked_topic(self) -> str:
+        return f"{self.stream}.parked"
+
+    @property
+    def alerts_topic(self) -> str:
+        return f"{self.stream}.alerts"
+
+    @property
+    def topics(self) -> tuple[str, ...]:
+        """Every topic of the stream, the main one first."""
+        return (self.stream, self.retry_topic, self.dlq_topic, self.parked_topic, self.alerts_topic)
+
+    @property
+    def ingest_topics(self) -> tuple[str, str]:
+        """The topics that bronze accounts for, offset by offset."""
+        return (self.stream, self.retry_topic)
+
+    def aggregate(self, name: str) -> Aggregate:
+        for aggregate in self.aggregates:
+            if aggregate.name == name:
+                return aggregate
+        raise KeyError(f"stream {self.stream} has no aggregate {name}")
