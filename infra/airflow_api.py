@@ -1,0 +1,149 @@
+"""Airflow as an operator's program sees it: unpause, trigger, wait, last run. Everything goes through the public API
+(`apache-airflow-client`), so it works against any Airflow 3, not only the embedded one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import httpx
+from airflow_client.client import ApiClient, Configuration
+from airflow_client.client.api import dag_api, dag_run_api, task_instance_api, x_com_api
+from airflow_client.client.exceptions import ApiException, NotFoundException
+from airflow_client.client.models import DAGPatchBody, TriggerDAGRunPostBody
+from tenacity import retry, retry_if_exception_type, retry_if_result, stop_after_delay, wait_fixed
+from urllib3.exceptions import HTTPError
+
+from infra.settings import Settings
+from schemas.errors import TerminalError, TransientError
+
+FINISHED = frozenset({"success", "failed"})
+
+
+class AirflowUnreachable(TransientError):
+    """The Airflow API does not answer, or refuses the operator's password."""
+
+
+class RunFailed(TerminalError):
+    """A DAG run that was waited for did not succeed; the message names its failed tasks and where to look."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One DAG run. Times are UTC; `ended` is None while it runs."""
+
+    dag_id: str
+    run_id: str
+    state: str
+    started: datetime | None
+    ended: datetime | None
+
+
+class Airflow:
+    """A logged-in session of the user `admin`. Raises `AirflowUnreachable` when the API cannot be reached."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.url = settings.airflow_url
+        try:
+            answer = httpx.post(
+                f"{self.url}/auth/token",
+                json={"username": "admin", "password": settings.secret("airflow-admin")},
+                timeout=30,
+                trust_env=False,
+            )
+            answer.raise_for_status()
+        except httpx.HTTPError as error:
+            raise AirflowUnreachable(f"Airflow at {self.url} is not reachable: {error}; is the stack up?") from error
+        client = ApiClient(Configuration(host=self.url, access_token=answer.json()["access_token"]))
+        self._dags = dag_api.DAGApi(client)
+        self._runs = dag_run_api.DagRunApi(client)
+        self._tasks = task_instance_api.TaskInstanceApi(client)
+        self._xcoms = x_com_api.XComApi(client)
+
+    def wait_for_dags(self, dag_ids: Iterable[str], timeout: float = 120) -> None:
+        """Block until the DAG processor has parsed every one of `dag_ids`."""
+        wanted = set(dag_ids)
+
+        @retry(
+            wait=wait_fixed(1),
+            stop=stop_after_delay(timeout),
+            retry=retry_if_result(bool) | retry_if_exception_type((ApiException, HTTPError)),
+            retry_error_callback=lambda state: state.outcome and state.outcome.result(),
+        )
+        def missing() -> set[str]:
+            return wanted - {dag.dag_id for dag in self._dags.get_dags(limit=100).dags}
+
+        if left := missing():
+            raise TransientError(f"Airflow did not parse {sorted(left)} within {timeout:.0f} s: see its import errors")
+
+    def unpause(self, dag_id: str) -> None:
+        self._dags.patch_dag(dag_id, DAGPatchBody(is_paused=False))
+
+    def pause(self, dag_id: str) -> None:
+        self._dags.patch_dag(dag_id, DAGPatchBody(is_paused=True))
+
+    def trigger(self, dag_id: str, conf: dict[str, Any] | None = None) -> Run:
+        """Start a run now. `logical_date` is null: a triggered run stands for no interval."""
+        now = datetime.now(UTC)
+        body = TriggerDAGRunPostBody(dag_run_id=f"manual__{now:%Y-%m-%dT%H%M%S.%f}Z", conf=conf or {})
+        return _run(self._runs.trigger_dag_run(dag_id, body))
+
+    def run(self, dag_id: str, run_id: str) -> Run:
+        return _run(self._runs.get_dag_run(dag_id, run_id))
+
+    def runs(self, dag_id: str, limit: int = 1) -> list[Run]:
+        """The newest runs first; empty when the DAG never ran or is not known."""
+        try:
+            found = self._runs.get_dag_runs(dag_id, limit=limit, order_by=["-run_after"])
+        except NotFoundException:
+            return []
+        return [_run(run) for run in found.dag_runs]
+
+    def task_states(self, run: Run) -> dict[str, str]:
+        """Task id to state, of one run."""
+        tasks = self._tasks.get_task_instances(run.dag_id, run.run_id).task_instances
+        return {task.task_id: str(getattr(task.state, "value", task.state)) for task in tasks}
+
+    def xcom(self, run: Run, task_id: str, key: str = "return_value") -> Any:
+        """What a task of `run` returned; None when it returned nothing."""
+        try:
+            entry = self._xcoms.get_xcom_entry(run.dag_id, task_id, run.run_id, key, deserialize=False)
+        except NotFoundException:
+            return None
+        return getattr(entry.actual_instance, "value", None)
+
+    def wait(self, run: Run, timeout: float = 600, on_change: Callable[[dict[str, str]], None] | None = None) -> Run:
+        """Block until `run` has ended. `on_change` sees the task states each second.
+
+        Raises `RunFailed` when the run failed or did not end within `timeout` seconds.
+        """
+
+        @retry(
+            wait=wait_fixed(1),
+            stop=stop_after_delay(timeout),
+            retry=retry_if_result(lambda now: now.state not in FINISHED)
+            | retry_if_exception_type((ApiException, HTTPError)),
+            retry_error_callback=lambda state: state.outcome and state.outcome.result(),
+        )
+        def ended() -> Run:
+            now = self.run(run.dag_id, run.run_id)
+            if on_change:
+                on_change(self.task_states(now))
+            return now
+
+        now: Run = ended()
+        if now.state != "success":
+            states = self.task_states(now)
+            bad = [task for task, state in states.items() if state in ("failed", "upstream_failed")]
+            what = f"failed in {', '.join(bad)}" if bad else f"is still {now.state} after {timeout:.0f} s: {states}"
+            raise RunFailed(
+                f"DAG {run.dag_id} {what}; its log: {self.url}/dags/{run.dag_id}/runs/{run.run_id} or `millrace logs airflow-scheduler`"
+            )
+        return now
+
+
+def _run(found: Any) -> Run:
+    state = str(getattr(found.state, "value", found.state))
+    return Run(found.dag_id, found.dag_run_id, state, found.start_date, found.end_date)

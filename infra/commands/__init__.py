@@ -1,0 +1,1 @@
+"""The commands of `millrace`, one module each. Heavy imports happen inside the commands, so that `--help` is quick."""

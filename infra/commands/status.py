@@ -1,0 +1,178 @@
+"""`millrace status`: what the platform holds and how it does, from the tables, the broker and Airflow."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any
+
+import typer
+
+
+def facts() -> dict[str, Any]:
+    """One JSON-ready document: services, streams, runs and addresses. Parts that cannot be reached say so in `error`.
+
+    Times are ISO-8601 UTC. `streams.<name>.lag` counts records on the broker that are not ingested yet.
+    """
+    from infra.local import stack
+    from infra.settings import settings
+    from schemas.catalog import catalog
+
+    config = settings()
+    contracts = catalog(config.contracts)
+    return {
+        "services": stack.status(config),
+        "stream_driver": _driver(),
+        "streams": {name: _stream(name) for name in contracts},
+        "runs": _runs(["provision", "stream_supervisor", "reconcile", "data_quality", "replay_dead_letters"]),
+        "urls": {"airflow": config.airflow_url, "data_docs": config.data_docs_url},
+    }
+
+
+def _driver() -> dict[str, Any]:
+    from infra.offsets import heartbeat
+    from infra.settings import settings
+
+    beat = heartbeat(settings()) or {}
+    return {key: beat.get(key) for key in ("state", "epoch", "pid", "started_at", "updated_at", "error")}
+
+
+def _stream(name: str) -> dict[str, Any]:
+    """Rows, windows, horizon, lag and the last results of one stream."""
+    from infra.offsets import broker_offsets, ingested_offsets
+    from infra.settings import settings
+    from schemas.catalog import catalog
+    from schemas.errors import MillraceError
+    from spark.serving.duck import connect
+
+    config = settings()
+    contract = catalog(config.contracts)[name]
+    found: dict[str, Any] = {}
+    with connect(config) as connection:
+
+        def one(sql: str) -> dict[str, Any] | None:
+            cursor = connection.execute(sql)
+            names = [column[0] for column in cursor.description]
+            row = cursor.fetchone()
+            return None if row is None else {n: _plain(value) for n, value in zip(names, row, strict=True)}
+
+        found |= one(f"select count(*) as events from {name}_events") or {}
+        found |= one(f"select count(*) as dead_letters from {name}_dead_letters") or {}
+        windows = {"batch": 0, "speed": 0}
+        for aggregate in contract.aggregates:
+            for window in aggregate.windows:
+                sql = f"select source, count(*) from {aggregate.name}_{window} group by 1"
+                for source, count in connection.execute(sql).fetchall():
+                    windows[source] += count
+        found["windows"] = windows
+        found["final_through"] = (
+            one(f"select max(final_through) as through from publications where stream = '{name}'") or {}
+        ).get("through")
+        found["last_reconciliation"] = one(
+            "select run_id, published_at, hours, rows from publications "
+            f"where stream = '{name}' order by published_at desc limit 1"
+        )
+        found["ledger"] = dict(
+            connection.execute(f"select cause, count(*) from ledger where stream = '{name}' group by 1").fetchall()
+        )
+        found["last_quality"] = one(
+            "select run_id, max(at) as at, bool_and(success) as success, sum(evaluated)::bigint as evaluated, "
+            f"sum(failed)::bigint as failed from quality where stream = '{name}' group by 1 order by at desc limit 1"
+        )
+        found["last_replay"] = one(
+            f"select at, read, retried, waiting, parked from replays where stream = '{name}' order by at desc limit 1"
+        )
+    try:
+        broker = broker_offsets(config, contract.ingest_topics)
+        ingested = ingested_offsets(config, name)
+        found["lag"] = sum(max(0, end - ingested.get(key, 0)) for key, end in broker.items())
+    except MillraceError as error:
+        found["lag"], found["error"] = None, str(error)
+    return found
+
+
+def _runs(dag_ids: list[str]) -> dict[str, Any]:
+    from infra.airflow_api import Airflow
+    from infra.settings import settings
+    from schemas.errors import MillraceError
+
+    try:
+        airflow = Airflow(settings())
+    except MillraceError as error:
+        return {"error": str(error)}
+    last = {dag_id: (airflow.runs(dag_id) or [None])[0] for dag_id in dag_ids}
+    return {
+        dag_id: None if run is None else {"state": run.state, "started": _plain(run.started), "ended": _plain(run.ended)}
+        for dag_id, run in last.items()
+    }
+
+
+def _plain(value: Any) -> Any:
+    return value.isoformat() if isinstance(value, datetime) else value
+
+
+def show(document: dict[str, Any]) -> None:
+    """Print `document` as the tables an operator reads."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from infra.settings import settings
+
+    console = Console()
+    table = Table(title="Millrace", title_justify="left", header_style="bold")
+    streams = document["streams"]
+    table.add_column("")
+    for name in streams:
+        table.add_column(name, justify="right")
+
+    def row(title: str, value: Any) -> None:
+        table.add_row(title, *(str(value(stream)) for stream in streams.values()))
+
+    def when(moment: str | None) -> str:
+        return moment[:16].replace("T", " ") + " UTC" if moment else "never"
+
+    row("events accepted", lambda s: f"{s['events']:,}")
+    row("dead letters", lambda s: f"{s['dead_letters']:,}")
+    row("records not ingested yet", lambda s: "?" if s["lag"] is None else f"{s['lag']:,}")
+    row("windows served by batch", lambda s: f"{s['windows']['batch']:,}")
+    row("windows served by speed", lambda s: f"{s['windows']['speed']:,}")
+    row("final through", lambda s: when(s["final_through"]))
+    row("last reconciliation", lambda s: when((s["last_reconciliation"] or {}).get("published_at")))
+    row("ledger rows by cause", lambda s: ", ".join(f"{k} {v:,}" for k, v in sorted(s["ledger"].items())) or "none")
+
+    def quality(stream: dict[str, Any]) -> str:
+        last = stream["last_quality"]
+        if not last:
+            return "never"
+        return f"{'passed' if last['success'] else 'FAILED'} ({last['evaluated'] - last['failed']}/{last['evaluated']})"
+
+    row("last quality result", quality)
+
+    def replay(stream: dict[str, Any]) -> str:
+        last = stream["last_replay"]
+        if not last:
+            return "never"
+        return f"{last['retried']:,} retried, {last['waiting']:,} waiting, {last['parked']:,} parked"
+
+    row("last dead-letter replay", replay)
+    console.print(table)
+
+    driver = document["stream_driver"]
+    console.print(f"Stream driver  {driver['state'] or 'not started'}" + (f": {driver['error']}" if driver["error"] else ""))
+    services = document["services"]
+    down = sorted(name for name, state in services.items() if state != "RUNNING")
+    console.print("Services       " + (f"[red]not running: {', '.join(down)}[/]" if down else f"all {len(services)} running"))
+    config = settings()
+    if (config.secrets_dir / "airflow-admin").exists():
+        console.print(f"Airflow UI     {config.airflow_url}  (user admin, password {config.secret('airflow-admin')})")
+    console.print(f"Data Docs      {config.data_docs_url}")
+
+
+def status(json_: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False) -> None:
+    """Show services, streams, the last runs and where the user interfaces are."""
+    import json
+
+    document = facts()
+    if json_:
+        typer.echo(json.dumps(document))
+    else:
+        show(document)

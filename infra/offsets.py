@@ -1,0 +1,59 @@
+"""How far the brokers and the stream are: offsets per topic and partition, from each side."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from confluent_kafka import IsolationLevel, KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient, OffsetSpec
+
+from infra.settings import Settings
+from schemas.errors import TransientError
+
+Offsets = dict[tuple[str, int], int]
+"""(topic, partition) to an offset."""
+
+
+def broker_offsets(settings: Settings, topics: Iterable[str], *, earliest: bool = False) -> Offsets:
+    """The end (or with `earliest` the first retained) offset of every partition of those `topics` that exist.
+
+    The end is the last stable offset: records of open transactions are not yet part of a topic. Raises
+    `TransientError` when the broker cannot be reached.
+    """
+    admin = AdminClient(settings.kafka_client("admin") | {"socket.timeout.ms": 10_000, "log_level": 2})
+    spec = OffsetSpec.earliest() if earliest else OffsetSpec.latest()
+    try:
+        existing = admin.list_topics(timeout=10).topics
+        wanted = {
+            TopicPartition(topic, partition): spec
+            for topic in topics
+            if topic in existing
+            for partition in existing[topic].partitions
+        }
+        if not wanted:
+            return {}
+        answers = admin.list_offsets(wanted, isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=10)
+        return {(p.topic, p.partition): answer.result().offset for p, answer in answers.items()}
+    except KafkaException as error:
+        raise TransientError(f"Kafka at {settings.bootstrap} is not reachable: {error}; is the stack up?") from error
+
+
+def heartbeat(settings: Settings) -> dict[str, Any] | None:
+    """The streaming driver's last heartbeat, or None when it never wrote one."""
+    try:
+        beat: dict[str, Any] = json.loads((settings.run_dir / "stream" / "heartbeat.json").read_text())
+    except FileNotFoundError:
+        return None
+    return beat
+
+
+def ingested_offsets(settings: Settings, stream: str) -> Offsets:
+    """The offset up to which the stream's last finished micro-batch has read, per partition; empty before the first."""
+    query = ((heartbeat(settings) or {}).get("queries") or {}).get(stream) or {}
+    return {
+        (topic, int(partition)): int(offset)
+        for topic, partitions in (query.get("offsets") or {}).items()
+        for partition, offset in partitions.items()
+    }
