@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import quote, unquote, urlsplit
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import AliasChoices, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from schemas.errors import TerminalError
@@ -36,7 +36,7 @@ class SettingsError(TerminalError):
 class Settings(BaseSettings):
     """Where everything is and how to reach it. All durations are seconds, all URIs absolute."""
 
-    model_config = SettingsConfigDict(env_prefix="MILLRACE_", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="MILLRACE_", extra="ignore", validate_by_name=True)
 
     home: Path = Field(PROJECT / ".millrace", description="State of the local stack: data, logs, secrets, pid files.")
     contracts: Path = Field(PROJECT / "schemas", description="Folder of the contracts, one folder per stream.")
@@ -47,6 +47,12 @@ class Settings(BaseSettings):
     )
     maven_repository: str = Field(
         "", description="Base URL of a Maven repository to use instead of Maven Central, for closed networks."
+    )
+
+    java_home: Path | None = Field(
+        None,
+        validation_alias=AliasChoices("MILLRACE_JAVA_HOME", "JAVA_HOME"),
+        description="Java runtime to use; default the `java` on the PATH.",
     )
 
     kafka_port: int = Field(19092, ge=1, le=65535)

@@ -1,0 +1,1 @@
+"""Certificates (and later access rules) of the embedded stack."""
