@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 NAME = re.compile(r"^[a-z][a-z0-9_]*$")
 
@@ -116,17 +116,26 @@ class Backoff(_Strict):
     cap: Duration = timedelta(hours=6)
 
 
+def _default_policy() -> dict[ErrorClass, Backoff]:
+    return {
+        "transient": Backoff(attempts=10, base=timedelta(seconds=30)),
+        "unknown_schema": Backoff(attempts=20, base=timedelta(minutes=1)),
+        "malformed": Backoff(attempts=0),
+        "rule": Backoff(attempts=0),
+    }
+
+
 class DeadLetters(_Strict):
+    """`policy` always holds every error class: one that a contract does not mention has the default."""
+
     storm_share: float = Field(0.5, gt=0, le=1, description="Share of bad records in a batch that halts the ingest.")
     storm_minimum: int = Field(1000, ge=1, description="Batches with fewer records than this never count as a storm.")
-    policy: dict[ErrorClass, Backoff] = Field(
-        default_factory=lambda: {
-            "transient": Backoff(attempts=10, base=timedelta(seconds=30)),
-            "unknown_schema": Backoff(attempts=20, base=timedelta(minutes=1)),
-            "malformed": Backoff(attempts=0),
-            "rule": Backoff(attempts=0),
-        }
-    )
+    policy: dict[ErrorClass, Backoff] = Field(default_factory=_default_policy)
+
+    @field_validator("policy")
+    @classmethod
+    def _complete(cls, given: dict[ErrorClass, Backoff]) -> dict[ErrorClass, Backoff]:
+        return {**_default_policy(), **given}
 
 
 class Quality(_Strict):

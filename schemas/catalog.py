@@ -1,0 +1,142 @@
+"""Reads contracts from disk: one folder per stream with `stream.yaml`, `v1.avsc`, `v2.avsc`, … and `examples/`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import fastavro
+from fastavro.schema import SchemaParseException, UnknownType
+from pydantic import ValidationError
+
+from schemas.document import Document, read_json, read_yaml
+from schemas.model import Contract
+from schemas.problem import ContractError, Problem
+
+__all__ = ["ContractError", "catalog", "load"]
+
+FROM_DISK = frozenset({"folder", "versions"})
+"""Attributes of `Contract` that do not come from `stream.yaml`."""
+
+
+def folders(root: Path) -> list[Path]:
+    """The folders under `root` that hold a contract, by name."""
+    return sorted(path.parent for path in root.glob("*/stream.yaml"))
+
+
+def catalog(root: Path | None = None) -> dict[str, Contract]:
+    """Every contract under `root` (default: this package's folder) by stream, in the order of their names.
+
+    Raises `ContractError` with the problems of all of them, and if there is none at all.
+    """
+    root = root or Path(__file__).parent
+    contracts: dict[str, Contract] = {}
+    problems: list[Problem] = []
+    for folder in folders(root):
+        try:
+            contracts[folder.name] = load(folder)
+        except ContractError as error:
+            problems += error.problems
+    if not contracts and not problems:
+        problems = [
+            Problem(root, 1, "", "holds no contract (<stream>/stream.yaml); set MILLRACE_CONTRACTS to where they are")
+        ]
+    if problems:
+        raise ContractError(problems)
+    return contracts
+
+
+def load(folder: Path) -> Contract:
+    """The contract in `folder`, whose name is the stream's. Raises `ContractError` with every problem of its shape;
+    `schemas.check` looks deeper."""
+    document = read_yaml(folder / "stream.yaml")
+    if not isinstance(document.data, dict):
+        raise ContractError([document.problem((), "must be a mapping of keys to values")])
+    versions, problems = _versions(folder)
+    problems += [
+        document.problem((key,), "unknown key (it is found from the folder)")
+        for key in document.data
+        if key in FROM_DISK
+    ]
+    if document.data.get("stream", folder.name) != folder.name:
+        problems.append(document.problem(("stream",), f"must be the name of its folder, {folder.name!r}"))
+    contract = None
+    try:
+        contract = Contract.model_validate({**document.data, "folder": folder, "versions": versions or ({},)})
+    except ValidationError as error:
+        problems += [
+            document.problem(detail["loc"], _message(detail))
+            for detail in error.errors()
+            if detail["loc"][:1] != ("versions",)
+        ]
+    if contract is None or problems:
+        raise ContractError(problems)
+    return contract
+
+
+def documents(folder: Path) -> list[Document]:
+    """The Avro schema files of `folder` with their lines, oldest version first."""
+    return [read_json(path) for _, path in _numbered(folder)]
+
+
+def _numbered(folder: Path) -> list[tuple[int, Path]]:
+    names = ((re.fullmatch(r"v([1-9]\d*)\.avsc", path.name), path) for path in folder.glob("*.avsc"))
+    return sorted((int(match[1]), path) for match, path in names if match)
+
+
+def _versions(folder: Path) -> tuple[tuple[dict[str, Any], ...], list[Problem]]:
+    numbered = _numbered(folder)
+    problems = [
+        Problem(path, 1, "", "is not named v1.avsc, v2.avsc, …: the ingest would not know it")
+        for path in sorted(set(folder.glob("*.avsc")) - {path for _, path in numbered})
+    ]
+    if [number for number, _ in numbered] != list(range(1, len(numbered) + 1)) or not numbered:
+        found = ", ".join(path.name for _, path in numbered) or "none"
+        problems.append(Problem(folder, 1, "", f"needs Avro schemas v1.avsc, v2.avsc, … without a gap; found {found}"))
+    versions = []
+    for _, path in numbered:
+        try:
+            versions.append(_avro(read_json(path)))
+        except ContractError as error:
+            problems += error.problems
+    return tuple(versions), problems
+
+
+def _avro(document: Document) -> dict[str, Any]:
+    """The Avro record schema in `document`. Raises `ContractError` if it is not one."""
+    schema = document.data
+    if not isinstance(schema, dict) or schema.get("type") != "record":
+        raise ContractError([document.problem((), "must be an Avro schema of type record")])
+    fields = schema.get("fields")
+    if not isinstance(fields, list) or not fields:
+        raise ContractError([document.problem(("fields",), "must list the record's fields")])
+    try:
+        fastavro.parse_schema(schema)
+    except (SchemaParseException, UnknownType, KeyError, TypeError, ValueError, AttributeError) as error:
+        loc = ("fields", index) if (index := _faulty(schema, fields)) is not None else ()
+        field = fields[index].get("name", "") if index is not None and isinstance(fields[index], dict) else ""
+        what = f"not an Avro schema: {type(error).__name__}: {error}"
+        raise ContractError([Problem(document.path, document.line(loc), str(field), what)]) from error
+    return schema
+
+
+def _faulty(schema: dict[str, Any], fields: list[Any]) -> int | None:
+    """The index of the field with which the record stops being a schema, or None if the fault is elsewhere."""
+    for index in range(len(fields)):
+        try:
+            fastavro.parse_schema({**schema, "fields": fields[: index + 1]})
+        except Exception:  # whatever the parser trips over, this field is where
+            return index
+    return None
+
+
+def _message(detail: Any) -> str:
+    if detail["type"] == "extra_forbidden":
+        return "unknown key"
+    if detail["type"] == "missing":
+        return "is missing"
+    message = str(detail["msg"]).removeprefix("Value error, ")
+    return (
+        f"{message[0].lower()}{message[1:]} (found {detail['input']!r})" if len(repr(detail["input"])) < 60 else message
+    )
