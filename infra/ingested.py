@@ -1,0 +1,49 @@
+"""Waiting until the streaming driver has ingested what is on the broker at the moment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from tenacity import RetryError, retry, retry_if_result, stop_after_delay, wait_fixed
+
+from infra.offsets import broker_offsets, heartbeat, ingested_offsets
+from infra.settings import Settings
+from schemas.errors import TransientError
+from schemas.model import Contract
+
+
+class NotIngested(TransientError):
+    """The stream did not reach the offsets in time; the message says how far it is and the driver's own error."""
+
+
+def wait_until_ingested(
+    settings: Settings,
+    contracts: Sequence[Contract],
+    timeout: float = 300,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
+    """Block until every record that the broker holds now on the streams' topics went through a finished micro-batch.
+
+    `on_progress(done, total)` is called each half second with counts of offsets. Raises `NotIngested` after `timeout`
+    seconds.
+    """
+    goal = broker_offsets(settings, [topic for contract in contracts for topic in contract.ingest_topics])
+    total = sum(goal.values())
+
+    @retry(wait=wait_fixed(0.5), stop=stop_after_delay(timeout), retry=retry_if_result(lambda left: left > 0))
+    def left() -> int:
+        done: dict[tuple[str, int], int] = {}
+        for contract in contracts:
+            done |= ingested_offsets(settings, contract.stream)
+        missing = sum(max(0, end - done.get(partition, 0)) for partition, end in goal.items())
+        on_progress(total - missing, total)
+        return missing
+
+    try:
+        left()
+    except RetryError as error:
+        beat = heartbeat(settings) or {}
+        raise NotIngested(
+            f"after {timeout:.0f} s the stream still lacks {error.last_attempt.result():,} of {total:,} records; the driver "
+            f"is {beat.get('state', 'not started')}: {beat.get('error') or 'see millrace logs stream'}"
+        ) from error

@@ -1,0 +1,207 @@
+"""The whole way of an event through a real Airflow, Kafka, registry and Spark, judged by independent oracles.
+
+The tests of this module tell one story in file order: provision, stream, a driver killed in mid-batch, reconciliation,
+quality, dead letters that come back, and a late event that makes a published hour dirty.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import uuid
+from collections import Counter
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from itertools import islice
+
+import duckdb
+import psutil
+import pytest
+from confluent_kafka import OFFSET_END, Consumer, TopicPartition
+from confluent_kafka.admin import AdminClient
+from tenacity import retry, retry_if_result, stop_after_delay, wait_fixed
+
+from infra.airflow_api import Airflow, Run
+from infra.ingested import wait_until_ingested
+from infra.offsets import heartbeat
+from infra.settings import Settings
+from producers.inject import Rates, inject
+from producers.produce import produce
+from producers.sources import source
+from schemas.catalog import catalog
+from schemas.model import Contract
+from spark.serving.duck import connect
+from tests import oracle
+
+pytestmark = pytest.mark.timeout(600)
+
+FLIGHTS_UNTIL = datetime(2013, 2, 1, tzinfo=UTC)
+"""The story replays January; the whole year is `make run`'s."""
+
+
+@pytest.fixture(scope="module")
+def contracts(stack: Settings) -> dict[str, Contract]:
+    return catalog(stack.contracts)
+
+
+@pytest.fixture(scope="module")
+def airflow(stack: Settings) -> Iterator[Airflow]:
+    session = Airflow(stack)
+    session.wait_for_dags(["provision", "stream_supervisor", "reconcile", "data_quality", "replay_dead_letters"])
+    yield session
+    for dag_id in ("stream_supervisor", "reconcile", "data_quality", "replay_dead_letters"):
+        session.pause(dag_id)
+
+
+@pytest.fixture(scope="module")
+def truth(tmp_path_factory: pytest.TempPathFactory) -> duckdb.DuckDBPyConnection:
+    connection = oracle.connect(tmp_path_factory.mktemp("oracle"))
+    for table in ("flights", "weather"):
+        connection.execute(f"delete from {table} where event_time >= ?", [FLIGHTS_UNTIL])
+    return connection
+
+
+def wait_for(condition, timeout: float = 120):  # type: ignore[no-untyped-def]
+    """The first true value of `condition()`, looked at every half second; the last value when time is up."""
+    return retry(
+        wait=wait_fixed(0.5),
+        stop=stop_after_delay(timeout),
+        retry=retry_if_result(lambda value: not value),
+        retry_error_callback=lambda state: state.outcome and state.outcome.result(),
+    )(condition)()
+
+
+def run(airflow: Airflow, dag_id: str) -> Run:
+    airflow.unpause(dag_id)
+    return airflow.wait(airflow.trigger(dag_id), timeout=300)
+
+
+def offsets_on_the_broker(stack: Settings, topics: tuple[str, ...]) -> Counter[tuple[str, int, int]]:
+    """Every (topic, partition, offset) of a committed record, read by a plain consumer."""
+    consumer = Consumer(
+        stack.kafka_client("admin")
+        | {"group.id": f"oracle-{uuid.uuid4()}", "enable.auto.commit": False, "enable.partition.eof": True,
+           "isolation.level": "read_committed", "auto.offset.reset": "earliest"}
+    )  # fmt: skip
+    metadata = consumer.list_topics(timeout=10).topics
+    assigned = [TopicPartition(t, p, 0) for t in topics for p in metadata[t].partitions]
+    consumer.assign(assigned)
+    seen: Counter[tuple[str, int, int]] = Counter()
+    open_partitions = {(p.topic, p.partition) for p in assigned}
+    while open_partitions:
+        for message in consumer.consume(10_000, timeout=5):
+            if message.error():
+                open_partitions.discard((message.topic(), message.partition()))
+            else:
+                seen[message.topic(), message.partition(), message.offset()] += 1
+    consumer.close()
+    return seen
+
+
+def offsets_in_bronze(stack: Settings, stream: str) -> Counter[tuple[str, int, int]]:
+    path = stack.local_path(f"{stack.lake_uri}/bronze/{stream}")
+    with connect(stack) as served:
+        rows = served.execute(f"select topic, partition, \"offset\" from delta_scan('{path}')").fetchall()
+    return Counter(rows)
+
+
+def assert_conserved(stack: Settings, contract: Contract) -> None:
+    """P1: each committed record on the broker is exactly one row of bronze, and bronze has no other row."""
+    broker = offsets_on_the_broker(stack, contract.ingest_topics)
+    bronze = offsets_in_bronze(stack, contract.stream)
+    assert bronze == broker, f"lost: {list((broker - bronze).items())[:5]}, doubled: {list((bronze - broker).items())[:5]}"
+
+
+def records(contract: Contract, rates: Rates, seed: int):  # type: ignore[no-untyped-def]
+    origin = source(contract.stream)
+    events = (event for event in origin if event["event_time"] < FLIGHTS_UNTIL)
+    return inject(contract, events, rates, seed=seed)
+
+
+def test_provision_makes_everything_and_a_second_run_changes_nothing(
+    stack: Settings, airflow: Airflow, contracts: dict[str, Contract]
+) -> None:
+    run(airflow, "provision")
+    topics = AdminClient(stack.kafka_client("admin")).list_topics(timeout=10).topics
+    for contract in contracts.values():
+        assert set(contract.topics) <= set(topics)
+        assert len(topics[contract.stream].partitions) == contract.topic.partitions
+    again = run(airflow, "provision")
+    assert set(airflow.task_states(again).values()) == {"success"}
+
+
+def test_stream_ingests_every_record_once(stack: Settings, airflow: Airflow, contracts: dict[str, Contract]) -> None:
+    airflow.unpause("stream_supervisor")
+    rates = Rates(duplicates=0.01, late=0.01, malformed=0.01)
+    for contract in contracts.values():
+        report = produce(contract, records(contract, rates, seed=7), settings=stack)
+        assert report.failed == 0
+    wait_until_ingested(stack, list(contracts.values()))
+    for contract in contracts.values():
+        assert_conserved(stack, contract)
+
+
+def test_driver_killed_in_mid_batch_comes_back_and_nothing_is_lost_or_doubled(
+    stack: Settings, airflow: Airflow, contracts: dict[str, Contract]
+) -> None:
+    flights = contracts["flights"]
+    before = heartbeat(stack)
+    assert before is not None
+    tables = stack.local_path(f"{stack.lake_uri}/bronze/flights/_delta_log")
+    commits = len(os.listdir(tables))
+    produce(flights, records(flights, Rates(duplicates=0.01, malformed=0.01), seed=8), settings=stack)
+    # bronze is committed and the batch is not: the middle of a batch
+    assert wait_for(lambda: len(os.listdir(tables)) > commits)
+    os.killpg(os.getpgid(before["pid"]), signal.SIGKILL)
+    beat = wait_for(lambda: (b := heartbeat(stack)) and b["epoch"] > before["epoch"] and b["state"] == "running" and b)
+    assert beat, "the supervisor did not restart the driver"
+    assert psutil.pid_exists(beat["pid"])
+    wait_until_ingested(stack, list(contracts.values()))
+    assert_conserved(stack, flights)
+
+
+def assert_served_equals_truth(stack: Settings, truth: duckdb.DuckDBPyConnection, table: str) -> None:
+    """Every published window equals the oracle; every open one does too, sketches within their stated error."""
+    with connect(stack) as served:
+        for aggregate, (origin, dimension, _) in oracle.AGGREGATES.items():
+            if origin != table:
+                continue
+            for window in oracle.INTERVALS:
+                expected = truth.execute(oracle.windows(aggregate, window)).fetchdf()
+                actual = served.execute(f"select * from {aggregate}_{window}").fetchdf()
+                both = expected.merge(actual, on=["window_start", dimension], how="outer", suffixes=("", "_served"), indicator=True)
+                final = both["final"].fillna(True).astype(bool)
+                assert set(both[final]["_merge"]) == {"both"}, f"{aggregate}_{window}: windows differ"
+                assert final.sum() > 0.9 * len(both)
+                for measure in expected.columns.drop(["window_start", dimension]):
+                    pairs = zip(both[final][measure], both[final][f"{measure}_served"], strict=True)
+                    wrong = [
+                        (want, got)
+                        for want, got in pairs
+                        if not (math.isclose(want, got, rel_tol=1e-9, abs_tol=1e-9) or (math.isnan(want) and math.isnan(got)))
+                    ]
+                    assert not wrong, f"{aggregate}_{window}.{measure}: {len(wrong)} windows differ, first {wrong[:3]}"
+
+
+def test_reconcile_publishes_what_the_oracle_computes_and_explains_the_rest(
+    stack: Settings, airflow: Airflow, contracts: dict[str, Contract], truth: duckdb.DuckDBPyConnection
+) -> None:
+    run(airflow, "reconcile")
+    for table in ("flights", "weather"):
+        assert_served_equals_truth(stack, truth, table)
+    with connect(stack) as served:
+        causes = dict(served.execute("select cause, count(*) from ledger group by 1").fetchall())
+    # the killed batch's second copy of January is a duplicate in the speed layer, and nothing else is
+    assert set(causes) == {"duplicate"}
+
+
+def test_quality_passes_and_its_data_docs_are_served(stack: Settings, airflow: Airflow) -> None:
+    import httpx
+
+    run(airflow, "data_quality")
+    with connect(stack) as served:
+        results = served.execute("select stream, suite, success from quality").fetchall()
+    assert results
+    assert all(success for _, _, success in results), results
+    assert httpx.get(f"{stack.data_docs_url}/index.html", trust_env=False).status_code == 200
