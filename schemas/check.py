@@ -1,0 +1,248 @@
+"""Everything that `millrace check` verifies about contracts, with no server and no JVM. All problems are reported."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from datetime import timedelta
+from pathlib import Path
+
+from schemas import examples
+from schemas.catalog import documents, folders, load
+from schemas.compatibility import incompatibilities
+from schemas.document import Document, Step, read_yaml
+from schemas.fields import DIMENSION, NUMERIC, ORDERED, kind, logical_type, nullable
+from schemas.model import RESERVED, Aggregate, Contract, Measure
+from schemas.predicates import PredicateError, Rules
+from schemas.problem import ContractError, Problem
+from schemas.verdict import Judge
+
+RESERVED_IN_AGGREGATES = frozenset({"hour"})
+"""Columns of the batch tables that a field may have but a dimension or a measure may not."""
+
+IDENTITY = frozenset({"integer", "string", "boolean", "date", "timestamp", "decimal"})
+DISTINCT = frozenset({"integer", "string", "boolean", "date", "timestamp"})
+
+
+def check(root: Path, streams: Collection[str] | None = None) -> list[Problem]:
+    """Every problem of the contracts under `root` (of `streams` only, if given), by file and line; none: an empty list.
+
+    Raises nothing for a broken contract: what is wrong is in the answer.
+    """
+    found = folders(root)
+    problems: set[Problem] = set()
+    for stream in sorted(set(streams or ()) - {folder.name for folder in found}):
+        problems.add(
+            Problem(root, 1, "", f"has no stream {stream!r}; there are: {', '.join(f.name for f in found) or 'none'}")
+        )
+    if not found:
+        problems.add(Problem(root, 1, "", "holds no contract (<stream>/stream.yaml)"))
+    contracts: dict[str, tuple[Contract, Document]] = {}
+    for folder in found:
+        try:
+            contracts[folder.name] = load(folder), read_yaml(folder / "stream.yaml")
+        except ContractError as error:
+            if streams is None or folder.name in streams:
+                problems.update(error.problems)
+    for stream, (contract, document) in contracts.items():
+        if streams is None or stream in streams:
+            others = [other for name, (other, _) in contracts.items() if name != stream]
+            problems.update(_contract(contract, document, others))
+    return sorted(problems)
+
+
+def _contract(contract: Contract, document: Document, others: list[Contract]) -> Iterator[Problem]:
+    yield from _names(contract)
+    yield from _identity(contract, document)
+    yield from _dead_letters(contract, document)
+    yield from _quality(contract, document)
+    taken = {aggregate.name: other.stream for other in others for aggregate in other.aggregates}
+    for index, aggregate in enumerate(contract.aggregates):
+        loc = ("aggregates", index)
+        if aggregate.name in taken:
+            yield document.problem(
+                (*loc, "name"), f"{aggregate.name!r} is already an aggregate of stream {taken[aggregate.name]}"
+            )
+        taken[aggregate.name] = contract.stream
+        yield from _aggregate(contract, document, aggregate, loc)
+    yield from _compatibility(contract)
+    wrong_rules = list(_rules(contract, document))
+    yield from wrong_rules
+    if not wrong_rules:
+        yield from _examples(contract)
+
+
+def _names(contract: Contract) -> Iterator[Problem]:
+    """Field names of the newest version: Delta's columns do not tell upper from lower case, and bronze has its own."""
+    avsc = documents(contract.folder)[-1]
+    seen: dict[str, str] = {}
+    for index, name in enumerate(contract.fields):
+        loc = ("fields", index, "name")
+        if name.lower() in RESERVED:
+            yield avsc.problem(loc, f"{name!r} is reserved: bronze or the served views have a column of that name")
+        if name.lower() in seen:
+            yield avsc.problem(loc, f"{name!r} differs from {seen[name.lower()]!r} only in case")
+        if name.lower() == "event_time" and contract.event_time != name:
+            yield avsc.problem(
+                loc, f"{name!r} may only be the name of the event time, which is {contract.event_time!r}"
+            )
+        seen[name.lower()] = name
+
+
+def _identity(contract: Contract, document: Document) -> Iterator[Problem]:
+    """`key`, `event_id` and `event_time`: they exist, are never null, and are of types that can identify and order."""
+    for setting in ("key", "event_id"):
+        names: list[str] = getattr(contract, setting)
+        for index, name in enumerate(names):
+            loc = (setting, index)
+            if name in names[:index]:
+                yield document.problem(loc, f"{name!r} is listed twice")
+            elif name not in contract.fields:
+                yield document.problem(loc, _unknown(contract, name))
+            elif nullable(contract.fields[name]):
+                yield document.problem(loc, f"field {name!r} may be null, so it cannot identify anything")
+            elif kind(contract.fields[name]) not in IDENTITY:
+                yield document.problem(
+                    loc, f"field {name!r} is of kind {kind(contract.fields[name])}, which cannot identify anything"
+                )
+    if contract.event_time not in contract.fields:
+        yield document.problem(("event_time",), _unknown(contract, contract.event_time))
+    elif logical_type(contract.fields[contract.event_time]) not in ("timestamp-micros", "timestamp-millis"):
+        yield document.problem(
+            ("event_time",),
+            f"field {contract.event_time!r} must be of logical type timestamp-micros or -millis and not null",
+        )
+
+
+def _aggregate(
+    contract: Contract, document: Document, aggregate: Aggregate, loc: tuple[Step, ...]
+) -> Iterator[Problem]:
+    for index, name in enumerate(aggregate.dimensions):
+        at = (*loc, "dimensions", index)
+        if name not in contract.fields:
+            yield document.problem(at, _unknown(contract, name))
+        elif name in RESERVED_IN_AGGREGATES:
+            yield document.problem(at, f"{name!r} is reserved: the batch tables have a column of that name")
+        elif kind(contract.fields[name]) not in DIMENSION:
+            yield document.problem(
+                at, f"field {name!r} is of kind {kind(contract.fields[name])} and cannot be a dimension"
+            )
+        if name in aggregate.dimensions[:index]:
+            yield document.problem(at, f"{name!r} is listed twice")
+    if len(set(aggregate.windows)) < len(aggregate.windows) or not aggregate.windows:
+        yield document.problem((*loc, "windows"), "must list each window once, and at least one")
+    names: set[str] = set()
+    for index, measure in enumerate(aggregate.measures):
+        at = (*loc, "measures", index)
+        if measure.name in names:
+            yield document.problem((*at, "name"), f"measure {measure.name!r} is defined twice")
+        if measure.name in aggregate.dimensions:
+            yield document.problem((*at, "name"), f"{measure.name!r} is also a dimension")
+        if measure.name in RESERVED_IN_AGGREGATES:
+            yield document.problem(
+                (*at, "name"), f"{measure.name!r} is reserved: the batch tables have a column of that name"
+            )
+        names.add(measure.name)
+        if fault := _operand(contract, measure):
+            yield document.problem((*at, "of"), fault)
+
+
+def _operand(contract: Contract, measure: Measure) -> str | None:
+    """What is wrong with the field that the measure is computed from, or None."""
+    if measure.of is None:
+        return None
+    if measure.of not in contract.fields:
+        return _unknown(contract, measure.of)
+    what = kind(contract.fields[measure.of])
+    allowed = {
+        "sum": NUMERIC, "avg": NUMERIC, "quantile": NUMERIC, "min": ORDERED, "max": ORDERED, "distinct": DISTINCT
+    }.get(measure.kind)  # fmt: skip
+    if allowed is not None and what not in allowed:
+        return f"{measure.kind} needs a field of kind {' or '.join(sorted(allowed))}; {measure.of!r} is of kind {what}"
+    return None
+
+
+def _dead_letters(contract: Contract, document: Document) -> Iterator[Problem]:
+    for name, policy in contract.dead_letters.policy.items():
+        loc = ("dead_letters", "policy", name)
+        if policy.cap < policy.base:
+            yield document.problem((*loc, "cap"), "is shorter than base")
+        waits = sum((min(policy.cap, policy.base * 2.0 ** min(n, 40)) for n in range(policy.attempts)), timedelta())
+        if waits > contract.topic.retention:
+            yield document.problem(
+                loc,
+                f"its attempts take {waits}, but Kafka forgets the letter after {contract.topic.retention} (topic.retention)",
+            )
+
+
+def _quality(contract: Contract, document: Document) -> Iterator[Problem]:
+    quality = contract.quality
+    for name, (least, greatest) in quality.ranges.items():
+        loc = ("quality", "ranges", name)
+        if name not in contract.fields:
+            yield document.problem(loc, _unknown(contract, name))
+        elif kind(contract.fields[name]) not in NUMERIC:
+            yield document.problem(
+                loc, f"a range needs a number, but field {name!r} is of kind {kind(contract.fields[name])}"
+            )
+        if least is not None and greatest is not None and least > greatest:
+            yield document.problem(loc, f"the least value {least} is above the greatest {greatest}")
+    for name in quality.values:
+        loc = ("quality", "values", name)
+        if name not in contract.fields:
+            yield document.problem(loc, _unknown(contract, name))
+        elif kind(contract.fields[name]) != "string":
+            yield document.problem(
+                loc, f"a list of values needs a string, but {name!r} is of kind {kind(contract.fields[name])}"
+            )
+    for name, share in quality.mostly.items():
+        loc = ("quality", "mostly", name)
+        if name not in quality.ranges:
+            yield document.problem(loc, f"{name!r} has no range that most of it could satisfy")
+        if not 0 < share <= 1:
+            yield document.problem(loc, f"must be a share above 0 and at most 1, not {share}")
+
+
+def _rules(contract: Contract, document: Document) -> Iterator[Problem]:
+    names: set[str] = set()
+    for index, rule in enumerate(contract.rules):
+        if rule.name in names:
+            yield document.problem(("rules", index, "name"), f"rule {rule.name!r} is defined twice")
+        names.add(rule.name)
+        try:
+            Rules(contract, [rule])
+        except PredicateError as error:
+            yield document.problem(("rules", index, "predicate"), str(error))
+
+
+def _compatibility(contract: Contract) -> Iterator[Problem]:
+    files = documents(contract.folder)
+    for version, field, message in incompatibilities(contract.versions, contract.compatibility):
+        names = [entry["name"] for entry in contract.versions[version]["fields"]]
+        loc: tuple[Step, ...] = ("fields", names.index(field)) if field in names else ("fields",)
+        yield Problem(files[version].path, files[version].line(loc), field or "", message)
+
+
+def _examples(contract: Contract) -> Iterator[Problem]:
+    judge = Judge(contract)
+    for sort, read in (("good", examples.good), ("bad", examples.bad)):
+        try:
+            found = read(contract)
+        except ContractError as error:
+            yield from error.problems
+            continue
+        if not found:
+            yield Problem(contract.folder / "examples" / sort, 1, "", f"needs at least one {sort} example (*.json)")
+        for example in found:
+            verdict = judge.verdict(example.value)
+            if (verdict.error_class, verdict.rule) != (example.error_class, example.rule):
+                expected = _said(example.error_class, example.rule)
+                got = _said(verdict.error_class, verdict.rule) + (f" ({verdict.reason})" if verdict.reason else "")
+                yield Problem(example.file, 1, "", f"should be {expected}, but is {got}")
+
+
+def _said(error_class: str | None, rule: str | None) -> str:
+    return "accepted" if error_class is None else f"turned away as {error_class}" + (f" by {rule}" if rule else "")
+
+
+def _unknown(contract: Contract, name: str) -> str:
+    return f"the newest Avro schema, v{len(contract.versions)}.avsc, has no field {name!r}"

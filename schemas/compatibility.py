@@ -1,0 +1,51 @@
+"""Avro compatibility of a contract's versions, as the registry would judge it, before anything reaches the registry."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import avro.schema
+from avro.compatibility import ReaderWriterCompatibilityChecker, SchemaCompatibilityType
+
+
+def incompatibilities(versions: Sequence[dict[str, Any]], level: str) -> Iterator[tuple[int, str | None, str]]:
+    """Each breach of `level` (a registry's compatibility level) as (index of the newer version, its field or None,
+    message). A transitive level compares with every older version, the others with the one before."""
+    parsed = [avro.schema.parse(json.dumps(version), validate_names=False) for version in versions]
+    for newer in range(1, len(versions)):
+        for older in range(newer - 1, -1, -1) if level.endswith("_TRANSITIVE") else (newer - 1,):
+            if level.startswith(("BACKWARD", "FULL")):
+                for field, what in _faults(parsed[newer], parsed[older], versions[newer]):
+                    yield (
+                        newer,
+                        field,
+                        f"not backward compatible: v{newer + 1} cannot read records of v{older + 1}: {what}",
+                    )
+            if level.startswith(("FORWARD", "FULL")):
+                for field, what in _faults(parsed[older], parsed[newer], versions[older]):
+                    yield (
+                        newer,
+                        field,
+                        f"not forward compatible: v{older + 1} cannot read records of v{newer + 1}: {what}",
+                    )
+
+
+def _faults(reader: Any, writer: Any, schema: dict[str, Any]) -> Iterator[tuple[str | None, str]]:
+    result = ReaderWriterCompatibilityChecker().get_compatibility(reader, writer)  # type: ignore[no-untyped-call]
+    if result.compatibility is SchemaCompatibilityType.compatible:
+        return
+    for location in sorted(result.locations):  # such as /fields/1/type
+        steps = location.strip("/").split("/")
+        index = int(steps[1]) if len(steps) > 1 and steps[0] == "fields" and steps[1].isdigit() else None
+        field = schema["fields"][index]["name"] if index is not None else None
+        yield field, _explanation(result, field, steps)
+
+
+def _explanation(result: Any, field: str | None, steps: list[str]) -> str:
+    if field is not None and field in result.messages:  # the library names just the field when its default is missing
+        return f"field {field} has no default and the other version does not have it"
+    messages = sorted(str(message) for message in result.messages)
+    kinds = ", ".join(sorted({kind.value.replace("_", " ") for kind in result.incompatibilities}))
+    return f"{kinds} at /{'/'.join(steps)} ({'; '.join(messages)})"

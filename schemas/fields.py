@@ -1,0 +1,71 @@
+"""What the Avro type of a field means for the platform: may it be null, is it a number, a time, a dimension."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import date, datetime
+from typing import Any, Literal
+
+Kind = Literal["integer", "float", "decimal", "string", "bytes", "boolean", "timestamp", "date", "time", "nested"]
+
+_PRIMITIVES: dict[str, Kind] = {
+    "int": "integer", "long": "integer", "float": "float", "double": "float", "string": "string", "enum": "string",
+    "bytes": "bytes", "fixed": "bytes", "boolean": "boolean",
+}  # fmt: skip
+_LOGICAL: dict[str, Kind] = {
+    "timestamp-millis": "timestamp", "timestamp-micros": "timestamp", "date": "date", "decimal": "decimal",
+    "time-millis": "time", "time-micros": "time", "uuid": "string",
+}  # fmt: skip
+
+DUCKDB: dict[Kind, str] = {
+    "integer": "BIGINT", "float": "DOUBLE", "decimal": "DECIMAL(38, 9)", "string": "VARCHAR", "bytes": "BLOB",
+    "boolean": "BOOLEAN", "timestamp": "TIMESTAMPTZ", "date": "DATE", "time": "TIME",
+}  # fmt: skip
+"""The DuckDB type that holds each kind (nested types are inferred from the value)."""
+
+NUMERIC: frozenset[Kind] = frozenset({"integer", "float", "decimal"})
+DIMENSION: frozenset[Kind] = frozenset({"integer", "decimal", "string", "boolean", "date", "timestamp"})
+"""Kinds that group: floats do not, because equal numbers may differ in their last bit."""
+ORDERED: frozenset[Kind] = NUMERIC | {"string", "date", "timestamp", "boolean"}
+
+
+def nullable(avro: Any) -> bool:
+    """True if null is among the type's values."""
+    return avro == "null" or (isinstance(avro, list) and any(nullable(branch) for branch in avro))
+
+
+def logical_type(avro: Any) -> str | None:
+    """Avro's logical type of a field that is not nullable, or None."""
+    return avro.get("logicalType") if isinstance(avro, dict) else None
+
+
+def kind(avro: Any) -> Kind:
+    """The kind of the type's values other than null; a union of several other types is `nested`."""
+    if isinstance(avro, list):
+        others = [branch for branch in avro if branch != "null"]
+        return kind(others[0]) if len(others) == 1 else "nested"
+    if isinstance(avro, dict):
+        return _LOGICAL.get(avro.get("logicalType", "")) or kind(avro["type"])
+    return _PRIMITIVES.get(avro, "nested")
+
+
+def from_json(fields: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
+    """The JSON `record` as Python values for Avro: timestamps and dates come as ISO-8601 strings, timestamps with an
+    offset or `Z`. Raises ValueError for a timestamp that is naive or is none."""
+    return {name: _value(kind(fields[name]), name, v) if name in fields else v for name, v in record.items()}
+
+
+def _value(what: Kind, name: str, value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    if what == "date":
+        return date.fromisoformat(value)
+    if what != "timestamp":
+        return value
+    try:
+        instant = datetime.fromisoformat(value)
+    except ValueError as error:
+        raise ValueError(f"{name} must be an ISO-8601 timestamp such as 2013-01-01T10:15:00Z, not {value!r}") from error
+    if instant.tzinfo is None:
+        raise ValueError(f"{name} is {value!r} without an offset; write the instant in UTC with a Z")
+    return instant
