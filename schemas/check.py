@@ -170,7 +170,7 @@ def _dead_letters(contract: Contract, document: Document) -> Iterator[Problem]:
         if waits > contract.topic.retention:
             yield document.problem(
                 loc,
-                f"its attempts take {waits}, but Kafka forgets the letter after {contract.topic.retention} (topic.retention)",
+                f"its attempts take {waits}, but topic.retention forgets it after {contract.topic.retention}",
             )
 
 

