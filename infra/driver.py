@@ -1,0 +1,269 @@
+"""Start, find again and stop the streaming driver: a process that outlives whoever started it.
+
+The driver runs in a session of its own, so neither the end of the Airflow task that started it, nor a signal to that
+task's process group, nor a restart of Airflow touches it. What is known about it lies in `<run_dir>/stream/`:
+
+* `driver.json`: epoch, process id and creation time, written here when it starts;
+* `heartbeat.json`: what the driver says about itself each second (written by `spark/jobs/stream.py`);
+* `stop`: a marker that asks it to finish the running batch and leave.
+
+`spark-submit` becomes a JVM that starts Python, and either can outlive the other, so stopping means the whole session.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
+
+from infra.settings import PROJECT, Settings
+from schemas.errors import TransientError
+
+APPLICATION = PROJECT / "spark" / "jobs" / "stream.py"
+
+HEALTHY_LIFE = 60.0
+"""Seconds that a driver must have been alive for its death not to count as part of a crash loop."""
+
+LONGEST_DELAY = 300.0
+
+
+class DriverError(TransientError):
+    """The driver did not start or could not be stopped; the message holds the end of its log."""
+
+
+class _NotYet(DriverError):
+    """Starting; raised to the caller only when the time is over."""
+
+
+@dataclass(frozen=True)
+class Driver:
+    """A started driver. `created` is the process's creation time (seconds since 1970) and tells it from another
+    process that got the same id later; `started_at` is UTC; `crashes` is the number of drivers right before it that
+    died young, one after the other."""
+
+    epoch: int
+    pid: int
+    created: float
+    started_at: str
+    crashes: int = 0
+
+    @property
+    def alive(self) -> bool:
+        """Whether the session's leader (spark-submit, later the JVM in the same process) runs."""
+        leader = self._leader()
+        return leader is not None and self._is_mine(leader) and _lives(leader)
+
+    def processes(self) -> list[psutil.Process]:
+        """Every living process of the driver's session, also when its leader has died."""
+        leader = self._leader()
+        if leader is not None and not self._is_mine(leader):
+            return []  # the id was given to somebody else, which the kernel does only once our session is empty
+        found = []
+        for pid in psutil.pids():
+            try:
+                if os.getsid(pid) == self.pid and _lives(process := psutil.Process(pid)):
+                    found.append(process)
+            except (ProcessLookupError, psutil.NoSuchProcess):
+                continue
+        return found
+
+    def _leader(self) -> psutil.Process | None:
+        try:
+            return psutil.Process(self.pid)
+        except psutil.NoSuchProcess:
+            return None
+
+    def _is_mine(self, leader: psutil.Process) -> bool:
+        try:
+            # The kernel counts from boot, and the boot time moves a little when the clock is set.
+            return bool(abs(leader.create_time() - self.created) < 2)
+        except psutil.NoSuchProcess:
+            return False
+
+
+def place(settings: Settings) -> Path:
+    """The folder of the driver's files."""
+    return settings.run_dir / "stream"
+
+
+def recorded(folder: Path) -> Driver | None:
+    """The driver that was started last, alive or not."""
+    document = _read(folder / "driver.json")
+    return Driver(**document) if document else None
+
+
+def heartbeat(folder: Path, epoch: int) -> dict[str, Any] | None:
+    """The newest heartbeat of the driver with `epoch`; None before its first one."""
+    document = _read(folder / "heartbeat.json")
+    return document if document and document.get("epoch") == epoch else None
+
+
+def running(settings: Settings) -> Driver | None:
+    """The living driver, if there is one: the process recorded at its start, with the creation time recorded then.
+    A driver that has said it has failed or stopped does not count, even if its process lingers."""
+    driver = recorded(place(settings))
+    if driver is None or not driver.alive:
+        return None
+    beat = heartbeat(place(settings), driver.epoch)
+    return None if beat and beat["state"] in ("failed", "stopped") else driver
+
+
+def submit_command(conf: Mapping[str, str], epoch: int) -> list[str]:
+    """The driver's `spark-submit` command, made by the Spark provider from the connection `spark_stream` and Spark's
+    `conf`. Only inside an Airflow task, which alone may read connections."""
+    from airflow.providers.apache.spark.hooks.spark_submit import SparkSubmitHook
+
+    hook = SparkSubmitHook(
+        conn_id="spark_stream", name="millrace-stream", conf=dict(conf), application_args=["--epoch", str(epoch)]
+    )
+    # The hook's public way is submit(), which waits for the job's end; a driver that outlives its task needs the
+    # command alone.
+    command: list[str] = hook._build_spark_submit_command(str(APPLICATION))
+    return command
+
+
+def start(settings: Settings, epoch: int, command: Sequence[str]) -> Driver:
+    """Starts `command` as the driver with `epoch`, in its own session, and returns at once. Its output is appended to
+    `<log_dir>/stream.log`."""
+    folder = place(settings)
+    folder.mkdir(parents=True, exist_ok=True)
+    settings.log_dir.mkdir(parents=True, exist_ok=True)
+    (folder / "stop").unlink(missing_ok=True)
+    crashes = deaths(folder)
+    # Airflow's variables hold every connection and key of the platform; the driver needs none of them.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")}
+    environment |= {"PYSPARK_PYTHON": sys.executable, "PYTHONPATH": str(PROJECT)}
+    with (settings.log_dir / "stream.log").open("ab") as log:
+        log.write(f"\n=== driver with epoch {epoch} started at {_now()} ===\n".encode())
+        log.flush()
+        process = subprocess.Popen(
+            list(command),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            cwd=PROJECT,
+            env=environment,
+            start_new_session=True,
+        )
+    created = psutil.Process(process.pid).create_time()
+    driver = Driver(epoch=epoch, pid=process.pid, created=created, started_at=_now(), crashes=crashes)
+    _write(folder / "driver.json", asdict(driver))
+    return driver
+
+
+def wait_started(settings: Settings, driver: Driver, timeout: float = 120) -> dict[str, Any]:
+    """Waits for the driver's first heartbeat that says `running` and returns it. Raises `DriverError` with the end of
+    its log when it dies or says that it failed, or after `timeout` seconds."""
+
+    for attempt in Retrying(
+        retry=retry_if_exception_type(_NotYet), wait=wait_fixed(0.2), stop=stop_after_delay(timeout), reraise=True
+    ):
+        with attempt:
+            beat = heartbeat(place(settings), driver.epoch) or {}
+            if beat.get("state") == "running":
+                return beat
+            if not driver.alive or beat.get("state") in ("failed", "stopped"):
+                why = beat.get("error") or "its process ended"
+                raise DriverError(f"the driver with epoch {driver.epoch} did not start: {why}\n{log_end(settings)}")
+            raise _NotYet(
+                f"the driver with epoch {driver.epoch} (pid {driver.pid}) is not running {timeout:.0f} s after its "
+                f"start\n{log_end(settings)}"
+            )
+    raise AssertionError("tenacity ended without a result or an error")
+
+
+def stop(settings: Settings, timeout: float = 60, epoch: int | None = None) -> bool:
+    """Stops the driver and everything in its session; returns whether anything ran. First the marker, and `timeout`
+    seconds to finish the batch and leave; then SIGTERM and ten seconds; then SIGKILL. `timeout=0` is for leftovers of
+    a driver that is lost. With `epoch`, only that driver."""
+    folder = place(settings)
+    driver = recorded(folder)
+    if driver is None or (epoch is not None and driver.epoch != epoch) or not driver.processes():
+        return False
+    if timeout > 0 and driver.alive:
+        (folder / "stop").touch()
+        _gone(driver, timeout)
+    for way, patience in ((signal.SIGTERM, 10.0 if timeout > 0 else 2.0), (signal.SIGKILL, 10.0)):
+        for process in driver.processes():
+            try:
+                process.send_signal(way)
+            except psutil.NoSuchProcess:
+                continue
+        if _gone(driver, patience):
+            break
+    else:
+        left = ", ".join(str(process.pid) for process in driver.processes())
+        raise DriverError(f"processes {left} of the driver's session {driver.pid} survive SIGKILL")
+    (folder / "stop").unlink(missing_ok=True)
+    return True
+
+
+def deaths(folder: Path) -> int:
+    """Number of drivers, up to and with the last one, that died younger than `HEALTHY_LIFE` one after the other.
+    A driver that stopped on purpose, and one that is alive, ends the count."""
+    driver = recorded(folder)
+    if driver is None or driver.alive:
+        return 0
+    beat = heartbeat(folder, driver.epoch) or {}
+    if beat.get("state") == "stopped":
+        return 0
+    last_sign = datetime.fromisoformat(beat.get("updated_at") or driver.started_at)
+    life = (last_sign - datetime.fromisoformat(driver.started_at)).total_seconds()
+    return driver.crashes + 1 if life < HEALTHY_LIFE else 0
+
+
+def restart_delay(deaths: int) -> float:
+    """Seconds to wait before the next start: none after a first early death, then 2, 4, 8, … up to `LONGEST_DELAY`."""
+    return 0.0 if deaths < 2 else min(LONGEST_DELAY, 2.0 ** (deaths - 1))
+
+
+def log_end(settings: Settings, lines: int = 25) -> str:
+    """The last `lines` of the driver's log."""
+    try:
+        with (settings.log_dir / "stream.log").open("rb") as log:
+            log.seek(0, os.SEEK_END)
+            log.seek(max(0, log.tell() - 16384))
+            return "\n".join(log.read().decode(errors="replace").splitlines()[-lines:])
+    except FileNotFoundError:
+        return ""
+
+
+def _lives(process: psutil.Process) -> bool:
+    """False for a zombie: it has ended and only waits for a parent that may never look."""
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _gone(driver: Driver, timeout: float) -> bool:
+    psutil.wait_procs(driver.processes(), timeout=timeout)
+    return not driver.processes()
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat()
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        document: dict[str, Any] = json.loads(path.read_text())
+        return document
+    except FileNotFoundError:
+        return None
+
+
+def _write(path: Path, document: dict[str, Any]) -> None:
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    scratch.write_text(json.dumps(document))
+    scratch.replace(path)

@@ -1,0 +1,104 @@
+"""Airflow trigger that waits, in the triggerer and without a worker slot, until the streaming driver's life ends.
+
+It judges by progress, not by the process alone: a driver that lives but no longer beats, or beats but no longer
+finishes batches while records wait, is as good as dead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from airflow.triggers.base import BaseTrigger, TriggerEvent
+
+from infra.driver import Driver, heartbeat, recorded
+
+Reason = Literal["exited", "stalled", "failed", "stopped", "lag"]
+Event = dict[str, Any]
+"""{reason, detail, epoch, at}: why the life ended, in words, of which driver, and when it was noticed (ISO, UTC)."""
+
+EVERY = 1.0
+"""Seconds between looks."""
+
+
+class DriverWatch(BaseTrigger):
+    """Fires once, when the driver with `epoch` recorded in `folder` has ended or must be ended.
+
+    | reason | means |
+    |---|---|
+    | stopped | it was asked to stop and said that it has |
+    | failed | it reported an error |
+    | exited | its process is gone without a word, or another driver has taken its place |
+    | stalled | no heartbeat for `stall_after` seconds |
+    | lag | records wait, and a stream has finished no batch for `stall_after` seconds |
+    """
+
+    def __init__(self, folder: str, epoch: int, stall_after: float) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.folder = folder
+        self.epoch = epoch
+        self.stall_after = stall_after
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        return (
+            "infra.watch.DriverWatch",
+            {"folder": self.folder, "epoch": self.epoch, "stall_after": self.stall_after},
+        )
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        folder, progress = Path(self.folder), Progress()
+        while True:
+            # Reading two small files and one /proc entry takes well under a millisecond: no thread is needed.
+            driver, beat = recorded(folder), heartbeat(folder, self.epoch)
+            event = self._event(driver, beat, progress, datetime.now(UTC))
+            if event is not None:
+                yield TriggerEvent(event)  # type: ignore[no-untyped-call]
+                return
+            await asyncio.sleep(EVERY)
+
+    def _event(self, driver: Driver | None, beat: Event | None, progress: Progress, now: datetime) -> Event | None:
+        reason: Reason
+        if driver is None or driver.epoch != self.epoch:
+            reason, detail = "exited", f"driver.json is now that of {f'epoch {driver.epoch}' if driver else 'nobody'}"
+        elif beat and beat["state"] == "failed":
+            reason, detail = "failed", beat.get("error") or "no error was given"
+        elif not driver.alive:
+            if beat and beat["state"] == "stopped":
+                reason, detail = "stopped", "it was asked to stop"
+            else:
+                seen = f"its last heartbeat is of {beat['updated_at']}" if beat else "it never sent a heartbeat"
+                reason, detail = "exited", f"process {driver.pid} is gone; {seen}"
+        elif (silence := _since((beat or {}).get("updated_at") or driver.started_at, now)) > self.stall_after:
+            reason, detail = "stalled", f"no heartbeat for {silence:.0f} s (limit {self.stall_after:.0f} s)"
+        elif stuck := progress.stuck((beat or {}).get("queries") or {}, now, self.stall_after):
+            reason, detail = "lag", f"records wait, but no batch was finished for {self.stall_after:.0f} s: {stuck}"
+        else:
+            return None
+        return {"reason": reason, "detail": detail, "epoch": self.epoch, "at": now.isoformat()}
+
+
+@dataclass
+class Progress:
+    """Since when each stream has been at its present batch. The clock is the caller's."""
+
+    _since: dict[str, tuple[Any, datetime]] = field(default_factory=dict)
+
+    def stuck(self, queries: dict[str, Any], now: datetime, limit: float) -> str:
+        """The streams that have records waiting and the same batch for more than `limit` seconds, as text; or ''."""
+        late = []
+        for stream, query in queries.items():
+            batch, since = self._since.get(stream, (None, now))
+            if batch != query.get("batch_id") or not query.get("lag"):
+                batch, since = query.get("batch_id"), now
+            self._since[stream] = (batch, since)
+            if (now - since).total_seconds() > limit:
+                late.append(f"{stream} at batch {batch}, {query['lag']} records behind")
+        return "; ".join(late)
+
+
+def _since(moment: str, now: datetime) -> float:
+    return (now - datetime.fromisoformat(moment)).total_seconds()

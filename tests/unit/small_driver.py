@@ -1,0 +1,58 @@
+"""A stand-in for nothing: a real process of the driver's shape, small enough to start in a unit test.
+
+Like spark-submit it starts a child in its own session; like `spark/jobs/stream.py` it beats and obeys the stop marker.
+Usage: small_driver.py FOLDER EPOCH [--deaf] [--state STATE] [--beats N]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+parser = argparse.ArgumentParser()
+parser.add_argument("folder", type=Path)
+parser.add_argument("epoch", type=int)
+parser.add_argument("--deaf", action="store_true", help="ignore the marker and SIGTERM, as a hanging driver would")
+parser.add_argument("--state", default="running")
+parser.add_argument("--beats", type=int, default=-1, help="fall silent after so many heartbeats")
+parser.add_argument("--lag", type=int, default=0)
+arguments = parser.parse_args()
+
+if arguments.deaf:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+child = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"])
+sys.stdout.write(f"small driver {arguments.epoch}\n")
+sys.stdout.flush()
+
+
+def beat(state: str) -> None:
+    document = {
+        "epoch": arguments.epoch,
+        "pid": os.getpid(),
+        "updated_at": datetime.now(UTC).isoformat(),
+        "state": state,
+        "error": "made to fail" if state == "failed" else None,
+        "queries": {"flights": {"batch_id": 1, "lag": arguments.lag}},
+    }
+    scratch = arguments.folder / ".beat"
+    scratch.write_text(json.dumps(document))
+    scratch.replace(arguments.folder / "heartbeat.json")
+
+
+while True:
+    if arguments.beats != 0:
+        beat(arguments.state)
+        arguments.beats -= 1
+    if (arguments.folder / "stop").exists() and not arguments.deaf:
+        beat("stopped")
+        child.terminate()
+        child.wait()
+        sys.exit(0)
+    time.sleep(0.05)

@@ -1,0 +1,144 @@
+"""The driver's life with a real detached process in Spark's place."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from infra import driver
+from infra.settings import Settings
+
+SMALL_DRIVER = Path(__file__).with_name("small_driver.py")
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Settings]:
+    settings = Settings(home=tmp_path)
+    yield settings
+    driver.stop(settings, timeout=0)
+
+
+def command(settings: Settings, epoch: int, *options: str) -> list[str]:
+    return [sys.executable, str(SMALL_DRIVER), str(driver.place(settings)), str(epoch), *options]
+
+
+def started(settings: Settings, epoch: int, *options: str) -> driver.Driver:
+    it = driver.start(settings, epoch, command(settings, epoch, *options))
+    driver.wait_started(settings, it, timeout=20)
+    return it
+
+
+def test_is_found_again_by_another_process_and_not_a_child_of_its_group(home: Settings) -> None:
+    first = started(home, 7)
+    assert driver.running(home) == first
+    assert os.getpgid(first.pid) == os.getsid(first.pid) == first.pid != os.getpgid(0)
+    assert len(first.processes()) == 2
+    assert "driver with epoch 7" in driver.log_end(home)
+    assert "small driver 7" in driver.log_end(home)
+
+
+def test_survives_the_kill_of_the_process_group_that_started_it(home: Settings, tmp_path: Path) -> None:
+    """As Airflow kills a task: SIGKILL to the process group of the task."""
+    starter = (
+        "import os, sys; from pathlib import Path; from infra import driver; from infra.settings import Settings\n"
+        f"settings = Settings(home=Path({str(tmp_path)!r}))\n"
+        f"driver.wait_started(settings, driver.start(settings, 3, {command(home, 3)!r}), 20)\n"
+        "os.killpg(0, 9)"
+    )
+    task = subprocess.run([sys.executable, "-c", starter], start_new_session=True, check=False)
+    assert task.returncode == -9
+    again = driver.running(home)
+    assert again is not None
+    assert again.epoch == 3
+
+
+def test_a_process_that_only_has_the_same_id_is_not_the_driver(home: Settings) -> None:
+    it = started(home, 1)
+    older = replace(it, created=it.created - 3600)
+    (driver.place(home) / "driver.json").write_text(json.dumps(asdict(older)))
+    assert driver.running(home) is None
+    assert driver.stop(home, timeout=0) is False, "a stranger must not be killed"
+    assert it.alive
+    (driver.place(home) / "driver.json").write_text(json.dumps(asdict(it)))
+
+
+@pytest.mark.parametrize("state", ["failed", "stopped"])
+def test_a_driver_that_has_ended_in_its_own_words_is_not_running(home: Settings, state: str) -> None:
+    it = driver.start(home, 1, command(home, 1, "--state", state))
+    with pytest.raises(driver.DriverError, match="did not start"):
+        driver.wait_started(home, it, timeout=20)
+    assert it.alive
+    assert driver.running(home) is None
+
+
+def test_stop_asks_first(home: Settings) -> None:
+    it = started(home, 1)
+    assert driver.stop(home, timeout=20) is True
+    assert not it.processes()
+    beat = driver.heartbeat(driver.place(home), 1)
+    assert beat is not None
+    assert beat["state"] == "stopped"
+    assert not (driver.place(home) / "stop").exists()
+    assert driver.stop(home, timeout=20) is False
+
+
+def test_stop_kills_the_whole_session_of_a_driver_that_does_not_listen(home: Settings) -> None:
+    it = started(home, 1, "--deaf")
+    assert driver.stop(home, timeout=0.1) is True
+    assert not it.processes()
+
+
+def test_stop_finds_the_child_that_outlived_its_leader(home: Settings) -> None:
+    it = started(home, 1)
+    leader = psutil.Process(it.pid)
+    leader.kill()
+    psutil.wait_procs([leader], timeout=10)
+    assert not it.alive
+    assert len(it.processes()) == 1
+    assert driver.running(home) is None
+    driver.stop(home, timeout=0)
+    assert not it.processes()
+
+
+def test_stop_of_another_epoch_does_nothing(home: Settings) -> None:
+    it = started(home, 2)
+    assert driver.stop(home, timeout=0, epoch=1) is False
+    assert it.alive
+
+
+def test_a_command_that_dies_is_reported_with_its_output(home: Settings) -> None:
+    it = driver.start(home, 1, [sys.executable, "-c", "raise SystemExit('no such table')"])
+    with pytest.raises(driver.DriverError, match="no such table"):
+        driver.wait_started(home, it, timeout=20)
+
+
+def test_early_deaths_are_counted_until_a_long_life_or_a_stop_on_purpose(home: Settings) -> None:
+    folder = driver.place(home)
+    for epoch in (1, 2, 3):
+        it = driver.start(home, epoch, [sys.executable, "-c", ""])
+        assert it.crashes == epoch - 1
+        psutil.wait_procs([psutil.Process(it.pid)], timeout=10)
+    assert driver.deaths(folder) == 3
+
+    it = started(home, 4)
+    assert it.crashes == 3
+    driver.stop(home, timeout=20)
+    assert driver.deaths(folder) == 0
+
+
+def test_delay_grows_from_nothing_to_its_cap() -> None:
+    assert [driver.restart_delay(n) for n in (0, 1, 2, 3, 4, 20)] == [0, 0, 2, 4, 8, driver.LONGEST_DELAY]
+
+
+def test_airflows_secrets_do_not_reach_the_driver(home: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_KAFKA_PROVISION", "secret")
+    it = started(home, 1)
+    assert "AIRFLOW_CONN_KAFKA_PROVISION" not in psutil.Process(it.pid).environ()

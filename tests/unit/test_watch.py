@@ -1,0 +1,111 @@
+"""The trigger over real heartbeat files and a real process."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow.sdk.module_loading import import_string
+
+from infra import driver, watch
+from infra.settings import Settings
+
+SMALL_DRIVER = Path(__file__).with_name("small_driver.py")
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
+    monkeypatch.setattr(watch, "EVERY", 0.05)
+    settings = Settings(home=tmp_path)
+    yield settings
+    driver.stop(settings, timeout=0)
+
+
+def started(settings: Settings, *options: str) -> driver.Driver:
+    folder = driver.place(settings)
+    it = driver.start(settings, 1, [sys.executable, str(SMALL_DRIVER), str(folder), "1", *options])
+    driver.wait_started(settings, it, timeout=20)
+    return it
+
+
+def ending(settings: Settings, cause: Any = None, stall_after: float = 60, epoch: int = 1) -> dict[str, Any]:
+    """The event of a watch that has seen the driver alive before `cause` happened."""
+    path, arguments = watch.DriverWatch(str(driver.place(settings)), epoch, stall_after).serialize()
+    trigger = import_string(path)(**arguments)  # as the triggerer makes it again, from what the database holds
+
+    async def wait() -> dict[str, Any]:
+        events = trigger.run()
+        event = asyncio.ensure_future(anext(events))
+        if cause is not None:
+            done, _ = await asyncio.wait([event], timeout=0.3)
+            assert not done, "fired while the driver was well"
+            cause()
+        payload: dict[str, Any] = (await asyncio.wait_for(event, timeout=20)).payload
+        return payload
+
+    return asyncio.run(wait())
+
+
+def test_kill_9_is_an_exit(home: Settings) -> None:
+    it = started(home)
+    event = ending(home, lambda: os.kill(it.pid, signal.SIGKILL))
+    assert (event["reason"], event["epoch"]) == ("exited", 1)
+    assert str(it.pid) in event["detail"]
+
+
+def test_a_stop_on_purpose_is_not_a_failure(home: Settings) -> None:
+    started(home)
+    assert ending(home, lambda: (driver.place(home) / "stop").touch())["reason"] == "stopped"
+
+
+def test_a_paused_driver_stalls(home: Settings) -> None:
+    it = started(home)
+    event = ending(home, lambda: os.kill(it.pid, signal.SIGSTOP), stall_after=1)
+    assert event["reason"] == "stalled"
+    assert it.alive, "the watch only watches"
+
+
+def test_a_driver_that_never_beats_stalls(home: Settings) -> None:
+    driver.start(home, 1, [sys.executable, str(SMALL_DRIVER), str(driver.place(home)), "1", "--beats", "0"])
+    assert ending(home, stall_after=0.5)["reason"] == "stalled"
+
+
+def test_records_that_wait_without_progress_are_lag(home: Settings) -> None:
+    started(home, "--lag", "5000")
+    event = ending(home, stall_after=0.5)
+    assert event["reason"] == "lag"
+    assert "flights at batch 1, 5000 records behind" in event["detail"]
+
+
+def test_a_reported_error_is_passed_on(home: Settings) -> None:
+    folder = driver.place(home)
+    driver.start(home, 1, [sys.executable, str(SMALL_DRIVER), str(folder), "1", "--state", "failed"])
+    event = ending(home)
+    assert (event["reason"], event["detail"]) == ("failed", "made to fail")
+
+
+def test_another_driver_in_its_place_ends_the_watch(home: Settings) -> None:
+    started(home)
+    event = ending(home, epoch=99)
+    assert event["reason"] == "exited"
+    assert "epoch 1" in event["detail"]
+
+
+def test_lag_that_shrinks_by_finished_batches_is_progress() -> None:
+    progress, start = watch.Progress(), datetime.now(UTC)
+
+    def stuck(batch: int, lag: int, after: int) -> str:
+        queries = {"flights": {"batch_id": batch, "lag": lag}}
+        return progress.stuck(queries, start + timedelta(seconds=after), limit=60)
+
+    for batch in range(10):
+        assert stuck(batch, lag=1000, after=50 * batch) == ""
+    assert "flights" in stuck(9, lag=1000, after=600)
+    assert stuck(9, lag=0, after=601) == ""
