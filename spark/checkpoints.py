@@ -1,0 +1,60 @@
+"""Checkpoint generations: where a stream's checkpoint is, and which batches are complete.
+
+A checkpoint is `<checkpoints_uri>/<stream>/g<generation>`. A reset makes the next generation instead of reusing a
+folder: Delta would silently skip the writes of a fresh checkpoint that kept its transaction ids. A `batch` number is
+`generation << 40 | batch_id`, so it is unique over resets and grows in commit order.
+"""
+
+from __future__ import annotations
+
+import re
+
+from pyarrow import fs
+
+from infra.settings import Settings
+from schemas.model import Contract
+from spark.tables import local_path
+
+_BITS = 40
+
+
+def batch_number(generation: int, batch_id: int) -> int:
+    return generation << _BITS | batch_id
+
+
+def generation_of(batch: int) -> int:
+    return batch >> _BITS
+
+
+def generation(settings: Settings, stream: str) -> int:
+    """The newest generation that has a folder, else 1."""
+    return max(_numbers(f"{settings.checkpoints_uri}/{stream}", r"g(\d+)"), default=1)
+
+
+def location(settings: Settings, stream: str, generation: int) -> str:
+    """URI of a generation's checkpoint."""
+    return f"{settings.checkpoints_uri}/{stream}/g{generation}"
+
+
+def application(stream: str, generation: int) -> str:
+    """The Delta transaction id (and the base of Kafka transaction ids) of a stream's generation."""
+    return f"{stream}.g{generation}"
+
+
+def settled_batch(contract: Contract, settings: Settings) -> int | None:
+    """The newest batch whose ingest is complete in every table and on the dead-letter topic: the newest entry of the
+    newest generation's commit log, as a `batch` number. None before the first. A new generation without a commit
+    answers with the last of the generation before, which is complete as well."""
+    folder = f"{settings.checkpoints_uri}/{contract.stream}"
+    for number in sorted(_numbers(folder, r"g(\d+)"), reverse=True):
+        commits = _numbers(f"{folder}/g{number}/commits", r"(\d+)")
+        if commits:
+            return batch_number(number, max(commits))
+    return None
+
+
+def _numbers(uri: str, pattern: str) -> list[int]:
+    """The numbers in the names of `uri`'s entries that match `pattern` whole; none if it does not exist."""
+    system, path = fs.FileSystem.from_uri(local_path(uri))
+    entries = system.get_file_info(fs.FileSelector(path, allow_not_found=True))
+    return [int(match[1]) for entry in entries if (match := re.fullmatch(pattern, entry.base_name))]

@@ -1,0 +1,79 @@
+"""Avro types as Spark types: what the fields of a contract become in the lake. Needs no JVM."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pyspark.sql.types import (
+    ArrayType,
+    BinaryType,
+    BooleanType,
+    DataType,
+    DateType,
+    DecimalType,
+    DoubleType,
+    FloatType,
+    IntegerType,
+    LongType,
+    MapType,
+    StringType,
+    StructField,
+    StructType,
+    TimestampType,
+)
+
+from schemas.errors import TerminalError
+from schemas.model import Contract
+
+_PLAIN: dict[str, DataType] = {
+    "boolean": BooleanType(),
+    "int": IntegerType(),
+    "long": LongType(),
+    "float": FloatType(),
+    "double": DoubleType(),
+    "string": StringType(),
+    "bytes": BinaryType(),
+    "enum": StringType(),
+    "fixed": BinaryType(),
+}
+
+_LOGICAL: dict[str, DataType] = {
+    "timestamp-micros": TimestampType(),
+    "timestamp-millis": TimestampType(),
+    "date": DateType(),
+}
+
+
+class UnsupportedType(TerminalError):
+    """An Avro type that the lake has no column type for; the message shows the type."""
+
+
+def scalar(avro: Any) -> DataType:
+    """The Spark type of an Avro type. A union may only add null to one type. Raises `UnsupportedType`."""
+    if isinstance(avro, list):
+        others = [branch for branch in avro if branch != "null"]
+        if len(others) == 1:
+            return scalar(others[0])
+    elif isinstance(avro, str):
+        if avro in _PLAIN:
+            return _PLAIN[avro]
+    elif isinstance(avro, dict):
+        logical, kind = avro.get("logicalType"), avro["type"]
+        if logical in _LOGICAL:
+            return _LOGICAL[logical]
+        if logical == "decimal":
+            return DecimalType(avro["precision"], avro.get("scale", 0))
+        if kind == "array":
+            return ArrayType(scalar(avro["items"]))
+        if kind == "map":
+            return MapType(StringType(), scalar(avro["values"]))
+        if kind == "record":
+            return StructType([StructField(f["name"], scalar(f["type"])) for f in avro["fields"]])
+        if kind in _PLAIN:
+            return _PLAIN[kind]
+    raise UnsupportedType(f"Avro type {avro!r} has no column type in the lake; use a plain type or a nullable one")
+
+
+def columns(contract: Contract) -> list[StructField]:
+    """The fields of the newest version as nullable columns, in its order."""
+    return [StructField(name, scalar(avro)) for name, avro in contract.fields.items()]

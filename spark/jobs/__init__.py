@@ -1,0 +1,1 @@
+"""Entry points for spark-submit and plain python: each builds, wires and waits."""

@@ -1,0 +1,239 @@
+"""The one table of partial states: what each kind of measure keeps, and how that is made, merged and finalised.
+
+Speed partials, rollups, the exact batch results and the served views (Spark SQL and DuckDB SQL) are all written from
+this table, so a measure means the same everywhere. States form a commutative monoid: merging them in any order and
+grouping gives the same result (sketches: the same within their stated error).
+
+Values: fields of Avro type float or double that are NaN count as missing. Sums of `int` are bigint, of `long`
+decimal(38,0), of `float` and `double` decimal(38,9), so no sum overflows or depends on order; a float that does not
+fit decimal(28,9) is left out of sums and averages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import datasketches
+from pyspark.sql.types import BinaryType, DataType, DecimalType, DoubleType, LongType
+
+from schemas.model import Aggregate, Contract, Measure
+from spark.fields import scalar
+
+Dialect = Literal["spark", "duckdb"]
+
+HLL_LG_K = 12
+"""2**12 registers: a relative standard error of 1.6%, and practically exact below about 400 distinct values."""
+
+KLL_K = 200
+"""Rank error of about 1.3% with 99% confidence, and exact up to 200 values."""
+
+
+def distinct_error(sigmas: int = 3) -> float:
+    """Relative error of a `distinct` measure that is not exceeded within `sigmas` (1, 2 or 3) standard deviations,
+    from DataSketches' own tables for merged HLL sketches."""
+    bounds = (datasketches.hll_sketch.get_rel_err(upper, True, HLL_LG_K, sigmas) for upper in (True, False))
+    return float(max(abs(bound) for bound in bounds))
+
+
+def rank_error() -> float:
+    """Error of a `quantile` measure in rank (0 to 1), not exceeded with 99% confidence; DataSketches' own formula."""
+    return float(datasketches.kll_doubles_sketch.get_normalized_rank_error(KLL_K, False))
+
+
+@dataclass(frozen=True)
+class State:
+    """One column of a speed table.
+
+    `make` is a Spark SQL aggregate over events, `merge[dialect]` an aggregate over this column of partials.
+    """
+
+    name: str
+    type: DataType
+    make: str
+    merge: dict[Dialect, str]
+
+
+def states(aggregate: Aggregate, contract: Contract) -> list[State]:
+    """The states that the measures of `aggregate` need, each once, in a stable order."""
+    found: dict[str, State] = {}
+    for measure in aggregate.measures:
+        for state in _KINDS[measure.kind].states(measure, contract):
+            found.setdefault(state.name, state)
+    return list(found.values())
+
+
+def final(measure: Measure, contract: Contract, dialect: Dialect) -> str:
+    """Expression over merged states (columns named as `states` names them) that gives the measure's value."""
+    return _KINDS[measure.kind].final(measure, contract)[dialect]
+
+
+def final_type(measure: Measure, contract: Contract) -> DataType:
+    """Spark type of the measure's value: counts and distincts bigint, averages and quantiles double, sums bigint,
+    decimal(38,0) or double, min and max the type of the field."""
+    match measure.kind:
+        case "count" | "distinct":
+            return LongType()
+        case "avg" | "quantile":
+            return DoubleType()
+        case "sum":
+            return DoubleType() if _is_float(measure, contract) else _addend(measure, contract)[1]
+        case _:
+            return _field_type(measure, contract)
+
+
+def exact(measure: Measure, contract: Contract) -> str | None:
+    """Spark SQL aggregate over distinct events that gives the exact value where the states only estimate it; None
+    where the states are exact themselves."""
+    match measure.kind:
+        case "distinct":
+            return f"count(distinct {_value(measure, contract)})"
+        case "quantile":
+            value = _value(measure, contract)
+            return f"percentile_disc({measure.rank}) within group (order by cast({value} as double))"
+        case _:
+            return None
+
+
+def is_estimate(measure: Measure) -> bool:
+    """Whether the speed layer only estimates this measure (distinct, quantile)."""
+    return measure.kind in ("distinct", "quantile")
+
+
+# -- the table -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Kind:
+    states: Callable[[Measure, Contract], list[State]]
+    final: Callable[[Measure, Contract], dict[Dialect, str]]
+
+
+def _field_type(measure: Measure, contract: Contract) -> DataType:
+    assert measure.of is not None  # the model requires it for every kind but count
+    return scalar(contract.fields[measure.of])
+
+
+def _is_float(measure: Measure, contract: Contract) -> bool:
+    return _field_type(measure, contract).simpleString() in ("float", "double")
+
+
+def _value(measure: Measure, contract: Contract) -> str:
+    """The field, with NaN as null."""
+    return f"nanvl(`{measure.of}`, null)" if _is_float(measure, contract) else f"`{measure.of}`"
+
+
+def _added(name: str, type_: DataType, make: str) -> State:
+    """A state that adds up."""
+    merged = f"cast(sum(`{name}`) as {type_.simpleString()})"
+    return State(name, type_, make, {"spark": merged, "duckdb": merged.replace("`", '"')})
+
+
+def _count(measure: Measure, contract: Contract) -> State:
+    if measure.of is None:
+        return _added("count_of_rows", LongType(), "count(*)")
+    return _added(f"count_of_{measure.of}", LongType(), f"count({_value(measure, contract)})")
+
+
+def _addend(measure: Measure, contract: Contract) -> tuple[str, DataType]:
+    """What a sum adds, and the type of the sum."""
+    match _field_type(measure, contract).simpleString():
+        case "int":
+            return f"cast(`{measure.of}` as bigint)", LongType()
+        case "bigint":
+            return f"cast(`{measure.of}` as decimal(20,0))", DecimalType(38, 0)
+        case _:
+            return f"try_cast({_value(measure, contract)} as decimal(28,9))", DecimalType(38, 9)
+
+
+def _sum(measure: Measure, contract: Contract) -> State:
+    addend, type_ = _addend(measure, contract)
+    return _added(f"sum_of_{measure.of}", type_, f"cast(sum({addend}) as {type_.simpleString()})")
+
+
+def _terms(measure: Measure, contract: Contract) -> State:
+    """How many values the sum has: the count, except for floats, of which some may not fit the decimal."""
+    if not _is_float(measure, contract):
+        return _count(measure, contract)
+    return _added(f"terms_of_{measure.of}", LongType(), f"count({_addend(measure, contract)[0]})")
+
+
+def _extreme(measure: Measure, contract: Contract) -> State:
+    how, name = measure.kind, f"{measure.kind}_of_{measure.of}"
+    merged = f"{how}(`{name}`)"
+    make = f"{how}({_value(measure, contract)})"
+    return State(name, _field_type(measure, contract), make, {"spark": merged, "duckdb": merged.replace("`", '"')})
+
+
+def _hll(measure: Measure, contract: Contract) -> State:
+    name, value = f"hll_of_{measure.of}", _value(measure, contract)
+    match _field_type(measure, contract).simpleString():
+        case "int" | "bigint":
+            value = f"cast({value} as bigint)"
+        case "string" | "binary":
+            pass
+        case _:
+            value = f"cast({value} as string)"
+    merge: dict[Dialect, str] = {"spark": f"hll_union_agg(`{name}`)", "duckdb": _listed(name)}
+    return State(name, BinaryType(), f"hll_sketch_agg({value}, {HLL_LG_K})", merge)
+
+
+def _kll(measure: Measure, contract: Contract) -> State:
+    name = f"kll_of_{measure.of}"
+    make = f"kll_sketch_agg_double(cast({_value(measure, contract)} as double), {KLL_K})"
+    return State(name, BinaryType(), make, {"spark": f"kll_merge_agg_double(`{name}`)", "duckdb": _listed(name)})
+
+
+def _listed(name: str) -> str:
+    """DuckDB has no sketches: it gathers them, and a function of `spark.serving.sketches` merges and finalises."""
+    return f'list("{name}") filter ("{name}" is not null)'
+
+
+def _count_final(measure: Measure, contract: Contract) -> dict[Dialect, str]:
+    name = _count(measure, contract).name
+    return {"spark": f"coalesce(`{name}`, 0)", "duckdb": f'coalesce("{name}", 0)'}
+
+
+def _sum_final(measure: Measure, contract: Contract) -> dict[Dialect, str]:
+    name, type_ = f"sum_of_{measure.of}", final_type(measure, contract).simpleString()
+    return {"spark": f"cast(`{name}` as {type_})", "duckdb": f'cast("{name}" as {type_})'}
+
+
+def _avg_final(measure: Measure, contract: Contract) -> dict[Dialect, str]:
+    total, terms = f"sum_of_{measure.of}", _terms(measure, contract).name
+    return {
+        "spark": f"cast(`{total}` as double) / nullif(cast(`{terms}` as double), 0)",
+        "duckdb": f'cast("{total}" as double) / nullif(cast("{terms}" as double), 0)',
+    }
+
+
+def _extreme_final(measure: Measure, contract: Contract) -> dict[Dialect, str]:
+    name = _extreme(measure, contract).name
+    return {"spark": f"`{name}`", "duckdb": f'"{name}"'}
+
+
+def _hll_final(measure: Measure, contract: Contract) -> dict[Dialect, str]:
+    name = f"hll_of_{measure.of}"
+    return {"spark": f"coalesce(hll_sketch_estimate(`{name}`), 0)", "duckdb": f'hll_estimate("{name}")'}
+
+
+def _kll_final(measure: Measure, contract: Contract) -> dict[Dialect, str]:
+    # Spark raises for the quantile of an empty sketch; inclusive ranks are the definition of percentile_disc.
+    name = f"kll_of_{measure.of}"
+    quantile = f"kll_sketch_get_quantile_double(`{name}`, {measure.rank})"
+    return {
+        "spark": f"case when kll_sketch_get_n_double(`{name}`) > 0 then {quantile} end",
+        "duckdb": f'kll_quantile("{name}", {measure.rank})',
+    }
+
+
+_KINDS: dict[str, _Kind] = {
+    "count": _Kind(lambda m, c: [_count(m, c)], _count_final),
+    "sum": _Kind(lambda m, c: [_sum(m, c)], _sum_final),
+    "avg": _Kind(lambda m, c: [_sum(m, c), _terms(m, c)], _avg_final),
+    "min": _Kind(lambda m, c: [_extreme(m, c)], _extreme_final),
+    "max": _Kind(lambda m, c: [_extreme(m, c)], _extreme_final),
+    "distinct": _Kind(lambda m, c: [_hll(m, c)], _hll_final),
+    "quantile": _Kind(lambda m, c: [_kll(m, c)], _kll_final),
+}

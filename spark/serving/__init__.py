@@ -1,0 +1,1 @@
+"""The merged views that people query, in DuckDB and in Spark SQL."""

@@ -1,0 +1,92 @@
+"""The only SparkSession, and the one place of its configuration, for spark-submit and for plain Python alike."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Literal
+
+from pyspark.sql import SparkSession
+
+from infra.local.jars import spark_jars
+from infra.settings import Settings
+
+Role = Literal["stream", "batch"]
+
+_LONGEST_VALUE = 16 * 1024 * 1024
+"""Bytes. A corrupt Avro length must become a dead letter, not an allocation of two gigabytes that kills the driver."""
+
+_AVRO_LIMITS = " ".join(
+    f"-Dorg.apache.avro.limits.{what}={_LONGEST_VALUE}"
+    for what in ("string.maxLength", "bytes.maxLength", "collectionItems.maxLength")
+)
+
+_CONF = {
+    "spark.ui.enabled": "false",
+    "spark.log.level": "WARN",
+    "spark.sql.session.timeZone": "UTC",
+    "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
+    "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
+    # Commits of threads inside this JVM exclude each other; each table has one writing JVM.
+    "spark.delta.logStore.file.impl": "io.delta.storage.LocalLogStore",
+    "spark.databricks.delta.snapshotPartitions": "2",  # 50 by default: far too many for a small log
+    "spark.sql.sources.parallelPartitionDiscovery.parallelism": "8",
+    "spark.sql.maxConcurrentOutputFileWriters": "8",  # spares the sort by the partition column
+    "spark.sql.parquet.compression.codec": "zstd",
+    "spark.sql.parquet.outputTimestampType": "TIMESTAMP_MICROS",
+    "spark.sql.parquet.datetimeRebaseModeInWrite": "CORRECTED",
+    "spark.sql.ui.retainedExecutions": "5",
+    "spark.ui.retainedJobs": "20",
+    "spark.ui.retainedStages": "20",
+    "spark.ui.retainedTasks": "200",
+    "spark.driver.host": "127.0.0.1",
+    "spark.driver.bindAddress": "127.0.0.1",
+}
+
+_ROLE: dict[Role, dict[str, str]] = {
+    "stream": {
+        "spark.sql.shuffle.partitions": "2",
+        "spark.sql.adaptive.enabled": "false",  # nothing to adapt in small batches, and each stage would be a job
+        # A predicate that fails on a value (a division by zero, a cast) must reject that record, not stop the stream.
+        "spark.sql.ansi.enabled": "false",
+        "spark.scheduler.mode": "FAIR",  # streams share the slots
+        "spark.sql.streaming.numRecentProgressUpdates": "5",
+    },
+    "batch": {
+        "spark.sql.shuffle.partitions": "4",
+        "spark.sql.ansi.enabled": "true",
+    },
+}
+
+
+def submit_conf(settings: Settings, role: Role) -> dict[str, str]:
+    """Spark configuration of the streaming driver or of a batch job, as `spark-submit --conf` and the session builder
+    take it: master, memory, jars, Delta. Fetches missing jars."""
+    streaming = role == "stream"
+    master = settings.spark_master if streaming else settings.spark_batch_master
+    jars = [str(path) for path in spark_jars()]
+    # A local JVM reads the jars where they are; a cluster gets copies.
+    shipped = (
+        {"spark.driver.extraClassPath": os.pathsep.join(jars)}
+        if master.startswith("local")
+        else {"spark.jars": ",".join(jars)}
+    )
+    return {
+        "spark.master": master,
+        "spark.driver.memory": settings.stream_memory if streaming else settings.batch_memory,
+        "spark.driver.extraJavaOptions": f"{_AVRO_LIMITS} -XX:+UseSerialGC -Djava.net.preferIPv4Stack=true",
+        "spark.executor.extraJavaOptions": _AVRO_LIMITS,
+        "spark.pyspark.python": sys.executable,
+        **shipped,
+        **_CONF,
+        **_ROLE[role],
+    }
+
+
+def session(settings: Settings, role: Role, name: str = "millrace") -> SparkSession:
+    """The process's session, made on first use. Under spark-submit its conf is already there and is the same."""
+    os.environ["PYSPARK_PYTHON"] = os.environ["PYSPARK_DRIVER_PYTHON"] = sys.executable
+    builder = SparkSession.builder.appName(name)
+    for key, value in submit_conf(settings, role).items():
+        builder = builder.config(key, value)
+    return builder.getOrCreate()

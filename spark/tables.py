@@ -1,0 +1,242 @@
+"""Names, schemas and creation of the Delta tables, and how a streaming batch is appended and read back.
+
+Names, schemas and creation need no JVM. Every path is a URI under `settings().lake_uri`. Each table has one writing
+process: the streaming driver writes bronze and speed, the batch jobs everything else but `system/replays`, which the
+replay task writes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
+
+from deltalake import DeltaTable, Schema
+from pyspark.sql.types import (
+    ArrayType,
+    BinaryType,
+    BooleanType,
+    DataType,
+    DoubleType,
+    IntegerType,
+    LongType,
+    MapType,
+    StringType,
+    StructField,
+    StructType,
+    TimestampType,
+)
+
+from schemas.model import Aggregate, Contract
+from spark import fields, measures
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
+
+STRING, LONG, INT, TIMESTAMP, DOUBLE = StringType(), LongType(), IntegerType(), TimestampType(), DoubleType()
+
+HEADERS = ArrayType(StructType([StructField("key", STRING), StructField("value", BinaryType())]))
+"""Kafka headers as Spark's source gives them."""
+
+LEDGER_CAUSES = ("duplicate", "late", "replayed", "unexplained")
+
+SYSTEM: dict[str, StructType] = {}
+"""Schemas of the tables under `system/`, by name."""
+
+
+# -- names ---------------------------------------------------------------------------------------------------------
+
+
+def bronze(lake_uri: str, stream: str) -> str:
+    return f"{lake_uri}/bronze/{stream}"
+
+
+def speed(lake_uri: str, stream: str, aggregate: str) -> str:
+    return f"{lake_uri}/speed/{stream}/{aggregate}"
+
+
+def batch(lake_uri: str, stream: str, aggregate: str) -> str:
+    return f"{lake_uri}/batch/{stream}/{aggregate}"
+
+
+def staged(lake_uri: str, stream: str, aggregate: str) -> str:
+    return f"{lake_uri}/staged/{stream}/{aggregate}"
+
+
+def system(lake_uri: str, name: str) -> str:
+    """`name` is a key of `SYSTEM`: publications, ledger, quality, replays."""
+    return f"{lake_uri}/system/{name}"
+
+
+def local_path(uri: str) -> str:
+    """The form of a lake URI that deltalake and DuckDB take: a plain path for `file:`, else the URI itself."""
+    parts = urlsplit(uri)
+    return unquote(parts.path) if parts.scheme == "file" else uri.replace("s3a://", "s3://", 1)
+
+
+# -- schemas -------------------------------------------------------------------------------------------------------
+
+
+def _struct(columns: dict[str, DataType]) -> StructType:
+    return StructType([StructField(name, type_) for name, type_ in columns.items()])
+
+
+SYSTEM |= {
+    "publications": _struct(
+        {
+            "run_id": STRING,
+            "stream": STRING,
+            "final_through": TIMESTAMP,
+            "through_batch": LONG,
+            "hours": INT,
+            "rows": LONG,
+            "published_at": TIMESTAMP,
+        }
+    ),
+    "ledger": _struct(
+        {
+            "run_id": STRING,
+            "stream": STRING,
+            "aggregate": STRING,
+            "window": STRING,
+            "window_start": TIMESTAMP,
+            "keys": MapType(STRING, STRING),
+            "measure": STRING,
+            "speed": DOUBLE,
+            "exact": DOUBLE,
+            "difference": DOUBLE,
+            "cause": STRING,
+            "rows": LONG,
+            "repeats": LONG,
+            "late": LONG,
+            "replayed": LONG,
+            "at": TIMESTAMP,
+        }
+    ),
+    "quality": _struct(
+        {
+            "run_id": STRING,
+            "stream": STRING,
+            "suite": STRING,
+            "success": BooleanType(),
+            "evaluated": INT,
+            "failed": INT,
+            "failures": STRING,
+            "docs": STRING,
+            "at": TIMESTAMP,
+        }
+    ),
+    "replays": _struct(
+        {
+            "run_id": STRING,
+            "stream": STRING,
+            "at": TIMESTAMP,
+            "read": LONG,
+            "retried": LONG,
+            "waiting": LONG,
+            "parked": LONG,
+        }
+    ),
+}
+
+COORDINATES: dict[str, DataType] = {
+    "topic": STRING,
+    "partition": INT,
+    "offset": LONG,
+    "kafka_timestamp": TIMESTAMP,
+    "batch": LONG,
+    "schema_id": INT,
+    "original": STRING,
+    "attempt": INT,
+}
+"""The first columns of bronze. `original` (topic/partition/offset) is null when it is the record's own place."""
+
+VERDICT: dict[str, DataType] = {
+    "error_class": STRING,
+    "reason": STRING,
+    "key": BinaryType(),
+    "value": BinaryType(),
+    "headers": HEADERS,
+    "accepted": BooleanType(),
+}
+"""The last columns of bronze; all but `accepted` are null for accepted rows."""
+
+
+def bronze_schema(contract: Contract) -> StructType:
+    """One row per Kafka record: coordinates, every field of the newest version (nullable), event_time, verdict."""
+    columns = {field.name: field.dataType for field in fields.columns(contract)}
+    return _struct(COORDINATES | columns | {"event_time": TIMESTAMP} | VERDICT)
+
+
+def dimension_columns(contract: Contract, aggregate: Aggregate) -> dict[str, DataType]:
+    return {name: fields.scalar(contract.fields[name]) for name in aggregate.dimensions}
+
+
+def speed_schema(contract: Contract, aggregate: Aggregate) -> StructType:
+    """`window_start` (1 minute, UTC), the dimensions, one column per state, `batch`."""
+    states = {state.name: state.type for state in measures.states(aggregate, contract)}
+    return _struct({"window_start": TIMESTAMP} | dimension_columns(contract, aggregate) | states | {"batch": LONG})
+
+
+def batch_schema(contract: Contract, aggregate: Aggregate) -> StructType:
+    """`window` (1m, 5m, 1h), its start and end, the dimensions, the measures, `hour` that holds it, `run_id`."""
+    values = {measure.name: measures.final_type(measure, contract) for measure in aggregate.measures}
+    return _struct(
+        {"window": STRING, "window_start": TIMESTAMP, "window_end": TIMESTAMP}
+        | dimension_columns(contract, aggregate)
+        | values
+        | {"hour": TIMESTAMP, "run_id": STRING}
+    )
+
+
+# -- creation ------------------------------------------------------------------------------------------------------
+
+
+def create(lake_uri: str, contract: Contract) -> list[str]:
+    """Creates the tables that `contract` needs (and those of `system/`) where missing, and adds nullable columns that
+    the contract gained. Returns what was done, one line per changed table; a second call returns nothing."""
+    wanted: list[tuple[str, StructType, list[str], str | None]] = [
+        # Statistics on every column of a wide table cost a third of the append; pruning needs only these two.
+        (bronze(lake_uri, contract.stream), bronze_schema(contract), ["accepted"], "batch,event_time")
+    ]
+    for aggregate in contract.aggregates:
+        place = (lake_uri, contract.stream, aggregate.name)
+        wanted.append((speed(*place), speed_schema(contract, aggregate), [], "window_start,batch"))
+        wanted.append((batch(*place), batch_schema(contract, aggregate), [], None))
+        wanted.append((staged(*place), batch_schema(contract, aggregate), [], None))
+    wanted += [(system(lake_uri, name), schema, [], None) for name, schema in SYSTEM.items()]
+    return [done for uri, schema, by, stats in wanted if (done := _ensure(uri, schema, by, stats))]
+
+
+def _ensure(uri: str, schema: StructType, partition_by: list[str], stats_columns: str | None) -> str | None:
+    path = local_path(uri)
+    delta = Schema.from_json(schema.json())
+    if not DeltaTable.is_deltatable(path):
+        if urlsplit(uri).scheme == "file":
+            Path(path).mkdir(parents=True, exist_ok=True)
+        configuration: dict[str, str | None] = (
+            {"delta.dataSkippingStatsColumns": stats_columns} if stats_columns else {}
+        )
+        DeltaTable.create(path, delta, mode="ignore", partition_by=partition_by, configuration=configuration)
+        return f"created {uri}"
+    table = DeltaTable(path)
+    present = {field.name for field in table.schema().fields}
+    added = [field for field in delta.fields if field.name not in present]
+    if not added:
+        return None
+    table.alter.add_columns(added)
+    return f"added {', '.join(field.name for field in added)} to {uri}"
+
+
+# -- what a streaming batch writes and reads -----------------------------------------------------------------------
+
+
+def append(frame: DataFrame, uri: str, app_id: str, version: int) -> None:
+    """Appends `frame` once: Delta skips the write when `app_id` already committed `version` (a retried batch)."""
+    (
+        frame.write.format("delta")
+        .mode("append")
+        .option("txnAppId", app_id)
+        .option("txnVersion", version)
+        .save(uri)
+    )  # fmt: skip

@@ -1,0 +1,163 @@
+"""Kafka records to typed rows: Confluent wire format (0x00, 4-byte schema id, Avro), in Spark's own expressions.
+
+No input makes this fail: what cannot be decoded comes out with `error_class` and a `reason` in words.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import reduce
+from operator import or_
+from typing import Any, cast
+
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F
+from pyspark.sql.avro.functions import from_avro
+from pyspark.sql.types import ArrayType, DataType, DateType, MapType, StringType, StructType, TimestampType
+
+from schemas.fields import nullable
+from schemas.model import Contract
+from schemas.wire import HEADER, header
+from spark import fields
+
+_PREFIX = HEADER.size
+
+_UNSOUND: dict[type[DataType], str] = {
+    StringType: "is not UTF-8",
+    TimestampType: "is outside of the years 1 to 9999",
+    DateType: "is outside of the years 1 to 9999",
+}
+
+
+def decode(records: DataFrame, contract: Contract, writers: Mapping[int, str]) -> DataFrame:
+    """Rows of Spark's Kafka source (with headers) as: topic, partition, offset, kafka_timestamp, schema_id, original,
+    attempt, the fields of the contract's newest version, event_time, error_class, reason, key, value, headers.
+
+    `writers` maps the registered schema ids of the stream to their Avro JSON; each record is read with its writer's
+    schema and resolved to the newest version. `error_class` is `malformed` (no value, no wire format, undecodable
+    Avro, text that is not UTF-8, a time outside of the years 1 to 9999), `unknown_schema` (id not in `writers`), or
+    null; then `reason` is null too. The fields of a row with an error are null.
+    """
+    placed = records.select(
+        "topic",
+        "partition",
+        "offset",
+        F.col("timestamp").alias("kafka_timestamp"),
+        _replay_header(contract, "dl-id").alias("original"),
+        F.coalesce(_replay_header(contract, "dl-attempt").try_cast("int"), F.lit(0)).alias("attempt"),
+        _by_writer(writers, lambda schema_id, _: F.lit(schema_id), F.lit(None).cast("int")).alias("_known"),
+        _record(contract, writers).alias("_record"),
+        "key",
+        "value",
+        "headers",
+    )
+    judged = placed.withColumn("_error", _error(contract))
+    sound = F.isnull("_error")
+    values = {field.name: F.when(sound, F.col("_record")[field.name]) for field in fields.columns(contract)}
+    values.setdefault("event_time", values[contract.event_time])
+    return judged.select(
+        "topic",
+        "partition",
+        "offset",
+        "kafka_timestamp",
+        F.coalesce("_known", F.when(_has_header(), _parsed_id().try_cast("int"))).alias("schema_id"),
+        "original",
+        "attempt",
+        *(value.alias(name) for name, value in values.items()),
+        F.col("_error")["class"].alias("error_class"),
+        F.col("_error")["reason"].alias("reason"),
+        "key",
+        "value",
+        "headers",
+    )
+
+
+def _by_writer(writers: Mapping[int, str], then: Any, otherwise: Column) -> Column:
+    """`then(schema_id, avro_json)` of the writer whose 5-byte header the value has: comparing costs less than parsing
+    an id from every record."""
+    chosen: Any = F  # F.when(…).when(…): the first is the module's function, the next ones are the column's method
+    for schema_id, avro_json in writers.items():
+        mine = F.substring("value", 1, _PREFIX) == F.lit(header(schema_id))
+        chosen = chosen.when(mine, then(schema_id, avro_json))
+    return otherwise if chosen is F else cast(Column, chosen.otherwise(otherwise))
+
+
+def _record(contract: Contract, writers: Mapping[int, str]) -> Column:
+    """The Avro record as a struct of the newest version. PERMISSIVE makes a struct of nulls of what is corrupt."""
+    reader = json.dumps(contract.schema_now)
+
+    def read(_: int, writer: str) -> Column:
+        body = F.expr(f"substring(value, {_PREFIX + 1})")
+        return from_avro(body, writer, {"mode": "PERMISSIVE", "avroSchema": reader})
+
+    nothing = from_avro(F.lit(None).cast("binary"), reader, {"mode": "PERMISSIVE"})
+    return _by_writer(writers, read, nothing)
+
+
+def _has_header() -> Column:
+    return (F.length("value") >= _PREFIX) & (F.hex(F.substring("value", 1, 1)) == "00")
+
+
+def _parsed_id() -> Column:
+    return F.conv(F.hex(F.substring("value", 2, 4)), 16, 10)
+
+
+def _error(contract: Contract) -> Column:
+    """struct(class, reason) of the first thing that is wrong with a record, or null."""
+    magic, size = F.hex(F.substring("value", 1, 1)), F.length("value")
+    wire = f"and the Confluent wire format begins with 0x00 and {_PREFIX - 1} bytes of schema id"
+    unregistered = f"schema id %s is not registered under {contract.subject}"
+    undecodable = "the Avro data is cut short or corrupt: schema id %s cannot decode it"
+    required = next(name for name, avro in contract.fields.items() if not nullable(avro))
+    record = F.col("_record")
+    checks: list[tuple[Column, str, Column]] = [
+        (F.isnull("value"), "malformed", F.lit("the record has no value, and an event was expected")),
+        (size < _PREFIX, "malformed", F.format_string(f"the value has %d bytes, {wire}", size)),
+        (magic != "00", "malformed", F.format_string(f"the value begins with 0x%s, {wire}", magic)),
+        (F.isnull("_known"), "unknown_schema", F.format_string(unregistered, _parsed_id())),
+        # A corrupt record is a struct of nulls, so one required field tells it.
+        (record[required].isNull(), "malformed", F.format_string(undecodable, F.col("_known"))),
+    ]
+    for field in fields.columns(contract):
+        unsound = _unsound(field.dataType, record[field.name])
+        if unsound is not None:
+            what = _UNSOUND.get(
+                type(field.dataType), "holds text that is not UTF-8 or a time outside of years 1 to 9999"
+            )
+            checks.append((unsound, "malformed", F.lit(f"{field.name} {what}")))
+    error: Any = F
+    for wrong, error_class, reason in checks:
+        error = error.when(wrong, F.struct(F.lit(error_class).alias("class"), reason.alias("reason")))
+    return cast(Column, error)
+
+
+def _unsound(type_: DataType, value: Column) -> Column | None:
+    """Whether a value decodes but cannot be stored so that everybody can read it; None for types that always can."""
+    match type_:
+        case StringType():
+            return ~F.is_valid_utf8(value)
+        case TimestampType():
+            return ~value.between(F.expr("timestamp'0001-01-01 00:00:00Z'"), F.expr("timestamp'9999-12-31 00:00:00Z'"))
+        case DateType():
+            return ~value.between(F.expr("date'0001-01-01'"), F.expr("date'9999-12-31'"))
+        case ArrayType():
+            element = type_.elementType
+            if _unsound(element, value) is None:
+                return None
+            return F.exists(value, lambda item: cast(Column, _unsound(element, item)))
+        case MapType():
+            parts = [(type_.keyType, F.map_keys(value)), (type_.valueType, F.map_values(value))]
+            found = [_unsound(ArrayType(part), items) for part, items in parts]
+        case StructType():
+            found = [_unsound(field.dataType, value[field.name]) for field in type_.fields]
+        case _:
+            return None
+    present = [condition for condition in found if condition is not None]
+    return reduce(or_, present) if present else None
+
+
+def _replay_header(contract: Contract, name: str) -> Column:
+    """A dead-letter header of a replayed record. Only records of the retry topic may speak for another record."""
+    found = F.filter("headers", lambda header: header["key"] == name)
+    return F.when(F.col("topic") == contract.retry_topic, F.get(found, F.lit(0))["value"].cast("string"))
