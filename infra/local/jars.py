@@ -204,14 +204,22 @@ def _download(configured: Settings, jars: list[Jar], folder: Path, on_progress: 
         group, artifact, version, classifier = jar.parts
         extra = f" m:classifier={quoteattr(classifier)}" if classifier else ""
         dependencies.append(
-            f"<dependency org={quoteattr(group)} name={quoteattr(artifact)} rev={quoteattr(version)} transitive='false'>"
-            f"<artifact name={quoteattr(artifact)} type='jar' ext={quoteattr(jar.extension)}{extra}/></dependency>"
+            f"<dependency org={quoteattr(group)} name={quoteattr(artifact)} rev={quoteattr(version)} "
+            f"transitive='false'><artifact name={quoteattr(artifact)} type='jar' ext={quoteattr(jar.extension)}{extra}/></dependency>"
         )
     (folder / "ivy.xml").write_text(
         "<ivy-module version='2.0' xmlns:m='http://ant.apache.org/ivy/maven'>"
-        f"<info organisation='millrace' module='jars'/><dependencies>{''.join(dependencies)}</dependencies></ivy-module>"
+        f"<info organisation='millrace' module='jars'/><dependencies>{''.join(dependencies)}</dependencies>"
+        "</ivy-module>"
     )
-    command = [java_executable(configured), "-Xmx128m", "-jar", _ivy(), "-settings", folder / "settings.xml"]
+    command: list[str | Path] = [
+        java_executable(configured),
+        "-Xmx128m",
+        "-jar",
+        _ivy(),
+        "-settings",
+        folder / "settings.xml",
+    ]
     command += ["-ivy", folder / "ivy.xml"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as ivy:
         assert ivy.stdout is not None

@@ -1,0 +1,202 @@
+"""The embedded stack as one: `up`, `down` and `status`."""
+
+from __future__ import annotations
+
+import importlib.util
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
+
+from infra.local import doctor
+from infra.local.jars import Progress
+from infra.local.leftovers import end, leftovers
+from infra.local.program import Program
+from infra.local.services import SERVICES, with_needs
+from infra.local.supervisor import Supervisor
+from infra.security.certificates import ensure_certificates
+from infra.settings import Settings
+from schemas.errors import TerminalError, TransientError
+
+Report = Callable[[str], object]
+"""Called with a line for people whenever a step of `up` or `down` begins or ends."""
+
+
+class StackError(TerminalError):
+    """A service did not become healthy, or something could not be stopped; the message names it and its log."""
+
+
+class _NotYet(TransientError):
+    """A condition that is waited for does not hold yet."""
+
+
+def up(settings: Settings, services: Collection[str] = (), on_progress: Report | None = None) -> None:
+    """Starts `services` (default: all) and what they need, and returns when all of them are healthy.
+
+    What runs already is left alone, unless its configuration changed. When anything fails, and on Ctrl-C, what this
+    call started is stopped again. Raises `doctor.Unfit` before anything is done, `StackError` when a service does not
+    become healthy, and what the services' preparation raises.
+    """
+    report = on_progress or (lambda _: None)
+    wanted = with_needs(services)
+    supervisor = Supervisor(settings)
+    states = supervisor.states()
+    running = [name for name in SERVICES if any(_runs(states.get(p)) for p in SERVICES[name].programs)]
+    doctor.require_fit(settings, [name for name in wanted if name not in running])
+    if not states:
+        end(leftovers(settings))  # of a supervisor that was killed: they hold ports and data
+    with _undone_on_failure(settings, supervisor, report):
+        ensure_certificates(settings)
+        programs: dict[str, Sequence[Program]] = {
+            name: SERVICES[name].prepare(settings, _fetching(report))
+            for name in SERVICES
+            if name in wanted or name in running
+        }
+        supervisor.configure([program for its in programs.values() for program in its])
+        supervisor.ensure_running()
+        ready: set[str] = set()
+        for name in wanted:
+            for need in SERVICES[name].needs:
+                _wait(settings, supervisor, need, ready, report)
+            SERVICES[name].before_start(settings)
+            if any([supervisor.start(program) for program in SERVICES[name].programs]):
+                report(f"{name} is starting")
+        for name in wanted:
+            _wait(settings, supervisor, name, ready, report)
+
+
+def down(settings: Settings, on_progress: Report | None = None) -> None:
+    """Stops everything of this home in order, the stream driver too. Raises `StackError` if anything is left."""
+    report = on_progress or (lambda _: None)
+    supervisor = Supervisor(settings)
+    if supervisor.process() is not None:
+        _stop(supervisor, ["airflow", "docs"], report)  # else Airflow would start the driver again
+        _stop_driver(settings, report)
+        _stop(supervisor, ["registry", "kafka"], report)
+        _stop(supervisor, ["postgres"], report)
+        supervisor.shut_down()
+    else:
+        _stop_driver(settings, report)
+    left = end(leftovers(settings))
+    if left:
+        names = ", ".join(f"{process.pid} ({process.name()})" for process in left)
+        raise StackError(f"these processes could not be stopped: {names}; stop them with `kill -9`")
+    report("everything is stopped")
+
+
+def status(settings: Settings) -> dict[str, str]:
+    """State of each program that is configured (`RUNNING`, `STOPPED`, `BACKOFF`, …); empty if nothing runs."""
+    return Supervisor(settings).states()
+
+
+def _runs(state: str | None) -> bool:
+    return state in ("STARTING", "RUNNING", "BACKOFF", "STOPPING")
+
+
+def _fetching(report: Report) -> Progress:
+    """Reports the arrival of JVM parts: each tenth of them is enough for a person."""
+
+    def on_file(name: str, done: int, total: int) -> None:
+        if name and done % max(1, total // 10) == 0:
+            report(f"fetching JVM parts: {done} of {total} are here, {name} is next")
+
+    return on_file
+
+
+def _wait(settings: Settings, supervisor: Supervisor, name: str, ready: set[str], report: Report) -> None:
+    """Waits until a service is healthy; remembers it in `ready`. Raises `StackError` with the end of its log."""
+    if name in ready:
+        return
+    service = SERVICES[name]
+    try:
+        service.after_start(settings)
+        for attempt in Retrying(
+            retry=retry_if_exception_type(TransientError),
+            stop=stop_after_delay(service.patience),
+            wait=wait_fixed(0.25),
+            reraise=True,
+        ):
+            with attempt:
+                _refuse_if_given_up(supervisor, service.programs)
+                service.check_ready(settings)
+    except TransientError as error:
+        raise StackError(
+            f"{name} is not healthy after {service.patience:.0f} s: {error}\n{_last_words(settings, service.programs)}"
+        ) from error
+    service.when_ready(settings)
+    ready.add(name)
+    report(f"{name} is healthy")
+
+
+def _refuse_if_given_up(supervisor: Supervisor, programs: Sequence[str]) -> None:
+    information = supervisor.information()
+    for program in programs:
+        if (about := information.get(program)) is None or about["statename"] in ("FATAL", "STOPPED", "EXITED"):
+            why = (about or {}).get("spawnerr") or "it ended"
+            raise StackError(f"{program} does not stay up: {why}\n{_last_words(supervisor.settings, [program])}")
+
+
+def _last_words(settings: Settings, programs: Sequence[str]) -> str:
+    """The end of each program's log, and where the rest is."""
+    words = []
+    for program in programs:
+        path = settings.log_dir / f"{program}.log"
+        if path.exists():
+            with path.open(errors="replace") as file:
+                words.append(f"The end of {path}:\n" + "".join(f"  {line}" for line in deque(file, 12)))
+    return "\n".join(words)
+
+
+def _stop(supervisor: Supervisor, services: Sequence[str], report: Report) -> None:
+    """Stops all programs of some services at once and waits for them."""
+    programs = [program for name in services if name in SERVICES for program in SERVICES[name].programs]
+    running = [program for program, state in supervisor.states().items() if program in programs and _runs(state)]
+    if running:
+        report(f"{', '.join(running)}: stopping")
+    for program in running:
+        supervisor.stop(program)
+    for attempt in Retrying(retry=retry_if_exception_type(_NotYet), stop=stop_after_delay(90), wait=wait_fixed(0.2)):
+        with attempt:
+            if any(_runs(state) for program, state in supervisor.states().items() if program in running):
+                raise _NotYet(f"{', '.join(running)} did not stop")
+
+
+def _stop_driver(settings: Settings, report: Report) -> None:
+    """Stops the streaming driver, which lives in a session of its own, outside supervisor."""
+    if importlib.util.find_spec("infra.driver") is not None:
+        from infra import driver
+
+        driver.stop(settings)
+
+
+@contextmanager
+def _undone_on_failure(settings: Settings, supervisor: Supervisor, report: Report) -> Iterator[None]:
+    """Stops what was started inside the block if the block fails or is interrupted."""
+    before = {program for program, state in supervisor.states().items() if _runs(state)}
+    try:
+        yield
+    except BaseException:
+        with _deaf_to_interrupts():
+            report("not everything could be started: stopping what was")
+            if not before:
+                down(settings, report)
+            else:
+                started = [program for program in supervisor.states() if program not in before]
+                _stop(supervisor, [name for name in SERVICES if set(SERVICES[name].programs) & set(started)], report)
+        raise
+
+
+@contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """A second Ctrl-C must not stop the cleaning up after the first."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
