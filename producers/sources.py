@@ -10,6 +10,8 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from zoneinfo import ZoneInfo
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from schemas.errors import TerminalError
 from schemas.examples import encode
@@ -81,27 +84,49 @@ TABLES: dict[str, Callable[[], pa.Table]] = {"flights": flights, "weather": weat
 """The built-in data sets by stream."""
 
 
-def source(stream: str) -> Iterator[Record]:
-    """The records of the built-in data set of `stream`, in event-time order. Raises `SourceError` if it has none."""
-    return records(table(stream))
+@dataclass(frozen=True)
+class Source:
+    """Events in event-time order: the Arrow `table`, its length, and its rows as records (any number of times)."""
+
+    table: pa.Table
+    event_time: str = "event_time"
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    def __iter__(self) -> Iterator[Record]:
+        schema = self.table.schema
+        micros = pa.schema([pa.field(f.name, pa.int64() if f.type == TIMESTAMP else f.type) for f in schema])
+        for batch in self.table.cast(micros).to_batches(max_chunksize=10_000):
+            yield from batch.to_pylist()
+
+    def first(self, count: int) -> Source:
+        """The first `count` events."""
+        return Source(self.table.slice(0, count), self.event_time)
+
+    def between(self, start: datetime | None = None, end: datetime | None = None) -> Source:
+        """The events from `start` on and before `end` (instants with a time zone; None leaves a side open)."""
+        times = self.table.column(self.event_time)
+
+        def before(instant: datetime) -> int:
+            if instant.tzinfo is None:
+                raise SourceError(f"{instant} has no time zone")
+            return int(pc.sum(pc.less(times, pa.scalar(instant, TIMESTAMP))).as_py() or 0)
+
+        low = before(start) if start else 0
+        high = before(end) if end else len(self)
+        return Source(self.table.slice(low, max(0, high - low)), self.event_time)
 
 
-def table(stream: str) -> pa.Table:
-    """The built-in data set of `stream` as Arrow. Raises `SourceError` if it has none."""
+def source(stream: str) -> Source:
+    """The built-in data set of `stream`. Raises `SourceError` if it has none."""
     if stream not in TABLES:
         known = ", ".join(sorted(TABLES))
         raise SourceError(
             f"there is no built-in data set for stream {stream!r} (there is one for {known}); "
             "produce from a file of JSON lines instead"
         )
-    return TABLES[stream]()
-
-
-def records(events: pa.Table) -> Iterator[Record]:
-    """The rows of `events` as records, timestamps as microseconds since the epoch."""
-    micros = pa.schema([pa.field(f.name, pa.int64() if f.type == TIMESTAMP else f.type) for f in events.schema])
-    for batch in events.cast(micros).to_batches(max_chunksize=10_000):
-        yield from batch.to_pylist()
+    return Source(TABLES[stream]())
 
 
 def json_lines(path: Path, contract: Contract) -> Iterator[Record]:

@@ -166,7 +166,7 @@ def _dead_letters(contract: Contract, document: Document) -> Iterator[Problem]:
         loc = ("dead_letters", "policy", name)
         if policy.cap < policy.base:
             yield document.problem((*loc, "cap"), "is shorter than base")
-        waits = sum((min(policy.cap, policy.base * 2.0 ** min(n, 40)) for n in range(policy.attempts)), timedelta())
+        waits = sum((policy.delay(attempt) for attempt in range(policy.attempts)), timedelta())
         if waits > contract.topic.retention:
             yield document.problem(
                 loc,

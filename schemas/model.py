@@ -115,6 +115,15 @@ class Backoff(_Strict):
     base: Duration = timedelta(minutes=1)
     cap: Duration = timedelta(hours=6)
 
+    def delay(self, attempt: int) -> timedelta:
+        """How long after its failure a letter that was replayed `attempt` times is due."""
+        delay = self.base
+        for _ in range(attempt):  # doubled step by step: 2**attempt would overflow what a timedelta holds
+            if delay >= self.cap or not delay:
+                break
+            delay *= 2
+        return min(self.cap, delay)
+
 
 def _default_policy() -> dict[ErrorClass, Backoff]:
     return {
