@@ -74,9 +74,6 @@ class Decision:
     fate: Fate
     letter: Letter
 
-    @property
-    def stays(self) -> bool:
-
 
 def decide(
     letter: Letter, policy: Mapping[ErrorClass, Backoff], now: datetime, schema_exists: Callable[[int], bool]
