@@ -8,8 +8,7 @@ from pyspark.sql import functions as F
 from schemas.model import Aggregate, Contract
 from schemas.model import Window as WindowName
 from spark import measures, tables
-
-SECONDS: dict[WindowName, int] = {"1m": 60, "5m": 300, "1h": 3600}
+from spark.transforms.windows import SECONDS
 
 
 def truncated(time: str, window: WindowName) -> Column:

@@ -1,0 +1,114 @@
+"""The SQL of the served views, in Spark's and in DuckDB's dialect, from the one table of measures.
+
+For each aggregate `<name>_1m`, `_5m` and `_1h`: columns window_start, window_end (UTC), the dimensions, the measures,
+`source` ('batch' or 'speed') and `final`. Windows that end at or before the stream's `final_through` are the batch
+layer's, exact and final; later ones are the speed layer's partials, folded. For each stream `<stream>_events`
+(accepted records, with their place in Kafka; a repeated event is there as often as it came) and
+`<stream>_dead_letters` (rejected ones, with bytes and reason). And the platform's own: publications, ledger, quality,
+replays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from pyspark.sql.types import StructType
+
+from schemas.model import Aggregate, Contract
+from schemas.model import Window as WindowName
+from spark import measures, tables
+from spark.measures import Dialect
+from spark.transforms.windows import SECONDS
+
+Scan = Callable[[str, StructType], str]
+"""SQL of a relation: a table's URI and schema as something that can stand after FROM."""
+
+
+@dataclass(frozen=True)
+class _Words:
+    """What the two dialects say differently."""
+
+    quote: str
+    instant: str
+
+    def name(self, identifier: str) -> str:
+        return f"{self.quote}{identifier}{self.quote}"
+
+    def names(self, identifiers: Iterable[str]) -> str:
+        return ", ".join(map(self.name, identifiers))
+
+
+_WORDS: dict[Dialect, _Words] = {
+    "spark": _Words("`", "timestamp'{}Z'"),
+    "duckdb": _Words('"', "timestamptz '{}+00'"),
+}
+
+
+def view_names(contract: Contract) -> list[str]:
+    """The views of a stream, and those of the platform."""
+    windows = [f"{aggregate.name}_{window}" for aggregate in contract.aggregates for window in aggregate.windows]
+    return [*windows, f"{contract.stream}_events", f"{contract.stream}_dead_letters", *tables.SYSTEM]
+
+
+def views(contract: Contract, dialect: Dialect, lake_uri: str, scan: Scan) -> dict[str, str]:
+    """View name to its SELECT, as `view_names` lists them."""
+    found = {
+        f"{aggregate.name}_{window}": _merged(contract, aggregate, window, dialect, lake_uri, scan)
+        for aggregate in contract.aggregates
+        for window in aggregate.windows
+    }
+    words, bronze = _WORDS[dialect], scan(tables.bronze(lake_uri, contract.stream), tables.bronze_schema(contract))
+    place = words.names(name for name in tables.COORDINATES if name != "original")
+    original = f"""coalesce({words.name("original")}, concat({words.name("topic")}, '/', {words.name("partition")}, '/',
+        {words.name("offset")})) as {words.name("original")}"""
+    values = [name for name in tables.bronze_schema(contract).names if name not in tables.COORDINATES | tables.VERDICT]
+    letter = words.names(name for name in tables.VERDICT if name != "accepted")
+    found[f"{contract.stream}_events"] = (
+        f"select {words.names(values)}, {place}, {original} from {bronze} where {words.name('accepted')}"
+    )
+    found[f"{contract.stream}_dead_letters"] = (
+        f"select {letter}, {place}, {original}, {words.names(values)} from {bronze} where not {words.name('accepted')}"
+    )
+    for name, schema in tables.SYSTEM.items():
+        found[name] = f"select * from {scan(tables.system(lake_uri, name), schema)}"
+    return found
+
+
+def _merged(
+    contract: Contract, aggregate: Aggregate, window: WindowName, dialect: Dialect, lake_uri: str, scan: Scan
+) -> str:
+    words, place = _WORDS[dialect], (lake_uri, contract.stream, aggregate.name)
+    batch = scan(tables.batch(*place), tables.batch_schema(contract, aggregate))
+    speed = scan(tables.speed(*place), tables.speed_schema(contract, aggregate))
+    publications = scan(tables.system(lake_uri, "publications"), tables.SYSTEM["publications"])
+    start, end = words.name("window_start"), words.name("window_end")
+    dimensions = words.names(aggregate.dimensions)
+    results = words.names(measure.name for measure in aggregate.measures)
+    merged = ", ".join(f"{s.merge[dialect]} as {words.name(s.name)}" for s in measures.states(aggregate, contract))
+    finals = ", ".join(f"{measures.final(m, contract, dialect)} as {words.name(m.name)}" for m in aggregate.measures)
+    never = words.instant.format("0001-01-01 00:00:00")
+    truncated, size = _truncated(start, window, dialect), f"interval '{SECONDS[window]}' second"
+    # The horizon is read before the rows it speaks of: published rows are there before their publication is.
+    return f"""
+    with horizon as (
+        select coalesce(max({words.name("final_through")}), {never}) as through
+        from {publications} where {words.name("stream")} = '{contract.stream}'
+    )
+    select {start}, {end}, {dimensions}, {results}, 'batch' as {words.name("source")}, true as {words.name("final")}
+    from {batch} where {words.name("window")} = '{window}' and {end} <= (select through from horizon)
+    union all
+    select {start}, {start} + {size} as {end}, {dimensions}, {finals}, 'speed', false
+    from (
+        select {truncated} as {start}, {dimensions}, {merged}
+        from {speed} where {truncated} + {size} > (select through from horizon)
+        group by {truncated}, {dimensions}
+    ) as folded"""
+
+
+def _truncated(column: str, window: WindowName, dialect: Dialect) -> str:
+    seconds = SECONDS[window]
+    if dialect == "duckdb":
+        return f"time_bucket(interval '{seconds}' second, {column})"
+    micros = f"unix_micros({column})"
+    return f"timestamp_micros({micros} - pmod({micros}, {seconds * 1_000_000}L))"
