@@ -33,8 +33,9 @@ def connect(settings: Settings, contracts: list[Contract] | None = None) -> duck
         if DeltaTable.is_deltatable(path):
             return f"delta_scan('{path.replace(chr(39), chr(39) * 2)}')"
         name = f'missing."{uri}"'
-        nothing = to_arrow_schema(schema, timezone="UTC").empty_table()  # DuckDB finds it by its Python name
+        connection.register("nothing", to_arrow_schema(schema, timezone="UTC").empty_table())
         connection.execute(f"create table if not exists {name} as from nothing")
+        connection.unregister("nothing")
         return name
 
     for contract in catalog(settings.contracts).values() if contracts is None else contracts:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import datasketches
 import duckdb
 from duckdb.sqltypes import BIGINT, BLOB, DOUBLE
@@ -16,7 +14,7 @@ def hll_estimate(sketches: list[bytes]) -> int:
     union = datasketches.hll_union(HLL_LG_K)
     for sketch in sketches:
         union.update(datasketches.hll_sketch.deserialize(sketch))
-    return int(math.floor(union.get_estimate() + 0.5))
+    return int(union.get_estimate() + 0.5)
 
 
 def kll_quantile(sketches: list[bytes], rank: float) -> float | None:
