@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-DAGS = ("provision", "stream_supervisor", "reconcile", "data_quality", "replay_dead_letters")
+if TYPE_CHECKING:
+    from producers.inject import Faults
+    from schemas.model import Contract
+
+STREAMS = ("flights", "weather")
+DUTIES = {
+    "reconcile": "recompute, audit, publish",
+    "data_quality": "expectations on events, speed and batch tables",
+    "replay_dead_letters": "what may come back comes back",
+}
+"""The scheduled DAGs that the demo triggers once instead of waiting for their hour, and what the operator reads."""
 
 
 def demo(
-    speed: Annotated[
-        float, typer.Option(help="Replay at this multiple of event time; 0 is flat out. A year at 100000 takes 5 minutes.")
-    ] = 0,
+    speed: Annotated[float, typer.Option(min=0, help="Event seconds per second of the replay; 0 is flat out.")] = 0,
     limit: Annotated[int, typer.Option(min=0, help="Events of each stream; 0 is all of them.")] = 0,
-    duplicates: Annotated[float, typer.Option(min=0, max=1, help="Share of events that are sent twice.")] = 0.001,
-    late: Annotated[float, typer.Option(min=0, max=1, help="Share of events that are sent late.")] = 0.001,
-    malformed: Annotated[float, typer.Option(min=0, max=1, help="Share of extra records that nobody can accept.")] = 0.001,
-    seed: Annotated[int, typer.Option(help="Seed of the injected faults.")] = 2013,
+    duplicates: Annotated[float, typer.Option(min=0, max=1, help="Share of events sent twice.")] = 0.001,
+    late: Annotated[float, typer.Option(min=0, max=1, help="Share of events sent late.")] = 0.001,
+    malformed: Annotated[float, typer.Option(min=0, max=1, help="Share of extra records nobody can accept.")] = 0.001,
+    seed: Annotated[int, typer.Option(help="Seed of the faults.")] = 2013,
     again: Annotated[bool, typer.Option("--again", help="Replay the data even if the topics hold it already.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="End with one JSON document instead of the table.")] = False,
 ) -> None:
@@ -32,47 +41,50 @@ def demo(
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     from infra.airflow_api import Airflow
+    from infra.commands.produce import contract_of
     from infra.commands.status import facts, show
+    from infra.ingested import wait_until_ingested
     from infra.local import stack
     from infra.settings import settings
-    from schemas.catalog import catalog
+    from producers.inject import Faults
 
     config = settings()
-    contracts = {name: c for name, c in catalog(config.contracts).items() if name in ("flights", "weather")}
+    contracts = [contract_of(name) for name in STREAMS]
+    faults = Faults(duplicates, late, malformed, seed=seed)
     console = Console(stderr=json_)
-    stack.up(config, on_progress=console.print)
-    with Progress(
-        SpinnerColumn(finished_text="[green]✓"), TextColumn("{task.description}"), TimeElapsedColumn(), console=console
-    ) as progress:
-        step = progress.add_task("Airflow reads the DAGs", total=1)
-        airflow = Airflow(config)
-        airflow.wait_for_dags(DAGS)
-        progress.update(step, completed=1)
+    stack.up(config, (), console.print)
+    columns = (SpinnerColumn(finished_text="[green]✓"), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress:
 
-        step = progress.add_task("provision: topics, schemas, tables", total=1)
-        airflow.unpause("provision")
-        airflow.wait(airflow.trigger("provision"))
-        airflow.unpause("stream_supervisor")
-        progress.update(step, completed=1)
+        def step(title: str, work: Callable[[Callable[[str], None]], object]) -> None:
+            """Run `work` as one line of progress, which it may retitle."""
+            line = progress.add_task(title, total=None)
+            work(lambda text: progress.update(line, description=text))
+            progress.update(line, total=1, completed=1)
 
-        for contract in contracts.values():
-            step = progress.add_task(f"replay {contract.stream}", total=None)
-            sent = _replay(contract, speed, limit, duplicates, late, malformed, seed, again, progress, step)
-            progress.update(step, total=1, completed=1, description=f"replay {contract.stream}: {sent}")
-
-        step = progress.add_task("streaming driver catches up", total=None)
-        wait_until_ingested(list(contracts.values()), lambda text: progress.update(step, description=text))
-        progress.update(step, total=1, completed=1, description="streaming driver has caught up")
-
-        for dag_id, what in (
-            ("reconcile", "recompute, audit, publish"),
-            ("data_quality", "expectations on events, speed and batch tables"),
-            ("replay_dead_letters", "what may come back comes back"),
-        ):
-            step = progress.add_task(f"{dag_id}: {what}", total=1)
+        def duty(dag_id: str, what: str) -> None:
             airflow.unpause(dag_id)
-            airflow.wait(airflow.trigger(dag_id))
-            progress.update(step, completed=1)
+            step(f"{dag_id}: {what}", lambda say: airflow.wait(airflow.trigger(dag_id)))
+
+        airflow = Airflow(config)
+        dags = ("provision", "stream_supervisor", *DUTIES)
+        step("Airflow reads the DAGs", lambda say: airflow.wait_for_dags(dags))
+        duty("provision", "topics, schemas, tables")
+        airflow.unpause("stream_supervisor")
+        for contract in contracts:
+            step(
+                f"replay {contract.stream}",
+                lambda say, contract=contract: _replay(contract, limit, faults, speed, again, say),  # type: ignore[misc]
+            )
+
+        step(
+            "stream ingests",
+            lambda say: wait_until_ingested(
+                config, contracts, on_progress=lambda done, total: say(f"stream ingests: {done:,} of {total:,} records")
+            ),
+        )
+        for dag_id, what in DUTIES.items():
+            duty(dag_id, what)
     document = facts()
     if json_:
         typer.echo(json.dumps(document))
@@ -80,20 +92,29 @@ def demo(
         show(document)
 
 
-def _replay(contract, speed, limit, duplicates, late, malformed, seed, again, progress, step) -> str:  # type: ignore[no-untyped-def]
-    """Send one stream's real data unless its topic holds that many records already; say what was done."""
-    from itertools import islice
-
+def _replay(
+    contract: Contract, limit: int, faults: Faults, speed: float, again: bool, say: Callable[[str], None]
+) -> None:
+    """Send one stream's data set unless its topic holds that many records already."""
+    from infra.commands.produce import send
     from infra.offsets import broker_offsets
     from infra.settings import settings
-    from producers.inject import inject
-    from producers.produce import produce
     from producers.sources import source
 
-    config = settings()
-    origin = source(contract.stream)
-    total = min(limit, origin.total) if limit else origin.total
-    held = sum(broker_offsets(config, [contract.stream]).values())
+    records = source(contract.stream)
+    records = records.first(limit) if limit else records
+    total, held = len(records), sum(broker_offsets(settings(), [contract.stream]).values())
     if held >= total and not again:
-        return f"the topic holds {held:,} records already"
-    raise NotImplementedError
+        say(f"replay {contract.stream}: its topic holds {held:,} records already")
+        return
+    report = send(
+        contract,
+        records,
+        faults,
+        speed,
+        lambda r: say(f"replay {contract.stream}: {r.sent:,} records of {total:,} events"),
+    )
+    if report.interrupted:
+        raise KeyboardInterrupt
+    extras = ", ".join(f"{count:,} {kind}" for kind, count in report.by_kind.items() if kind != "event")
+    say(f"replay {contract.stream}: {report.acknowledged:,} records acknowledged ({extras})")

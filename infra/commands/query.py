@@ -64,7 +64,8 @@ def _print_csv(names: list[str], rows: list[tuple[object, ...]]) -> None:
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(names)
     writer.writerows(
-        [value if value is None or isinstance(value, (int, float, str)) else _text(value) for value in row] for row in rows
+        [value if value is None or isinstance(value, (int, float, str)) else _text(value) for value in row]
+        for row in rows
     )
 
 

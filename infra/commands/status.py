@@ -101,7 +101,9 @@ def _runs(dag_ids: list[str]) -> dict[str, Any]:
         return {"error": str(error)}
     last = {dag_id: (airflow.runs(dag_id) or [None])[0] for dag_id in dag_ids}
     return {
-        dag_id: None if run is None else {"state": run.state, "started": _plain(run.started), "ended": _plain(run.ended)}
+        dag_id: None
+        if run is None
+        else {"state": run.state, "started": _plain(run.started), "ended": _plain(run.ended)}
         for dag_id, run in last.items()
     }
 
@@ -157,10 +159,14 @@ def show(document: dict[str, Any]) -> None:
     console.print(table)
 
     driver = document["stream_driver"]
-    console.print(f"Stream driver  {driver['state'] or 'not started'}" + (f": {driver['error']}" if driver["error"] else ""))
+    console.print(
+        f"Stream driver  {driver['state'] or 'not started'}" + (f": {driver['error']}" if driver["error"] else "")
+    )
     services = document["services"]
     down = sorted(name for name, state in services.items() if state != "RUNNING")
-    console.print("Services       " + (f"[red]not running: {', '.join(down)}[/]" if down else f"all {len(services)} running"))
+    console.print(
+        "Services       " + (f"[red]not running: {', '.join(down)}[/]" if down else f"all {len(services)} running")
+    )
     config = settings()
     if (config.secrets_dir / "airflow-admin").exists():
         console.print(f"Airflow UI     {config.airflow_url}  (user admin, password {config.secret('airflow-admin')})")

@@ -12,13 +12,12 @@ import signal
 import uuid
 from collections import Counter
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
-from itertools import islice
+from datetime import UTC, datetime
 
 import duckdb
 import psutil
 import pytest
-from confluent_kafka import OFFSET_END, Consumer, TopicPartition
+from confluent_kafka import Consumer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from tenacity import retry, retry_if_result, stop_after_delay, wait_fixed
 
@@ -26,7 +25,7 @@ from infra.airflow_api import Airflow, Run
 from infra.ingested import wait_until_ingested
 from infra.offsets import heartbeat
 from infra.settings import Settings
-from producers.inject import Rates, inject
+from producers.inject import Faults
 from producers.produce import produce
 from producers.sources import source
 from schemas.catalog import catalog
@@ -36,7 +35,7 @@ from tests import oracle
 
 pytestmark = pytest.mark.timeout(600)
 
-FLIGHTS_UNTIL = datetime(2013, 2, 1, tzinfo=UTC)
+UNTIL = datetime(2013, 2, 1, tzinfo=UTC)
 """The story replays January; the whole year is `make run`'s."""
 
 
@@ -58,7 +57,7 @@ def airflow(stack: Settings) -> Iterator[Airflow]:
 def truth(tmp_path_factory: pytest.TempPathFactory) -> duckdb.DuckDBPyConnection:
     connection = oracle.connect(tmp_path_factory.mktemp("oracle"))
     for table in ("flights", "weather"):
-        connection.execute(f"delete from {table} where event_time >= ?", [FLIGHTS_UNTIL])
+        connection.execute(f"delete from {table} where event_time >= ?", [UNTIL])
     return connection
 
 
@@ -110,13 +109,14 @@ def assert_conserved(stack: Settings, contract: Contract) -> None:
     """P1: each committed record on the broker is exactly one row of bronze, and bronze has no other row."""
     broker = offsets_on_the_broker(stack, contract.ingest_topics)
     bronze = offsets_in_bronze(stack, contract.stream)
-    assert bronze == broker, f"lost: {list((broker - bronze).items())[:5]}, doubled: {list((bronze - broker).items())[:5]}"
+    assert bronze == broker, (
+        f"lost: {list((broker - bronze).items())[:5]}, doubled: {list((bronze - broker).items())[:5]}"
+    )
 
 
-def records(contract: Contract, rates: Rates, seed: int):  # type: ignore[no-untyped-def]
-    origin = source(contract.stream)
-    events = (event for event in origin if event["event_time"] < FLIGHTS_UNTIL)
-    return inject(contract, events, rates, seed=seed)
+def send_january(stack: Settings, contract: Contract, faults: Faults) -> None:
+    report = produce(contract, source(contract.stream).between(end=UNTIL), settings=stack, faults=faults)
+    assert report.failed == 0
 
 
 def test_provision_makes_everything_and_a_second_run_changes_nothing(
@@ -133,10 +133,8 @@ def test_provision_makes_everything_and_a_second_run_changes_nothing(
 
 def test_stream_ingests_every_record_once(stack: Settings, airflow: Airflow, contracts: dict[str, Contract]) -> None:
     airflow.unpause("stream_supervisor")
-    rates = Rates(duplicates=0.01, late=0.01, malformed=0.01)
     for contract in contracts.values():
-        report = produce(contract, records(contract, rates, seed=7), settings=stack)
-        assert report.failed == 0
+        send_january(stack, contract, Faults(duplicates=0.01, late=0.01, malformed=0.01, seed=7))
     wait_until_ingested(stack, list(contracts.values()))
     for contract in contracts.values():
         assert_conserved(stack, contract)
@@ -150,7 +148,7 @@ def test_driver_killed_in_mid_batch_comes_back_and_nothing_is_lost_or_doubled(
     assert before is not None
     tables = stack.local_path(f"{stack.lake_uri}/bronze/flights/_delta_log")
     commits = len(os.listdir(tables))
-    produce(flights, records(flights, Rates(duplicates=0.01, malformed=0.01), seed=8), settings=stack)
+    send_january(stack, flights, Faults(duplicates=0.01, malformed=0.01, seed=8))
     # bronze is committed and the batch is not: the middle of a batch
     assert wait_for(lambda: len(os.listdir(tables)) > commits)
     os.killpg(os.getpgid(before["pid"]), signal.SIGKILL)
@@ -170,7 +168,9 @@ def assert_served_equals_truth(stack: Settings, truth: duckdb.DuckDBPyConnection
             for window in oracle.INTERVALS:
                 expected = truth.execute(oracle.windows(aggregate, window)).fetchdf()
                 actual = served.execute(f"select * from {aggregate}_{window}").fetchdf()
-                both = expected.merge(actual, on=["window_start", dimension], how="outer", suffixes=("", "_served"), indicator=True)
+                both = expected.merge(
+                    actual, on=["window_start", dimension], how="outer", suffixes=("", "_served"), indicator=True
+                )
                 final = both["final"].fillna(True).astype(bool)
                 assert set(both[final]["_merge"]) == {"both"}, f"{aggregate}_{window}: windows differ"
                 assert final.sum() > 0.9 * len(both)
@@ -179,7 +179,10 @@ def assert_served_equals_truth(stack: Settings, truth: duckdb.DuckDBPyConnection
                     wrong = [
                         (want, got)
                         for want, got in pairs
-                        if not (math.isclose(want, got, rel_tol=1e-9, abs_tol=1e-9) or (math.isnan(want) and math.isnan(got)))
+                        if not (
+                            math.isclose(want, got, rel_tol=1e-9, abs_tol=1e-9)
+                            or (math.isnan(want) and math.isnan(got))
+                        )
                     ]
                     assert not wrong, f"{aggregate}_{window}.{measure}: {len(wrong)} windows differ, first {wrong[:3]}"
 

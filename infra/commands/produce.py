@@ -1,0 +1,94 @@
+"""`millrace produce`: send one stream's records, real or from a file, with seeded faults if wanted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from schemas.errors import TerminalError
+
+if TYPE_CHECKING:
+    from producers.inject import Faults
+    from producers.produce import Report
+    from schemas.model import Contract
+
+
+class UnknownStream(TerminalError):
+    """There is no contract of that name."""
+
+
+def contract_of(stream: str) -> Contract:
+    """The contract of `stream`. Raises `UnknownStream` with the names there are."""
+    from infra.settings import settings
+    from schemas.catalog import catalog
+
+    contracts = catalog(settings().contracts)
+    if stream not in contracts:
+        raise UnknownStream(f"there is no stream {stream!r}; the contracts are: {', '.join(sorted(contracts))}")
+    return contracts[stream]
+
+
+def send(
+    contract: Contract, records: Iterable[Any], faults: Faults, speed: float, on_progress: Callable[[Report], None]
+) -> Report:
+    """Sends `records`; `speed` 0 is flat out."""
+    from infra.settings import settings
+    from producers.produce import produce
+
+    return produce(contract, records, settings=settings(), faults=faults, speed=speed or None, on_progress=on_progress)
+
+
+def produce(
+    stream: Annotated[str, typer.Argument(help="A stream that has a contract, for example flights.")],
+    file: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="JSON lines instead of the stream's data set.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=0, help="Records of the data set; 0 is all of them.")] = 0,
+    speed: Annotated[float, typer.Option(min=0, help="Event seconds per second; 0 is flat out.")] = 0,
+    duplicates: Annotated[float, typer.Option(min=0, max=1, help="Share of events sent twice.")] = 0,
+    late: Annotated[float, typer.Option(min=0, max=1, help="Share of events held back.")] = 0,
+    late_by: Annotated[int, typer.Option(min=0, help="Hours of event time that late events are held back.")] = 6,
+    malformed: Annotated[float, typer.Option(min=0, max=1, help="Share of extra records nobody can accept.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the faults.")] = 0,
+    json_: Annotated[bool, typer.Option("--json", help="End with one JSON document.")] = False,
+) -> None:
+    """Send a stream's records to Kafka, each acknowledged by all replicas; exit code 1 if any was not."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from producers.inject import Faults
+    from producers.sources import json_lines, source
+
+    contract = contract_of(stream)
+    faults = Faults(duplicates, late, malformed, timedelta(hours=late_by), seed)
+    records: Iterable[Any]
+    total: int | None = None
+    if file:
+        records = json_lines(file, contract)
+    else:
+        records = source(stream)
+        records = records.first(limit) if limit else records
+        total = len(records)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(f"produce {stream}", total=total)
+        report = send(
+            contract,
+            records,
+            faults,
+            speed,
+            lambda r: progress.update(task, completed=r.by_kind["event"] + r.by_kind["late"]),
+        )
+    if json_:
+        typer.echo(json.dumps(asdict(report) | {"rate": report.rate}))
+    else:
+        kinds = ", ".join(f"{kind} {count:,}" for kind, count in report.by_kind.items())
+        typer.echo(f"{report.acknowledged:,} records acknowledged in {report.seconds:.1f} s ({kinds})")
+    if report.interrupted:
+        raise typer.Exit(130)
