@@ -44,6 +44,6 @@ def wait_until_ingested(
     except RetryError as error:
         beat = heartbeat(settings) or {}
         raise NotIngested(
-            f"after {timeout:.0f} s the stream still lacks {error.last_attempt.result():,} of {total:,} records; the driver "
-            f"is {beat.get('state', 'not started')}: {beat.get('error') or 'see millrace logs stream'}"
+            f"after {timeout:.0f} s the stream still lacks {error.last_attempt.result():,} of {total:,} records; "
+            f"the driver is {beat.get('state', 'not started')}: {beat.get('error') or 'see millrace logs stream'}"
         ) from error

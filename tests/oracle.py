@@ -43,8 +43,10 @@ def connect(folder: Path) -> duckdb.DuckDBPyConnection:
     connection.execute("set timezone = 'UTC'")
     connection.execute(f"""
         create table flights as
-        select timezone('America/New_York', make_timestamp(year, month, day, sched_dep_time // 100,
-                                                           sched_dep_time % 100, 0)) as event_time, carrier, flight, origin, tailnum, dep_delay
+        select timezone(
+                 'America/New_York',
+                 make_timestamp(year, month, day, sched_dep_time // 100, sched_dep_time % 100, 0)
+               ) as event_time, carrier, flight, origin, tailnum, dep_delay
         from read_csv('{folder / "flights.csv"}', nullstr = ['NA', ''])
     """)
     connection.execute(f"""

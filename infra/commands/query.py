@@ -49,7 +49,7 @@ def query(
 
 
 def _text(value: object) -> str:
-    """How a value that JSON has no type for is written: times as ISO-8601, bytes as hex, the rest as DuckDB prints it."""
+    """How a value that JSON has no type for is written: times as ISO-8601, bytes as hex."""
     from datetime import date, datetime
 
     if isinstance(value, (date, datetime)):

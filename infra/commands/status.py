@@ -99,11 +99,9 @@ def _runs(dag_ids: list[str]) -> dict[str, Any]:
         airflow = Airflow(settings())
     except MillraceError as error:
         return {"error": str(error)}
-    last = {dag_id: (airflow.runs(dag_id) or [None])[0] for dag_id in dag_ids}
+    last = {dag_id: next(iter(airflow.runs(dag_id)), None) for dag_id in dag_ids}
     return {
-        dag_id: None
-        if run is None
-        else {"state": run.state, "started": _plain(run.started), "ended": _plain(run.ended)}
+        dag_id: run and {"state": run.state, "started": _plain(run.started), "ended": _plain(run.ended)}
         for dag_id, run in last.items()
     }
 
