@@ -201,11 +201,11 @@ def _download(configured: Settings, jars: list[Jar], folder: Path, on_progress: 
     )
     dependencies = []
     for jar in jars:
-        group, artifact, version, classifier = jar.parts
-        extra = f" m:classifier={quoteattr(classifier)}" if classifier else ""
+        group, artifact, version, classifier = map(quoteattr, jar.parts)
+        extra = f" m:classifier={classifier}" if jar.parts[3] else ""
         dependencies.append(
-            f"<dependency org={quoteattr(group)} name={quoteattr(artifact)} rev={quoteattr(version)} "
-            f"transitive='false'><artifact name={quoteattr(artifact)} type='jar' ext={quoteattr(jar.extension)}{extra}/></dependency>"
+            f"<dependency org={group} name={artifact} rev={version} transitive='false'>"
+            f"<artifact name={artifact} type='jar' ext={quoteattr(jar.extension)}{extra}/></dependency>"
         )
     (folder / "ivy.xml").write_text(
         "<ivy-module version='2.0' xmlns:m='http://ant.apache.org/ivy/maven'>"

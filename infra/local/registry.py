@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import urllib.error
-import urllib.request
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
+
+import httpx
 
 from infra.local import jars
 from infra.local.java import java_executable
@@ -64,7 +64,6 @@ def check_ready(settings: Settings) -> None:
     """Lists the subjects; raises `RegistryNotReady` if the registry does not answer within 3 s."""
     url = f"{settings.registry['url']}/subjects"
     try:
-        with urllib.request.urlopen(url, timeout=3) as answer:
-            answer.read()
-    except (OSError, urllib.error.URLError) as error:
+        httpx.get(url, timeout=3, trust_env=False).raise_for_status()
+    except httpx.HTTPError as error:
         raise RegistryNotReady(f"the schema registry at {url} does not answer: {error}") from error

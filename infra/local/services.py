@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
-from infra.local import kafka, postgres, registry
+from infra.local import airflow, docs, kafka, postgres, registry
 from infra.local.jars import Progress
 from infra.local.program import Program
 from infra.settings import Settings
@@ -57,6 +57,16 @@ SERVICES: dict[str, Service] = {
         lambda settings, progress: [registry.prepare(settings, progress)],
         registry.check_ready,
         needs=("postgres",),
+    ),
+    "docs": Service(("data-docs",), lambda settings, _: [docs.prepare(settings)], docs.check_ready),
+    "airflow": Service(
+        tuple(airflow.COMPONENTS),
+        lambda settings, _: airflow.prepare(settings),
+        airflow.check_ready,
+        needs=("postgres",),
+        before_start=airflow.migrate,
+        when_ready=airflow.ensure_batch_pool,
+        patience=240,
     ),
 }
 """In the order in which they are started; they are stopped in the opposite order."""

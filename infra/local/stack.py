@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import signal
 import threading
 from collections import deque
@@ -166,10 +165,10 @@ def _stop(supervisor: Supervisor, services: Sequence[str], report: Report) -> No
 
 def _stop_driver(settings: Settings, report: Report) -> None:
     """Stops the streaming driver, which lives in a session of its own, outside supervisor."""
-    if importlib.util.find_spec("infra.driver") is not None:
-        from infra import driver
+    from infra import driver
 
-        driver.stop(settings)
+    if driver.stop(settings):
+        report("stream driver: stopped")
 
 
 @contextmanager

@@ -33,7 +33,7 @@ _PASSED_ON = (
     "SSL_CERT_FILE",
     "REQUESTS_CA_BUNDLE",
 )
-_PROXIES = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
+_PROXIES = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")
 _LONGEST_SOCKET = 90  # Unix allows about 104 bytes, and supervisord first binds a name with its pid behind it
 
 
@@ -89,7 +89,7 @@ class Supervisor:
         self.socket.unlink(missing_ok=True)
         command = [sys.executable, "-m", "supervisor.supervisord", "-c", str(self.configuration)]
         done = subprocess.run(
-            command, capture_output=True, text=True, env=_environment(), start_new_session=True, timeout=60
+            command, capture_output=True, text=True, env=dict(program_environment()), start_new_session=True, timeout=60
         )
         if done.returncode != 0:
             raise SupervisorError(f"supervisord did not start: {(done.stderr + done.stdout).strip()[-1000:]}")
@@ -205,10 +205,12 @@ def _escaped(value: Any) -> str:
     return str(value).replace("%", "%%")
 
 
-def _environment() -> Mapping[str, str]:
+def program_environment() -> Mapping[str, str]:
     """What programs inherit: little, so that neither secrets nor stray settings of the caller's shell leak into them.
 
     `PATH` starts with this Python's folder, so that `spark-submit`, `airflow` and `python` are the environment's own.
     """
+    loopback = ",".join(filter(None, [os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), "127.0.0.1,localhost"]))
     kept = {name: os.environ[name] for name in (*_PASSED_ON, *_PROXIES) if name in os.environ}
-    return {**kept, "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])}
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    return {**kept, "PATH": path, "no_proxy": loopback, "NO_PROXY": loopback}
