@@ -25,7 +25,7 @@ from schemas.model import Backoff, ErrorClass
 from schemas.wire import schema_id
 
 Header = tuple[str, bytes | None]
-Fate = Literal["retry", "wait", "park"]
+Fate = Literal["retry", "wait", "park", "drop"]
 
 PARKED_BECAUSE = "dl-parked-because"
 """Header that a parked letter has besides those of design §3: why it was given up."""
@@ -69,7 +69,8 @@ class Letter:
 
 @dataclass(frozen=True)
 class Decision:
-    """A letter's `fate`, and the `letter` to send: with changed headers, or the very same."""
+    """A letter's `fate`, and the `letter` to send: with changed headers, or the very same. `drop` is the fate of a
+    copy; `decide`, which sees one letter at a time, never says so."""
 
     fate: Fate
     letter: Letter

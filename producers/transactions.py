@@ -1,0 +1,200 @@
+"""A consumer of one topic and a transactional producer that belong together: read, send and commit as one."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from types import TracebackType
+
+from confluent_kafka import (
+    OFFSET_BEGINNING,
+    TIMESTAMP_NOT_AVAILABLE,
+    Consumer,
+    KafkaError,
+    KafkaException,
+    Message,
+    Producer,
+    TopicPartition,
+)
+
+from infra.settings import Settings
+from producers.letters import Letter
+
+SECONDS = 30.0
+"""How long an answer of Kafka may take."""
+TRANSACTION_TIMEOUT_MS = 60_000
+"""After this the broker aborts a transaction of a process that vanished, so that its readers can go on."""
+ANY_PARTITION = -1
+"""Lets the key decide."""
+FENCED = (KafkaError._FENCED, KafkaError.INVALID_PRODUCER_EPOCH, KafkaError.PRODUCER_FENCED)
+
+
+class SessionError(Exception):
+    """Kafka stopped answering in the middle of a read."""
+
+
+class Fenced(Exception):
+    """A newer producer with the same transactional id is at work."""
+
+
+class Session:
+    """Reads `topic` with `read_committed` as the group `name`, and writes in transactions of that same name.
+
+    To open one fences off any other of the name and ends its transaction; the offsets are read after that, so they are
+    settled. Partitions are assigned, not subscribed to: the transactional id alone decides who may commit. Once a
+    method raised KafkaException, the session must be closed.
+    """
+
+    def __init__(self, settings: Settings, topic: str, name: str) -> None:
+        self._topic = topic
+        self._errors: list[str] = []
+        self.position = 0
+        """Offset after the last record that `letters` passed, in the partition it reads."""
+        client = settings.kafka_client("replay")
+        self._producer = Producer(
+            {
+                **client,
+                "transactional.id": name,
+                "transaction.timeout.ms": TRANSACTION_TIMEOUT_MS,
+                "compression.type": "lz4",
+                "partitioner": "murmur2_random",
+                "error_cb": lambda error: self._errors.append(error.str()),
+            }
+        )
+        self._consumer = Consumer(
+            {
+                **client,
+                "group.id": name,
+                "isolation.level": "read_committed",
+                "enable.auto.commit": False,
+                "enable.auto.offset.store": False,
+                "auto.offset.reset": "earliest",
+                "enable.partition.eof": True,
+            }
+        )
+
+    def __enter__(self) -> Session:
+        try:
+            with _fencing():
+                self._producer.init_transactions(SECONDS)
+        except BaseException as error:
+            self.close()
+            if isinstance(error, KafkaException) and self._errors:
+                raise SessionError(f"{error.args[0].str()}; {self._errors[-1]}") from error
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._consumer.close()
+        with contextlib.suppress(KafkaException):  # its transaction is over, or the next session ends it
+            self._producer.purge()
+            self._producer.close()
+
+    def ends(self) -> dict[int, int]:
+        """Each partition's end, behind the last record that is committed. Raises KafkaException."""
+        partitions = self._consumer.list_topics(self._topic, SECONDS).topics[self._topic]
+        if partitions.error is not None:
+            raise KafkaException(partitions.error)
+        ends = {}
+        for number in partitions.partitions:
+            _, ends[number] = self._consumer.get_watermark_offsets(TopicPartition(self._topic, number), SECONDS)
+        return ends
+
+    def committed(self, partitions: Iterable[int]) -> dict[int, int]:
+        """Each partition's offset to go on from; `OFFSET_BEGINNING` if there is none. Raises KafkaException."""
+        answers = self._consumer.committed([TopicPartition(self._topic, number) for number in partitions], SECONDS)
+        for answer in answers:
+            if answer.error is not None:
+                raise KafkaException(answer.error)
+        return {answer.partition: answer.offset if answer.offset >= 0 else OFFSET_BEGINNING for answer in answers}
+
+    def letters(self, partition: int, start: int, end: int, most: int) -> Iterator[Letter]:
+        """At most `most` letters of `partition` from `start` to before `end`; `position` goes along.
+
+        Raises KafkaException, and `SessionError` if nothing comes though the end is not reached.
+        """
+        if start >= end:
+            self.position = end
+            return
+        self.position = start
+        self._consumer.assign([TopicPartition(self._topic, partition, start)])
+        found = 0
+        heard = time.monotonic()
+        while found < most and self.position < end:
+            for message in self._consumer.consume(min(1000, most - found), 1.0):
+                heard = time.monotonic()
+                error = message.error()
+                if error is not None and error.code() != KafkaError._PARTITION_EOF:
+                    raise KafkaException(error)
+                offset = message.offset() or 0
+                if error is not None or offset >= end:  # what is left before the end are marks of transactions
+                    self.position = end
+                    break
+                found += 1
+                self.position = offset + 1
+                yield _letter(message)
+            if time.monotonic() - heard > SECONDS:
+                raise SessionError(f"{self._topic}/{partition} is silent at offset {self.position}, before its end")
+        self._consumer.unassign()
+
+    def transaction(self, letters: Sequence[tuple[str, Letter]], last: Letter) -> None:
+        """Sends `letters` to the topics beside them and commits the offset after `last`, all or nothing. A letter for
+        the topic it came from stays in its partition. Raises KafkaException (the outcome may be unknown: the next
+        session's `committed` tells), and `Fenced`."""
+        with _fencing():
+            self._producer.begin_transaction()
+            try:
+                for topic, letter in letters:
+                    self._send(topic, letter)
+                offset = TopicPartition(self._topic, last.partition, last.offset + 1)
+                self._producer.send_offsets_to_transaction([offset], self._consumer.consumer_group_metadata(), SECONDS)
+                self._producer.commit_transaction(SECONDS)
+            except BaseException:
+                with contextlib.suppress(KafkaException):  # if this fails too, the next session or the broker aborts
+                    self._producer.abort_transaction(5.0)
+                raise
+
+    def _send(self, topic: str, letter: Letter) -> None:
+        partition = letter.partition if topic == self._topic else ANY_PARTITION
+        while True:
+            try:
+                self._producer.produce(
+                    topic,
+                    letter.value,
+                    letter.key,
+                    partition,
+                    timestamp=letter.timestamp or 0,  # 0 lets Kafka set its own
+                    headers=list(letter.headers),
+                )
+                return
+            except BufferError:
+                self._producer.poll(0.5)
+
+
+@contextlib.contextmanager
+def _fencing() -> Iterator[None]:
+    try:
+        yield
+    except KafkaException as error:
+        if error.args[0].code() in FENCED:
+            raise Fenced(error.args[0].str()) from error
+        raise
+
+
+def _letter(message: Message) -> Letter:
+    kind, timestamp = message.timestamp()
+    headers = message.headers() or []
+    return Letter(
+        partition=message.partition() or 0,
+        offset=message.offset() or 0,
+        key=message.key(),
+        value=message.value(),
+        timestamp=timestamp if kind != TIMESTAMP_NOT_AVAILABLE else None,
+        headers=tuple(headers.items() if isinstance(headers, dict) else headers),
+    )
