@@ -12,6 +12,7 @@ task's process group, nor a restart of Airflow touches it. What is known about i
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -184,28 +185,26 @@ def wait_started(settings: Settings, driver: Driver, timeout: float = 120) -> di
 
 def stop(settings: Settings, timeout: float = 60, epoch: int | None = None) -> bool:
     """Stops the driver and everything in its session; returns whether anything ran. First the marker, and `timeout`
-    seconds to finish the batch and leave; then SIGTERM and ten seconds; then SIGKILL. `timeout=0` is for leftovers of
-    a driver that is lost. With `epoch`, only that driver."""
+    seconds to finish the batch and leave; then SIGTERM and ten seconds; then SIGKILL. `timeout=0` kills at once, for
+    what is left of a lost driver: it holds nothing that a restart would not redo. With `epoch`, only that driver."""
     folder = place(settings)
     driver = recorded(folder)
     if driver is None or (epoch is not None and driver.epoch != epoch) or not driver.processes():
         return False
-    if timeout > 0 and driver.alive:
+    ways = [(signal.SIGKILL, 10.0)]
+    if timeout > 0:
         (folder / "stop").touch()
         _gone(driver, timeout)
-    for way, patience in ((signal.SIGTERM, 10.0 if timeout > 0 else 2.0), (signal.SIGKILL, 10.0)):
+        ways.insert(0, (signal.SIGTERM, 10.0))
+    for way, patience in ways:
         for process in driver.processes():
-            try:
+            with contextlib.suppress(psutil.NoSuchProcess):
                 process.send_signal(way)
-            except psutil.NoSuchProcess:
-                continue
         if _gone(driver, patience):
-            break
-    else:
-        left = ", ".join(str(process.pid) for process in driver.processes())
-        raise DriverError(f"processes {left} of the driver's session {driver.pid} survive SIGKILL")
-    (folder / "stop").unlink(missing_ok=True)
-    return True
+            (folder / "stop").unlink(missing_ok=True)
+            return True
+    left = ", ".join(str(process.pid) for process in driver.processes())
+    raise DriverError(f"processes {left} of the driver's session {driver.pid} survive SIGKILL")
 
 
 def deaths(folder: Path) -> int:

@@ -1,0 +1,316 @@
+"""Makes what a contract asks for: Kafka topics and registry subjects. Running it again changes nothing.
+
+Every function returns, one readable line each, what it found different and what it did about it. What cannot be put
+right without losing or moving data is a `Drift`, raised before anything is changed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+from confluent_kafka import KafkaError, KafkaException, TopicCollection
+from confluent_kafka.admin import (
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    ConfigSource,
+    NewPartitions,
+    NewTopic,
+    ResourceType,
+)
+from confluent_kafka.schema_registry import Schema, SchemaRegistryClient, SchemaRegistryError
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
+
+from schemas.errors import TerminalError, TransientError
+from schemas.model import Contract
+
+TIMEOUT = 30.0
+
+LARGEST_RECORD = 1_048_588
+"""`max.message.bytes` of the main topic unless the contract sets it: Kafka's own default, whatever the brokers' is."""
+
+LETTER_BYTES = 65_536
+"""Room for the headers that a dead letter gets in addition to its record."""
+
+FOREVER = "-1"
+
+
+class Drift(TerminalError):
+    """Something exists that differs from the contract and that cannot be changed in place."""
+
+
+class Refused(TerminalError):
+    """Kafka or the registry understood the request and refuses it."""
+
+
+class Unavailable(TransientError):
+    """Kafka or the registry does not answer."""
+
+
+@dataclass(frozen=True)
+class TopicSpec:
+    """A topic as the contract wants it; `configs` are the only topic-level configs that are compared and set."""
+
+    name: str
+    partitions: int
+    replication: int
+    configs: dict[str, str] = field(default_factory=dict)
+
+
+def topic_specs(contract: Contract) -> list[TopicSpec]:
+    """The stream's topics. All have the main topic's partitions and replication.
+
+    `.retry`, `.dlq` and `.parked` keep their records forever and take larger ones. A dead letter travels with the
+    timestamp of its first failure, and Kafka deletes by timestamp: with the stream's own retention, a letter that a
+    person releases after a month would be gone before it was read. And its headers make it larger than its record,
+    which the main topic may have accepted at the very limit.
+    """
+    topic = contract.topic
+    main = {
+        "cleanup.policy": "delete",
+        "retention.ms": str(round(topic.retention.total_seconds() * 1000)),
+        "max.message.bytes": str(LARGEST_RECORD),
+        **topic.configs,
+    }
+    limit = int(main["max.message.bytes"]) + LETTER_BYTES
+    letters = main | {"cleanup.policy": "delete", "retention.ms": FOREVER, "max.message.bytes": str(limit)}
+    letters.pop("retention.bytes", None)
+    keep = {contract.retry_topic, contract.dlq_topic, contract.parked_topic}
+    return [
+        TopicSpec(name, topic.partitions, topic.replication, letters if name in keep else main)
+        for name in contract.topics
+    ]
+
+
+# -- topics --------------------------------------------------------------------------------------------------------
+
+
+def provision_topics(admin: AdminClient, contract: Contract) -> list[str]:
+    """Creates missing topics, adds partitions and sets configs where they differ from the contract.
+
+    Raises `Drift` for a topic with more partitions or another replication than the contract, `Refused` and
+    `Unavailable`."""
+    specs = topic_specs(contract)
+    with _kafka_errors(f"the topics of stream {contract.stream}"):
+        found = _describe(admin, specs)
+        _refuse_drift(contract, specs, found)
+        changes = _create(admin, [spec for spec in specs if spec.name not in found])
+        for spec in specs:
+            if spec.name in found:
+                changes += _add_partitions(admin, spec, found[spec.name])
+                changes += _set_configs(admin, spec)
+        if changes:
+            _wait_until_visible(admin, specs)
+    return changes
+
+
+def _describe(admin: AdminClient, specs: Iterable[TopicSpec]) -> dict[str, Any]:
+    """Descriptions of those topics that exist, by name."""
+    answers = admin.describe_topics(TopicCollection([spec.name for spec in specs]), request_timeout=TIMEOUT)
+    found = {}
+    for name, answer in answers.items():
+        try:
+            found[name] = answer.result()
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
+                raise
+    return found
+
+
+def _refuse_drift(contract: Contract, specs: Iterable[TopicSpec], found: dict[str, Any]) -> None:
+    wrong = []
+    for spec in specs:
+        if spec.name not in found:
+            continue
+        partitions = found[spec.name].partitions
+        if len(partitions) > spec.partitions:
+            wrong.append(
+                f"topic {spec.name} has {len(partitions)} partitions, the contract {spec.partitions}: Kafka cannot "
+                f"take partitions away; set topic.partitions to {len(partitions)}, or use a new stream"
+            )
+        replications = sorted({len(partition.replicas) for partition in partitions})
+        if replications != [spec.replication]:
+            wrong.append(
+                f"topic {spec.name} has replication {', '.join(map(str, replications))}, the contract "
+                f"{spec.replication}: move its replicas with kafka-reassign-partitions, or set topic.replication"
+            )
+    if wrong:
+        raise Drift(f"{contract.folder / 'stream.yaml'}: " + "\n".join(wrong))
+
+
+def _create(admin: AdminClient, specs: list[TopicSpec]) -> list[str]:
+    if not specs:
+        return []
+    new = [
+        NewTopic(spec.name, num_partitions=spec.partitions, replication_factor=spec.replication, config=spec.configs)
+        for spec in specs
+    ]
+    _results(admin.create_topics(new, request_timeout=TIMEOUT, operation_timeout=TIMEOUT).values())
+    return [
+        f"topic {spec.name}: created with {spec.partitions} partitions, replication {spec.replication}, "
+        + ", ".join(f"{key}={value}" for key, value in sorted(spec.configs.items()))
+        for spec in specs
+    ]
+
+
+def _add_partitions(admin: AdminClient, spec: TopicSpec, found: Any) -> list[str]:
+    have = len(found.partitions)
+    if have == spec.partitions:
+        return []
+    request = [NewPartitions(spec.name, new_total_count=spec.partitions)]
+    _results(admin.create_partitions(request, request_timeout=TIMEOUT, operation_timeout=TIMEOUT).values())
+    return [f"topic {spec.name}: partitions {have} -> {spec.partitions} (new records of a key may change partition)"]
+
+
+def _set_configs(admin: AdminClient, spec: TopicSpec) -> list[str]:
+    entries = _configs(admin, spec)
+    wrong = _wrong(spec, entries)
+    if wrong:
+        change = ConfigResource(
+            ResourceType.TOPIC,
+            spec.name,
+            incremental_configs=[
+                ConfigEntry(key, wanted, incremental_operation=AlterConfigOpType.SET) for key, wanted in wrong.items()
+            ],
+        )
+        _results(admin.incremental_alter_configs([change], request_timeout=TIMEOUT).values())
+    changes = [
+        f"topic {spec.name}: {key} {entries[key].value if key in entries else 'unset'} -> {wanted}"
+        for key, wanted in sorted(wrong.items())
+    ]
+    # Set on the topic by somebody, but the contract is silent: said, and left, for brokers and operators set some too.
+    foreign = sorted(
+        key
+        for key, entry in entries.items()
+        if ConfigSource(entry.source) == ConfigSource.DYNAMIC_TOPIC_CONFIG and key not in spec.configs
+    )
+    return changes + [
+        f"topic {spec.name}: {key}={entries[key].value} is not in the contract (left as it is)" for key in foreign
+    ]
+
+
+def _configs(admin: AdminClient, spec: TopicSpec) -> dict[str, ConfigEntry]:
+    """The topic's configs by name, with the broker's defaults."""
+    resource = ConfigResource(ResourceType.TOPIC, spec.name)
+    (entries,) = _results(admin.describe_configs([resource], request_timeout=TIMEOUT).values())
+    return dict(entries)
+
+
+def _wrong(spec: TopicSpec, entries: dict[str, ConfigEntry]) -> dict[str, str]:
+    return {key: wanted for key, wanted in spec.configs.items() if key not in entries or entries[key].value != wanted}
+
+
+def _wait_until_visible(admin: AdminClient, specs: list[TopicSpec]) -> None:
+    """Waits until the brokers answer as the controller has decided: they learn of it a moment later, and whoever
+    comes after us (a producer, the driver, the next provisioning) asks the brokers."""
+    for attempt in Retrying(
+        retry=retry_if_exception_type(Unavailable), wait=wait_fixed(0.1), stop=stop_after_delay(TIMEOUT), reraise=True
+    ):
+        with attempt:
+            found = _describe(admin, specs)
+            late = [
+                spec.name
+                for spec in specs
+                if spec.name not in found
+                or len(found[spec.name].partitions) != spec.partitions
+                or _wrong(spec, _configs(admin, spec))
+            ]
+            if late:
+                raise Unavailable(f"Kafka's brokers do not know the changed topics yet: {', '.join(late)}")
+
+
+def _results(futures: Iterable[Future[Any]]) -> list[Any]:
+    return [future.result() for future in futures]
+
+
+@contextmanager
+def _kafka_errors(what: str) -> Iterator[None]:
+    try:
+        yield
+    except KafkaException as error:
+        cause: KafkaError = error.args[0]
+        # The client's own codes (below zero) are about reaching a broker: no answer, time over, name not resolved.
+        authentication = cause.code() in (KafkaError._AUTHENTICATION, KafkaError.SASL_AUTHENTICATION_FAILED)
+        if (cause.retriable() or cause.code() < 0) and not authentication:
+            raise Unavailable(f"Kafka does not answer about {what}: {cause.str()}") from error
+        raise Refused(f"Kafka refuses {what}: {cause.name()}: {cause.str()}") from error
+
+
+# -- subjects ------------------------------------------------------------------------------------------------------
+
+
+def provision_subject(registry: SchemaRegistryClient, contract: Contract) -> list[str]:
+    """Sets the subject's compatibility and registers the contract's versions that are missing, oldest first.
+
+    Raises `Drift` if the registry has versions that the contract does not have or has them in another order,
+    `Refused` if it finds a version incompatible, and `Unavailable`."""
+    subject = contract.subject
+    with _registry_errors(subject):
+        numbers = [_number(registry, subject, version) for version in contract.versions]
+        _refuse_foreign_versions(registry, contract, numbers)
+        changes = []
+        level = _compatibility(registry, subject)
+        if level != contract.compatibility:
+            registry.set_compatibility(subject, contract.compatibility)
+            changes.append(f"subject {subject}: compatibility {level or 'unset'} -> {contract.compatibility}")
+        for number, version in enumerate(contract.versions, start=1):
+            if numbers[number - 1] is None:
+                schema_id = registry.register_schema(subject, _schema(version))
+                changes.append(f"subject {subject}: registered v{number} with id {schema_id}")
+    return changes
+
+
+def _refuse_foreign_versions(registry: SchemaRegistryClient, contract: Contract, numbers: list[int | None]) -> None:
+    known = [number for number in numbers if number is not None]
+    registered = _or_none(lambda: registry.get_versions(contract.subject)) or []
+    foreign = sorted(set(registered) - set(known))
+    gap = None in numbers[: len(known)]
+    if foreign or gap or known != sorted(known):
+        raise Drift(
+            f"subject {contract.subject} has versions {registered} in the registry, and the contract's "
+            f"v1 to v{len(contract.versions)} are its versions {numbers}: they must be the same in the same order; "
+            f"add the missing ones as {contract.folder}/vN.avsc"
+        )
+
+
+def _schema(version: dict[str, Any]) -> Schema:
+    return Schema(json.dumps(version), "AVRO")
+
+
+def _number(registry: SchemaRegistryClient, subject: str, version: dict[str, Any]) -> int | None:
+    found = _or_none(lambda: registry.lookup_schema(subject, _schema(version)))
+    return None if found is None else int(found.version)
+
+
+def _compatibility(registry: SchemaRegistryClient, subject: str) -> str | None:
+    level: str | None = _or_none(lambda: registry.get_compatibility(subject))
+    return level
+
+
+def _or_none(ask: Callable[[], Any]) -> Any:
+    """The registry's answer, or None where it answers that there is no such thing."""
+    try:
+        return ask()
+    except SchemaRegistryError as error:
+        if error.http_status_code == 404:
+            return None
+        raise
+
+
+@contextmanager
+def _registry_errors(subject: str) -> Iterator[None]:
+    try:
+        yield
+    except SchemaRegistryError as error:
+        if error.http_status_code >= 500 or error.http_status_code == 429:
+            raise Unavailable(f"the schema registry failed on {subject}: {error.error_message}") from error
+        raise Refused(f"the schema registry refuses {subject}: {error.error_message}") from error
+    except (httpx.HTTPError, OSError) as error:
+        raise Unavailable(f"the schema registry does not answer about {subject}: {error}") from error
