@@ -138,9 +138,8 @@ class Airflow:
             states = self.task_states(now)
             bad = [task for task, state in states.items() if state in ("failed", "upstream_failed")]
             what = f"failed in {', '.join(bad)}" if bad else f"is still {now.state} after {timeout:.0f} s: {states}"
-            raise RunFailed(
-                f"DAG {run.dag_id} {what}; its log: {self.url}/dags/{run.dag_id}/runs/{run.run_id} or `millrace logs airflow-scheduler`"
-            )
+            where = f"{self.url}/dags/{run.dag_id}/runs/{run.run_id}"
+            raise RunFailed(f"DAG {run.dag_id} {what}; its log: {where} or `millrace logs airflow-scheduler`")
         return now
 
 
