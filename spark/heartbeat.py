@@ -1,0 +1,67 @@
+"""What the streaming driver says about itself, each second, for the supervisor and for people."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pyspark.sql.streaming.query import StreamingQuery
+
+State = Literal["starting", "running", "failed", "stopped"]
+
+
+class Heartbeat:
+    """Writes `heartbeat.json`: epoch, pid, started_at, updated_at (ISO-8601 UTC), state, error, and `queries`, stream
+    to its `progress`. The file is replaced whole, so a reader never sees half of it."""
+
+    def __init__(self, path: Path, epoch: int, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+        self._path = path
+        self._epoch = epoch
+        self._clock = clock
+        self._started_at = clock().isoformat()
+
+    def beat(self, state: State, queries: dict[str, dict[str, Any]], error: str | None = None) -> None:
+        document = {
+            "epoch": self._epoch,
+            "pid": os.getpid(),
+            "started_at": self._started_at,
+            "updated_at": self._clock().isoformat(),
+            "state": state,
+            "error": error,
+            "queries": queries,
+        }
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = self._path.with_name(f".{self._path.name}.{os.getpid()}")
+        scratch.write_text(json.dumps(document))
+        scratch.replace(self._path)
+
+
+def progress(query: StreamingQuery, running: bool) -> dict[str, Any]:
+    """The last finished batch of a query: batch_id, rows, offsets (topic to partition to the next offset to read), and
+    lag: records on the broker not ingested then, at least 1 while a batch is `running`."""
+    last: Any = query.lastProgress
+    if last is None:
+        return {"batch_id": None, "lag": int(running), "rows": 0, "offsets": {}}
+    source = last["sources"][0]
+    offsets, latest = _offsets(source["endOffset"]), _offsets(source["latestOffset"])
+    behind = sum(
+        offset - offsets.get(topic, {}).get(partition, 0)
+        for topic, partitions in latest.items()
+        for partition, offset in partitions.items()
+    )
+    return {
+        "batch_id": last["batchId"],
+        "lag": max(behind, int(running)),
+        "rows": last["numInputRows"],
+        "offsets": offsets,
+    }
+
+
+def _offsets(value: Any) -> dict[str, dict[str, int]]:
+    """Spark gives Kafka offsets as a document, as its JSON text, or as null."""
+    found: dict[str, dict[str, int]] = json.loads(value) if isinstance(value, str) else value
+    return found or {}

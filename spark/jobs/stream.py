@@ -1,0 +1,221 @@
+"""The streaming driver: one ingest query per stream, in one process, until it is told to stop.
+
+    spark-submit spark/jobs/stream.py --epoch N        (or plain python; the session configures itself)
+
+`--epoch` is the lease's fencing token: the driver renews the lease while it runs and asks before each commit whether
+its epoch is still the newest. It ends
+
+- with exit code 0 after SIGTERM, SIGINT or when `<run_dir>/stream/stop` appears: running batches are finished first;
+- with exit code 1 when any query fails or the lease is lost, with the reason in the heartbeat and on standard error.
+
+`<run_dir>/stream/heartbeat.json` is written each second (see `spark.heartbeat`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
+
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql.streaming.query import StreamingQuery
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_exponential_jitter
+
+from infra.lease import Lease, LeaseUnreachable
+from infra.settings import Settings, settings
+from schemas.catalog import catalog
+from schemas.errors import MillraceError
+from schemas.model import Contract
+from spark import checkpoints, source, tables
+from spark.heartbeat import Heartbeat, progress
+from spark.ingest import Ingest
+from spark.letters import Letters
+from spark.session import session
+from spark.writers import Writers
+
+log = logging.getLogger("millrace.stream")
+
+PATIENCE = 60.0
+"""Seconds that a commit waits for the lease's server, and that a stop waits for running batches."""
+
+
+class Stopping(Exception):
+    """Ends a query at the start of a batch, before it has done anything; the batch runs again after the restart."""
+
+
+@dataclass
+class Stream:
+    """One stream's ingest query and what is going on in it."""
+
+    contract: Contract
+    ingest: Ingest
+    stopping: threading.Event
+    query: StreamingQuery | None = None
+    failure: BaseException | None = None
+    running: bool = field(default=False)
+
+    def batch(self, records: DataFrame, batch_id: int) -> None:
+        if self.stopping.is_set():
+            raise Stopping
+        self.running = True
+        try:
+            self.ingest.batch(records, batch_id)
+        except BaseException as error:
+            self.failure = error
+            raise
+        finally:
+            self.running = False
+
+    def start(self, spark: SparkSession, configured: Settings) -> None:
+        name = self.contract.stream
+        spark.sparkContext.setLocalProperty("spark.scheduler.pool", name)
+        self.query = (
+            source.records(spark, self.contract, configured)
+            .writeStream.queryName(name)
+            .option("checkpointLocation", checkpoints.location(configured, name, self.ingest.generation))
+            .trigger(processingTime=f"{int(configured.trigger_interval * 1000)} milliseconds")
+            .foreachBatch(self.batch)
+            .start()
+        )
+
+    def progress(self) -> dict[str, Any]:
+        return progress(self.query, self.running) if self.query else {}
+
+    def error(self) -> str | None:
+        """Why the query ended by itself, None while it runs."""
+        if self.query is None or self.query.isActive:
+            return None
+        return _message(self.failure or self.query.exception() or RuntimeError("the query ended without a reason"))
+
+    def finish(self) -> bool:
+        """With `stopping` set: stops the query if it is between two batches; returns whether it has ended."""
+        if self.query is None or not self.query.isActive:
+            return True
+        if not self.query.status["isTriggerActive"]:
+            self.query.stop()
+            return True
+        return False
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the driver and returns its exit code."""
+    parser = argparse.ArgumentParser(description="The streaming driver of Millrace.")
+    parser.add_argument("--epoch", type=int, required=True, help="epoch of the lease that this driver was started with")
+    epoch = parser.parse_args(arguments).epoch
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for chatty in ("py4j", "httpx", "httpcore"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    configured = settings()
+    told_to_stop = threading.Event()
+
+    def on_signal(number: int, _: FrameType | None) -> None:
+        log.info("%s: finishing the running batches", signal.Signals(number).name)
+        told_to_stop.set()
+
+    signal.signal(signal.SIGTERM, on_signal)
+    signal.signal(signal.SIGINT, on_signal)
+    heartbeat = Heartbeat(configured.run_dir / "stream" / "heartbeat.json", epoch)
+    heartbeat.beat("starting", {})
+    streams: dict[str, Stream] = {}
+    lease = Lease(configured)
+    try:
+        _run(configured, epoch, lease, heartbeat, streams, told_to_stop)
+    except Exception as error:
+        log.exception("the driver stops")
+        heartbeat.beat("failed", _progress(streams), _message(error))
+        return 1
+    heartbeat.beat("stopped", _progress(streams))
+    log.info("stopped")
+    return 0
+
+
+class QueryFailed(MillraceError):
+    """A stream's query ended by itself; the message says which and why."""
+
+
+def _run(
+    configured: Settings,
+    epoch: int,
+    lease: Lease,
+    heartbeat: Heartbeat,
+    streams: dict[str, Stream],
+    told_to_stop: threading.Event,
+) -> None:
+    marker = configured.run_dir / "stream" / "stop"
+    may_commit = _patient(lambda: lease.check(epoch))
+    may_commit()
+    spark = session(configured, "stream", "millrace-stream")
+    for name, contract in catalog(configured.contracts).items():
+        for change in tables.create(configured.lake_uri, contract):
+            log.info("%s", change)
+        generation = checkpoints.generation(configured, name)
+        letters = Letters(contract, configured.kafka_client("stream"), checkpoints.application(name, generation))
+        writers = Writers(contract, configured)
+        ingest = Ingest(contract, configured.lake_uri, generation, writers.current, letters, may_commit)
+        streams[name] = Stream(contract, ingest, told_to_stop)
+    for stream in streams.values():
+        stream.start(spark, configured)
+    log.info("running: %s", ", ".join(streams))
+
+    renewal = 0.0
+    while not (told_to_stop.is_set() or marker.exists()):
+        if time.monotonic() >= renewal:
+            renewal = time.monotonic() + configured.lease_seconds / 3
+            try:
+                lease.renew(epoch)
+            except LeaseUnreachable as error:  # commits wait for it themselves; reading may go on
+                log.warning("%s", error)
+        failures = [f"stream {name}: {why}" for name, stream in streams.items() if (why := stream.error())]
+        if failures:
+            told_to_stop.set()
+            _finish(streams)
+            raise QueryFailed("; ".join(failures))
+        heartbeat.beat("running", _progress(streams))
+        told_to_stop.wait(1.0)
+    told_to_stop.set()
+    _finish(streams)
+    spark.stop()
+
+
+def _finish(streams: dict[str, Stream]) -> None:
+    """Lets running batches finish, for `PATIENCE` seconds, and stops the queries."""
+    deadline = time.monotonic() + PATIENCE
+    pending = list(streams.values())
+    while pending and time.monotonic() < deadline:
+        pending = [stream for stream in pending if not stream.finish()]
+        threading.Event().wait(0.05)
+    for stream in pending:
+        log.warning("stream %s: the running batch did not finish; it runs again", stream.contract.stream)
+    for stream in streams.values():
+        stream.ingest.letters.close()
+
+
+def _patient(check: Callable[[], None]) -> Callable[[], None]:
+    """`check`, asked again for a while when its server does not answer."""
+    return Retrying(
+        retry=retry_if_exception_type(LeaseUnreachable),
+        wait=wait_exponential_jitter(initial=0.2, max=5),
+        stop=stop_after_delay(PATIENCE),
+        reraise=True,
+    ).wraps(check)
+
+
+def _progress(streams: dict[str, Stream]) -> dict[str, dict[str, Any]]:
+    return {name: stream.progress() for name, stream in streams.items()}
+
+
+def _message(error: BaseException) -> str:
+    if isinstance(error, MillraceError):
+        return str(error)
+    return f"{type(error).__name__}: {str(error).strip()[:2000]}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,170 @@
+"""Rejected records as dead letters on `<stream>.dlq`, exactly once.
+
+Spark's own Kafka sink is at least once. Here the letters of a micro-batch are one Kafka transaction, and in the same
+transaction a consumer group that nobody consumes with gets the offset `batch_id + 1`: a marker of the last batch whose
+letters are out. A batch that is run again after a crash finds the marker and sends nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Any
+
+from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
+from pyspark.sql import DataFrame, Row
+from pyspark.sql import functions as F
+
+from schemas.errors import TransientError
+from schemas.model import Contract
+
+TIMEOUT = 60.0
+"""Seconds that a step of a transaction may take."""
+
+PREFIX = "dl-"
+"""Headers that belong to the platform; all others are the producer's and stay as they are."""
+
+
+class LettersError(TransientError):
+    """Kafka did not take the letters of a batch. The transaction is void; the batch runs again."""
+
+
+def letters(rejected: DataFrame) -> DataFrame:
+    """Rejected rows of bronze as `Letters.send` takes them: id (the original's topic/partition/offset), error_class,
+    reason, attempt, key, value, headers, timestamp (milliseconds since 1970)."""
+    place = F.concat_ws("/", "topic", "partition", "offset")
+    return rejected.select(
+        F.coalesce("original", place).alias("id"),
+        "error_class",
+        "reason",
+        "attempt",
+        "key",
+        "value",
+        "headers",
+        F.unix_millis("kafka_timestamp").alias("timestamp"),
+    )
+
+
+class Letters:
+    """Sends dead letters as transactions of `transactional.id` `stream.<application>`, where `application` is stream
+    and checkpoint generation. Kafka fences an older process that still holds the id."""
+
+    def __init__(
+        self,
+        contract: Contract,
+        client: Mapping[str, Any],
+        application: str,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._contract = contract
+        self._client = dict(client)
+        self._name = f"stream.{application}"
+        self._clock = clock
+        self._producer: Producer | None = None
+        self._consumer: Consumer | None = None
+        self._marker = TopicPartition(contract.dlq_topic, 0)
+        self._next = 0
+
+    def send(self, batch_id: int, letters: Iterable[Row]) -> int:
+        """Sends `letters` in one transaction with the marker and returns their number; 0 if the batch's letters are
+        out already. Raises `LettersError`."""
+        try:
+            producer = self._opened()
+            if batch_id < self._next:
+                return 0
+            producer.begin_transaction()
+            sent = 0
+            for letter in letters:
+                self._produce(producer, letter)
+                sent += 1
+            assert self._consumer is not None  # opened with the producer
+            marker = TopicPartition(self._marker.topic, self._marker.partition, batch_id + 1)
+            producer.send_offsets_to_transaction([marker], self._consumer.consumer_group_metadata(), TIMEOUT)
+            producer.commit_transaction(TIMEOUT)
+        except KafkaException as error:
+            # librdkafka lacks KIP-890: after a failed commit or abort only a new producer is sure to be clean.
+            self.close()
+            raise LettersError(
+                f"the dead letters of batch {batch_id} did not reach {self._contract.dlq_topic}: {error}"
+            ) from error
+        except BaseException:
+            self.close()
+            raise
+        self._next = batch_id + 1
+        return sent
+
+    def close(self) -> None:
+        """Voids an open transaction and forgets the connection; the next `send` makes a new one."""
+        producer, self._producer = self._producer, None
+        consumer, self._consumer = self._consumer, None
+        if producer is not None:
+            with suppress(KafkaException):
+                producer.abort_transaction(TIMEOUT)
+        if consumer is not None:
+            consumer.close()
+
+    def _opened(self) -> Producer:
+        if self._producer is None:
+            producer = Producer(
+                self._client
+                | {
+                    "transactional.id": self._name,
+                    "transaction.timeout.ms": 300_000,
+                    "compression.type": "zstd",
+                    "linger.ms": 5,
+                }
+            )
+            # Ends what a crashed predecessor left open, so the marker read next is the last committed one.
+            producer.init_transactions(TIMEOUT)
+            self._consumer = Consumer(
+                self._client
+                | {
+                    "group.id": f"{self._name}.letters",
+                    "enable.auto.commit": False,
+                    "isolation.level": "read_committed",
+                }
+            )
+            [committed] = self._consumer.committed([self._marker], TIMEOUT)
+            self._next = max(0, committed.offset)
+            self._producer = producer
+        return self._producer
+
+    def _produce(self, producer: Producer, letter: Row) -> None:
+        message = {
+            "topic": self._contract.dlq_topic,
+            "key": _bytes(letter["key"]),
+            "value": _bytes(letter["value"]),
+            "timestamp": letter["timestamp"],
+            "headers": self._headers(letter),
+        }
+        while True:
+            try:
+                producer.produce(**message)
+                return
+            except BufferError:  # the local queue is full: let deliveries make room
+                producer.poll(0.1)
+
+    def _headers(self, letter: Row) -> list[tuple[str, bytes | None]]:
+        own = [(header["key"], _bytes(header["value"])) for header in letter["headers"] or []]
+        before = {key: value for key, value in own if key.startswith(PREFIX)}
+        now, backoff = self._clock(), self._contract.dead_letters.policy[letter["error_class"]]
+        replayed = letter["attempt"] > 0
+        first = before.get("dl-first-failed-at") if replayed else None
+        ours = {
+            "dl-id": letter["id"].encode(),
+            "dl-error-class": letter["error_class"].encode(),
+            "dl-reason": letter["reason"].encode(),
+            "dl-attempt": str(letter["attempt"]).encode(),
+            "dl-first-failed-at": first or _instant(now),
+            "dl-next-due-at": _instant(now + backoff.delay(letter["attempt"])),
+        }
+        return [(key, value) for key, value in own if not key.startswith(PREFIX)] + list(ours.items())
+
+
+def _bytes(value: bytearray | None) -> bytes | None:
+    return None if value is None else bytes(value)
+
+
+def _instant(time: datetime) -> bytes:
+    return time.astimezone(UTC).isoformat().replace("+00:00", "Z").encode()

@@ -1,0 +1,25 @@
+"""A stream's records from Kafka, as Spark's structured streaming reads them."""
+
+from __future__ import annotations
+
+from pyspark.sql import DataFrame, SparkSession
+
+from infra.settings import Settings
+from schemas.model import Contract
+
+
+def records(spark: SparkSession, contract: Contract, settings: Settings) -> DataFrame:
+    """The committed records of `<stream>` and `<stream>.retry`, from the beginning when there is no checkpoint, with
+    headers. Records that Kafka dropped before they were read fail the query: they are lost, and nobody may miss it."""
+    connection = {f"kafka.{key}": value for key, value in settings.kafka_java("stream").items()}
+    options = {
+        "subscribe": ",".join(contract.ingest_topics),
+        "startingOffsets": "earliest",
+        "includeHeaders": "true",
+        "failOnDataLoss": "true",
+        "maxOffsetsPerTrigger": str(settings.max_offsets_per_trigger),
+        # ACLs name consumer groups, so generated ones need a prefix.
+        "groupIdPrefix": f"stream.{contract.stream}",
+        "kafka.isolation.level": "read_committed",
+    }
+    return spark.readStream.format("kafka").options(**connection, **options).load()
