@@ -2,26 +2,61 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 
 import typer
 
-from infra.commands import stack
+from infra.commands.check import check
+from infra.commands.demo import demo
+from infra.commands.doctor import doctor
+from infra.commands.down import down
+from infra.commands.logs import logs
+from infra.commands.produce import produce
+from infra.commands.query import query
+from infra.commands.status import status
+from infra.commands.up import up
+from schemas.errors import MillraceError
+
+MANUAL = """Run a lambda-architecture data platform on this machine: Kafka, Spark, Delta Lake and Airflow.
+
+**First**, `millrace demo` starts everything and replays a year of real data. Then ask it something:
+
+    millrace query "from departures_by_origin_1h where final order by window_start limit 5"
+
+**Every day**: `up` and `down` start and stop the servers, `status` shows how they and the streams are, `logs` says why,
+`doctor` finds what is wrong with the machine.
+
+**Settings** are environment variables `MILLRACE_…` or lines in `.millrace/settings.env`, for example
+`MILLRACE_KAFKA_PORT=29092`; the file `infra/settings.py` lists them. All state lives in `.millrace` (`MILLRACE_HOME`).
+
+Each `--json` prints one JSON document as the last line of standard output; people's messages go to standard error.
+The exit code is 0 only when all went well.
+"""
 
 app = typer.Typer(
     name="millrace",
+    help=MANUAL,
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command(rich_help_panel="The stack")(stack.up)
-app.command(rich_help_panel="The stack")(stack.down)
+
+for panel, commands in {
+    "Run it": (demo, up, down),
+    "Look at it": (status, query, logs, doctor),
+    "Streams": (produce, check),
+}.items():
+    for command in commands:
+        app.command(rich_help_panel=panel)(command)
 
 
 def main() -> None:
-    """Runs the command line; errors made for people are printed without a trace, with exit code 1."""
-    from schemas.errors import MillraceError
-
+    """Runs the command line. Errors made for people are printed without a trace; the exit code is then 1."""
+    # A closed terminal and a plain `kill` are cleaned up after as Ctrl-C is.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
     try:
         app()
     except MillraceError as error:

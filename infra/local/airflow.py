@@ -71,7 +71,7 @@ def prepare(settings: Settings) -> list[Program]:
 def environment(settings: Settings, passwords: Path) -> dict[str, str]:
     """What every component and task has in its environment: Airflow's options, connections and our settings."""
     java_home = java_executable(settings).resolve().parent.parent
-    given = {name: str(getattr(settings, name)) for name in settings.model_fields_set}
+    given = {name: str(getattr(settings, name)) for name in sorted(settings.model_fields_set)}
     return {
         **{f"MILLRACE_{name.upper()}": value for name, value in given.items()},
         "MILLRACE_HOME": str(settings.home),
@@ -110,7 +110,7 @@ def options(settings: Settings, passwords: Path) -> dict[str, str]:
         "api__base_url": settings.airflow_url,
         "api__workers": "1",
         "api__secret_key": settings.secret("airflow-api"),
-        "api_auth__jwt_secret": settings.secret("airflow-jwt"),
+        "api_auth__jwt_secret": _jwt_secret(settings),
         # New and changed DAG files are seen within ten seconds; unchanged ones are read again each minute, for the
         # sake of the contracts that they read.
         "dag_processor__refresh_interval": "10",
@@ -193,6 +193,11 @@ def _with_environment(file: Path, component: tuple[str, ...]) -> str:
 def _fernet_key(settings: Settings) -> str:
     """Fernet wants exactly 32 bytes, URL-safe base64."""
     return base64.urlsafe_b64encode(hashlib.sha256(settings.secret("airflow-fernet").encode()).digest()).decode()
+
+
+def _jwt_secret(settings: Settings) -> str:
+    """SHA-512 signatures want a key of at least 64 bytes."""
+    return hashlib.sha512(settings.secret("airflow-jwt").encode()).hexdigest()
 
 
 def _revision(settings: Settings) -> str | None:

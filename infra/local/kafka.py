@@ -108,7 +108,7 @@ def prepare(settings: Settings, on_progress: jars.Progress | None = None) -> Pro
         run / "kafka.properties", _properties(server_properties(settings, data_dir(settings)))
     )
     heap = [f"-Xmx{HEAP}", "-Xms128m", "-XX:+UseG1GC", "-XX:MaxGCPauseMillis=20", "-XX:G1PeriodicGCInterval=60000"]
-    safety = ["-XX:+ExitOnOutOfMemoryError", "-XX:-UsePerfData", "-Djava.awt.headless=true"]
+    safety = ["-XX:+ExitOnOutOfMemoryError", "-XX:-UsePerfData", "-Djava.net.preferIPv4Stack=true"]
     arguments = java_arguments(run / "kafka.args", [*heap, *safety, *options, "kafka.Kafka", configuration])
     return Program(
         "kafka",

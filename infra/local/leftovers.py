@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
+from pathlib import Path
 
 import psutil
 
@@ -14,9 +15,18 @@ MARK = "MILLRACE_PROGRAM"
 """Every program of the stack has this in its environment, and what it starts inherits it."""
 
 
+def session_file(settings: Settings) -> Path:
+    """Holds the session id of the last supervisord, which its programs share."""
+    return settings.run_dir / "session"
+
+
 def leftovers(settings: Settings) -> list[psutil.Process]:
     """Running processes that this home's stack started, directly or not, in any session."""
-    found = {process.pid: process for process in psutil.process_iter() if _belongs(process, settings)}
+    try:
+        session = int(session_file(settings).read_text())
+    except (OSError, ValueError):
+        session = -1
+    found = {process.pid: process for process in psutil.process_iter() if _belongs(process, settings, session)}
     try:  # PostgreSQL runs as another user, whose environment a container's root may not read
         server = psutil.Process(int((postgres.data_dir(settings) / "postmaster.pid").read_text().split()[0]))
         if server.name() == "postgres":
@@ -39,9 +49,13 @@ def end(processes: list[psutil.Process], seconds: float = 20) -> list[psutil.Pro
     return list(alive)
 
 
-def _belongs(process: psutil.Process, settings: Settings) -> bool:
+def _belongs(process: psutil.Process, settings: Settings, session: int) -> bool:
     try:
         environment = process.environ()
+        if MARK in environment and environment.get("MILLRACE_HOME") == str(settings.home):
+            return True
+        # A process that changes its title overwrites its environment. The session alone would not do: after a reboot
+        # another one may have its number.
+        return os.getsid(process.pid) == session and Path(process.cwd()).is_relative_to(settings.home)
     except (psutil.Error, OSError):
         return False
-    return MARK in environment and environment.get("MILLRACE_HOME") == str(settings.home)

@@ -48,7 +48,7 @@ def prepare(settings: Settings, on_progress: jars.Progress | None = None) -> Pro
         settings.run_dir / "registry.properties", "".join(f"{key}={value}\n" for key, value in values.items())
     )
     options = [f"-Xmx{HEAP}", "-Xms64m", "-XX:+UseSerialGC", "-XX:+ExitOnOutOfMemoryError", "-XX:-UsePerfData"]
-    options += [f"-Dquarkus.config.locations={configuration.as_uri()}", "-Djava.awt.headless=true"]
+    options += [f"-Dquarkus.config.locations={configuration.as_uri()}", "-Djava.net.preferIPv4Stack=true"]
     options += ["-Djava.util.logging.manager=org.jboss.logmanager.LogManager"]
     main: list[str | Path] = ["-jar", next(home.glob("apicurio-registry-app-*-runner.jar"))]
     arguments = java_arguments(settings.run_dir / "registry.args", [*options, *main])

@@ -42,10 +42,9 @@ def up(settings: Settings, services: Collection[str] = (), on_progress: Report |
     report = on_progress or (lambda _: None)
     wanted = with_needs(services)
     supervisor = Supervisor(settings)
-    states = supervisor.states()
-    running = [name for name in SERVICES if any(_runs(states.get(p)) for p in SERVICES[name].programs)]
+    running = _running(supervisor)
     doctor.require_fit(settings, [name for name in wanted if name not in running])
-    if not states:
+    if supervisor.process() is None:
         end(leftovers(settings))  # of a supervisor that was killed: they hold ports and data
     with _undone_on_failure(settings, supervisor, report):
         ensure_certificates(settings)
@@ -86,9 +85,21 @@ def down(settings: Settings, on_progress: Report | None = None) -> None:
     report("everything is stopped")
 
 
+def examine(settings: Settings) -> list[doctor.Finding]:
+    """Everything `millrace doctor` looks at, with the ports of the services that do not run yet."""
+    running = _running(Supervisor(settings))
+    return doctor.examine(settings, [name for name in SERVICES if name not in running], thorough=True)
+
+
 def status(settings: Settings) -> dict[str, str]:
     """State of each program that is configured (`RUNNING`, `STOPPED`, `BACKOFF`, …); empty if nothing runs."""
     return Supervisor(settings).states()
+
+
+def _running(supervisor: Supervisor) -> list[str]:
+    """The services of which any program runs."""
+    states = supervisor.states()
+    return [name for name in SERVICES if any(_runs(states.get(program)) for program in SERVICES[name].programs)]
 
 
 def _runs(state: str | None) -> bool:
@@ -194,8 +205,10 @@ def _deaf_to_interrupts() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    handlers = [signal.signal(number, signal.SIG_IGN) for number in signals]
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, handler)
+        for number, handler in zip(signals, handlers, strict=True):
+            signal.signal(number, handler)

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from tenacity import Retrying, stop_after_delay, wait_fixed
 
-from infra.local.leftovers import MARK
+from infra.local.leftovers import MARK, session_file
 from infra.local.program import Program
 from infra.security.files import write_private
 from infra.settings import Settings
@@ -93,6 +94,10 @@ class Supervisor:
         )
         if done.returncode != 0:
             raise SupervisorError(f"supervisord did not start: {(done.stderr + done.stdout).strip()[-1000:]}")
+        for attempt in Retrying(stop=stop_after_delay(10), wait=wait_fixed(0.05), reraise=True):
+            with attempt:  # it writes its pid and opens its socket a moment after its parent has returned
+                self._call("getState")
+        session_file(self.settings).write_text(str(os.getsid(int(self.pid_file.read_text()))))
         return True
 
     def shut_down(self, seconds: float = 90) -> None:

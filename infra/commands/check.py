@@ -1,0 +1,33 @@
+"""`millrace check`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+
+def check(
+    streams: Annotated[list[str] | None, typer.Argument(help="Streams to check; all of them if none is named.")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Validate the contracts: model, names, Avro compatibility of each version, good and bad examples.
+
+    Needs no server. Every problem is reported with file, line and field; the exit code is 1 when there is one.
+    """
+    from infra.settings import settings
+    from schemas.check import check as problems_of
+
+    root = settings().contracts
+    problems = problems_of(root, streams)
+    if json_:
+        rows = [{**asdict(problem), "file": str(problem.file)} for problem in problems]
+        typer.echo(json.dumps({"ok": not problems, "contracts": str(root), "problems": rows}))
+    else:
+        for problem in problems:
+            typer.echo(str(problem))
+        typer.echo(f"{len(problems)} problems in {root}" if problems else f"the contracts in {root} are right")
+    if problems:
+        raise typer.Exit(1)

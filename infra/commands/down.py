@@ -1,0 +1,15 @@
+"""`millrace down`."""
+
+from __future__ import annotations
+
+
+def down() -> None:
+    """Stop everything, the streaming driver too. The data stays; `millrace up` resumes where it was."""
+    from rich.console import Console
+
+    from infra.commands.progress import steps
+    from infra.local import stack
+    from infra.settings import settings
+
+    with steps(Console(stderr=True), "Stopping Millrace") as report:
+        stack.down(settings(), report)
