@@ -6,25 +6,28 @@ quality, dead letters that come back, and a late event that makes a published ho
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import signal
 import uuid
 from collections import Counter
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import duckdb
 import psutil
 import pytest
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
+from confluent_kafka.schema_registry import Schema
 from tenacity import retry, retry_if_result, stop_after_delay, wait_fixed
 
 from infra.airflow_api import Airflow, Run
 from infra.ingested import wait_until_ingested
 from infra.offsets import heartbeat
 from infra.settings import Settings
+from producers.codec import Codec, registry
 from producers.inject import Faults
 from producers.produce import produce
 from producers.sources import source
@@ -208,3 +211,82 @@ def test_quality_passes_and_its_data_docs_are_served(stack: Settings, airflow: A
     assert results
     assert all(success for _, _, success in results), results
     assert httpx.get(f"{stack.data_docs_url}/index.html", trust_env=False).status_code == 200
+
+
+def one_flight(number: int, hour: int) -> dict[str, object]:
+    """A departure of 15 January 2013 that the data set does not have, an hour that is published by now."""
+    moment = datetime(2013, 1, 15, hour, 30, tzinfo=UTC)
+    return {
+        "event_time": moment, "carrier": "UA", "flight": number, "origin": "EWR", "dest": "IAH", "tailnum": "N14228",
+        "dep_time": moment + timedelta(minutes=7), "dep_delay": 7, "arr_delay": 3, "air_time": 227, "distance": 1400,
+    }  # fmt: skip
+
+
+def learn(truth: duckdb.DuckDBPyConnection, flight: dict[str, object]) -> None:
+    """The oracle hears of a flight from the test, not from the platform."""
+    columns = ["event_time", "carrier", "flight", "origin", "tailnum", "dep_delay"]
+    truth.execute("insert into flights values (?, ?, ?, ?, ?, ?)", [flight[column] for column in columns])
+
+
+def test_letters_of_an_unknown_schema_come_back_once_it_is_registered(
+    stack: Settings, airflow: Airflow, contracts: dict[str, Contract], truth: duckdb.DuckDBPyConnection
+) -> None:
+    flights = contracts["flights"]
+    client = registry(stack)
+    newer = json.loads(json.dumps(flights.schema_now))
+    newer["fields"].append({"name": "gate", "type": ["null", "string"], "default": None})
+    known = [client.get_version(f"{name}-value", "latest").schema_id for name in contracts]
+    next_id = max(known) + 1
+    flight = one_flight(9998, hour=12)
+    value = Codec(flights.model_copy(update={"versions": (newer,)}), next_id).value(flight | {"gate": "C71"})
+    producer = Producer(stack.kafka_client("producer") | {"acks": "all"})
+    producer.produce(flights.stream, value, b"UA|9998", headers={"trace": b"kept"})
+    assert producer.flush(30) == 0
+    wait_until_ingested(stack, [flights])
+
+    def letter() -> list[tuple[object, ...]]:
+        with connect(stack) as served:
+            return served.execute(
+                f"select error_class, attempt from flights_dead_letters where schema_id = {next_id}"
+            ).fetchall()
+
+    assert letter() == [("unknown_schema", 0)]
+    schema = Schema(json.dumps(newer), "AVRO")
+    assert client.register_schema(flights.subject, schema) == next_id
+
+    def landed() -> list[tuple[object, ...]]:
+        run(airflow, "replay_dead_letters")
+        wait_until_ingested(stack, [flights])
+        with connect(stack) as served:
+            return served.execute("select attempt, topic from flights_events where flight = 9998").fetchall()
+
+    rows = wait_for(landed)
+    assert len(rows) == 1
+    assert rows[0][0] >= 1
+    assert rows[0][1] == flights.retry_topic
+    assert_conserved(stack, flights)
+    learn(truth, flight)
+
+
+def test_a_late_event_makes_its_published_hour_dirty_and_the_ledger_says_so(
+    stack: Settings, airflow: Airflow, contracts: dict[str, Contract], truth: duckdb.DuckDBPyConnection
+) -> None:
+    flight = one_flight(9999, hour=14)
+    produce(contracts["flights"], [flight], settings=stack)
+    wait_until_ingested(stack, [contracts["flights"]])
+    with connect(stack) as served:
+        through = served.execute("select max(final_through) from publications where stream = 'flights'").fetchall()
+        explained = served.execute("select count(*) from ledger").fetchall()
+    run(airflow, "reconcile")
+    learn(truth, flight)
+    assert_served_equals_truth(stack, truth, "flights")
+    with connect(stack) as served:
+        assert (
+            served.execute("select max(final_through) from publications where stream = 'flights'").fetchall() >= through
+        )
+        new = served.execute(
+            "select cause, hour(window_start) as hour, count(*) from ledger "
+            "where run_id = (select arg_max(run_id, at) from ledger) group by all order by hour"
+        ).fetchall()
+        assert served.execute("select count(*) from ledger").fetchall() > explained
+    assert {(cause, hour) for cause, hour, _ in new} == {("replayed", 12), ("late", 14)}
