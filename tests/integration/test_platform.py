@@ -274,19 +274,16 @@ def test_a_late_event_makes_its_published_hour_dirty_and_the_ledger_says_so(
     flight = one_flight(9999, hour=14)
     produce(contracts["flights"], [flight], settings=stack)
     wait_until_ingested(stack, [contracts["flights"]])
+    horizon = "select max(final_through) from publications where stream = 'flights'"
     with connect(stack) as served:
-        through = served.execute("select max(final_through) from publications where stream = 'flights'").fetchall()
-        explained = served.execute("select count(*) from ledger").fetchall()
+        through = served.execute(horizon).fetchall()
     run(airflow, "reconcile")
     learn(truth, flight)
     assert_served_equals_truth(stack, truth, "flights")
     with connect(stack) as served:
-        assert (
-            served.execute("select max(final_through) from publications where stream = 'flights'").fetchall() >= through
-        )
+        assert served.execute(horizon).fetchall() >= through
         new = served.execute(
-            "select cause, hour(window_start) as hour, count(*) from ledger "
-            "where run_id = (select arg_max(run_id, at) from ledger) group by all order by hour"
+            "select distinct cause, hour(window_start) from ledger "
+            "where run_id = (select arg_max(run_id, at) from ledger)"
         ).fetchall()
-        assert served.execute("select count(*) from ledger").fetchall() > explained
-    assert {(cause, hour) for cause, hour, _ in new} == {("replayed", 12), ("late", 14)}
+    assert set(new) == {("replayed", 12), ("late", 14)}
