@@ -19,7 +19,7 @@ from confluent_kafka import (
 )
 
 from infra.settings import Settings
-from producers.letters import Letter
+from producers.letters import Header, Letter
 
 SECONDS = 30.0
 """How long an answer of Kafka may take."""
@@ -127,7 +127,7 @@ class Session:
         found = 0
         heard = time.monotonic()
         while found < most and self.position < end:
-            for message in self._consumer.consume(min(1000, most - found), 1.0):
+            for message in self._consumer.consume(min(1000, most - found), 0.1):
                 heard = time.monotonic()
                 error = message.error()
                 if error is not None and error.code() != KafkaError._PARTITION_EOF:
@@ -189,12 +189,12 @@ def _fencing() -> Iterator[None]:
 
 def _letter(message: Message) -> Letter:
     kind, timestamp = message.timestamp()
-    headers = message.headers() or []
+    headers: list[Header] = message.headers() or []  # type: ignore[assignment]  # as read they are never a mapping
     return Letter(
         partition=message.partition() or 0,
         offset=message.offset() or 0,
         key=message.key(),
         value=message.value(),
         timestamp=timestamp if kind != TIMESTAMP_NOT_AVAILABLE else None,
-        headers=tuple(headers.items() if isinstance(headers, dict) else headers),
+        headers=tuple(headers),
     )

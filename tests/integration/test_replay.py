@@ -1,0 +1,283 @@
+"""Dead-letter replay against a real broker: exactly once, bit by bit, and nothing blocks the others."""
+
+from __future__ import annotations
+
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient, NewTopic
+
+from infra.settings import Settings
+from producers.letters import PARKED_BECAUSE
+from producers.replay import ReplayError, ReplayReport, replay
+from producers.transactions import Session
+from schemas.catalog import catalog
+from schemas.model import Contract
+
+NOW = datetime(2013, 6, 1, 12, 0, tzinfo=UTC)
+PAST = "2013-06-01T11:59:59Z"
+FUTURE = "2013-06-01T12:00:01Z"
+KAFKA_TIME = 1_356_998_400_123
+KNOWN, UNKNOWN = 7, 8
+
+
+def value(schema: int = KNOWN) -> bytes:
+    return b"\0" + schema.to_bytes(4, "big") + b"\xff\x00body"
+
+
+def schema_exists(number: int) -> bool:
+    return number == KNOWN
+
+
+@pytest.fixture
+def admin(stack: Settings) -> AdminClient:
+    return AdminClient(stack.kafka_client("admin"))
+
+
+@pytest.fixture
+def contract(stack: Settings, admin: AdminClient) -> Iterator[Contract]:
+    """The flights contract under a name of its own, its topics with two partitions."""
+    flights = catalog(stack.contracts)["flights"]
+    mine = flights.model_copy(update={"stream": f"replayed_{uuid.uuid4().hex[:8]}"})
+    for future in admin.create_topics([NewTopic(topic, 2, 1) for topic in mine.topics]).values():
+        future.result()
+    yield mine
+    for future in admin.delete_topics(list(mine.topics)).values():
+        future.result()
+
+
+@pytest.fixture
+def bury(stack: Settings, contract: Contract) -> Callable[..., None]:
+    """Sends dead letters as the ingest does, all to partition 0 unless told otherwise."""
+    producer = Producer(stack.kafka_client("admin"))
+
+    def send(*letters: dict[str, object], partition: int = 0) -> None:
+        for letter in letters:
+            headers = {
+                "dl-id": f"flights/0/{uuid.uuid4().hex[:6]}",
+                "dl-error-class": "transient",
+                "dl-reason": "timeout",
+                "dl-attempt": "0",
+                "dl-first-failed-at": "2013-06-01T11:00:00Z",
+                "dl-next-due-at": PAST,
+            } | {str(k): str(v) for k, v in letter.items() if str(k).startswith("dl-")}
+            foreign = letter.get("foreign", [])
+            assert isinstance(foreign, list)
+            payload, key = letter.get("value", value()), letter.get("key", b"UA|1")
+            assert payload is None or isinstance(payload, bytes)
+            assert key is None or isinstance(key, bytes)
+            producer.produce(
+                contract.dlq_topic,
+                payload,
+                key,
+                partition,
+                timestamp=KAFKA_TIME,
+                headers=[*foreign, *((k, v.encode()) for k, v in headers.items())],
+            )
+        assert producer.flush(20) == 0
+
+    return send
+
+
+def read(settings: Settings, topic: str) -> list[Message]:
+    """Every committed record of `topic`, partition by partition."""
+    consumer = Consumer(
+        {
+            **settings.kafka_client("admin"),
+            "group.id": "reader",
+            "isolation.level": "read_committed",
+            "enable.auto.commit": False,
+            "enable.partition.eof": True,
+            "auto.offset.reset": "earliest",
+        }
+    )
+    partitions = sorted(consumer.list_topics(topic, 10).topics[topic].partitions)
+    consumer.assign([TopicPartition(topic, number, 0) for number in partitions])
+    found, open_partitions = [], set(partitions)
+    while open_partitions:
+        message = consumer.poll(20)
+        assert message is not None, f"{topic} does not answer"
+        if (error := message.error()) is None:
+            found.append(message)
+        elif error.code() == KafkaError._PARTITION_EOF:
+            open_partitions.discard(message.partition())
+        else:
+            raise KafkaException(error)
+    consumer.close()
+    return sorted(found, key=lambda m: (m.partition(), m.offset()))
+
+
+def header(message: Message, name: str) -> str | None:
+    return next((v.decode() for k, v in reversed(message.headers() or []) if k == name), None)
+
+
+def run(contract: Contract, stack: Settings, **options: object) -> ReplayReport:
+    return replay(contract, stack, **{"now": NOW, "schema_exists": schema_exists, **options})  # type: ignore[arg-type]
+
+
+def test_each_letter_goes_its_way(stack: Settings, contract: Contract, bury: Callable[..., None]) -> None:
+    bury(
+        {"dl-id": "due"},
+        {"dl-id": "not-due", "dl-next-due-at": FUTURE},
+        {"dl-id": "exhausted", "dl-attempt": 10},
+        {"dl-id": "malformed", "dl-error-class": "malformed", "value": b"\x01"},
+        {"dl-id": "rule", "dl-error-class": "rule"},
+        {"dl-id": "schema-came", "dl-error-class": "unknown_schema", "dl-next-due-at": FUTURE},
+    )
+    bury(
+        {"dl-id": "schema-missing", "dl-error-class": "unknown_schema", "value": value(UNKNOWN), "dl-attempt": 2},
+        {"dl-id": "unreadable", "dl-attempt": "many"},
+        partition=1,
+    )
+    assert run(contract, stack) == ReplayReport(read=8, retried=2, waiting=2, parked=4)
+    assert {header(m, "dl-id"): header(m, "dl-attempt") for m in read(stack, contract.retry_topic)} == {
+        "due": "1",
+        "schema-came": "1",
+    }
+    parked = {header(m, "dl-id"): header(m, PARKED_BECAUSE) for m in read(stack, contract.parked_topic)}
+    assert set(parked) == {"exhausted", "malformed", "rule", "unreadable"}
+    assert all(parked.values())
+    letters = read(stack, contract.dlq_topic)
+    assert len(letters) == 8 + 2
+    looked = next(m for m in letters if header(m, "dl-attempt") == "3")
+    assert header(looked, "dl-id") == "schema-missing"
+    assert header(looked, "dl-next-due-at") == "2013-06-01T12:08:00Z"
+
+
+def test_a_letter_arrives_bit_by_bit_as_it_was(stack: Settings, contract: Contract, bury: Callable[..., None]) -> None:
+    foreign = [("trace", b"\x00\xff"), ("empty", b""), ("null", None), ("trace", b"second"), ("ümlaut", b"x")]
+    letters = [
+        {"dl-id": "plain", "foreign": foreign},
+        {"dl-id": "null-value", "value": None, "foreign": foreign},
+        {"dl-id": "empty-value", "value": b""},
+        {"dl-id": "null-key", "key": None},
+        {"dl-id": "binary-key", "key": b"\xff\x00\xfe"},
+    ]
+    waiting = [{**letter, "dl-id": f"{letter['dl-id']} waits", "dl-next-due-at": FUTURE} for letter in letters]
+    bury(*letters, *waiting, {"dl-error-class": "rule"})
+    before = read(stack, contract.dlq_topic)
+    run(contract, stack)
+    sent_back = read(stack, contract.dlq_topic)[11:]
+    for originals, arrived, attempt in (
+        (before[:5], read(stack, contract.retry_topic), "1"),
+        (before[5:10], sent_back, "0"),
+    ):
+        copies = {header(m, "dl-id"): m for m in arrived}
+        assert copies.keys() == {header(m, "dl-id") for m in originals}
+        for original in originals:
+            copy = copies[header(original, "dl-id")]
+            assert (copy.key(), copy.value()) == (original.key(), original.value())
+            assert copy.timestamp() == original.timestamp()
+            assert [h for h in copy.headers() or [] if h[0] != "dl-attempt"] == [
+                h for h in original.headers() or [] if h[0] != "dl-attempt"
+            ]
+            assert header(copy, "dl-attempt") == attempt
+
+
+def test_a_second_run_changes_nothing(stack: Settings, contract: Contract, bury: Callable[..., None]) -> None:
+    bury({"dl-id": "a"}, {"dl-id": "b", "dl-error-class": "rule"}, {"dl-id": "c", "dl-next-due-at": FUTURE})
+    first = run(contract, stack)
+    assert (first.retried, first.parked, first.waiting) == (1, 1, 1)
+    ends = {topic: len(read(stack, topic)) for topic in contract.topics}
+    assert run(contract, stack) == ReplayReport(read=1, waiting=1)
+    assert {topic: len(read(stack, topic)) for topic in contract.topics} == ends, "waiting letters stay in place"
+
+
+def test_a_letter_sent_twice_goes_once(stack: Settings, contract: Contract, bury: Callable[..., None]) -> None:
+    bury({"dl-id": "twice"}, {"dl-id": "twice", "dl-attempt": 1}, {"dl-id": "twice"}, {"dl-id": "twice"})
+    assert run(contract, stack) == ReplayReport(read=4, retried=2, repeated=2)
+    assert [header(m, "dl-attempt") for m in read(stack, contract.retry_topic)] == ["1", "2"]
+    assert run(contract, stack) == ReplayReport()
+
+
+def test_waiting_letters_do_not_hold_up_those_behind_them(
+    stack: Settings, contract: Contract, bury: Callable[..., None]
+) -> None:
+    bury(*({"dl-id": f"waits-{i}", "dl-next-due-at": FUTURE} for i in range(30)))
+    bury({"dl-id": "due-0"})
+    bury({"dl-id": "due-1"}, partition=1)
+    reports = [run(contract, stack, max_records=20) for _ in range(5)]
+    assert max(report.read for report in reports) <= 20
+    retried = [header(m, "dl-id") for m in read(stack, contract.retry_topic)]
+    assert sorted(retried) == ["due-0", "due-1"]
+
+
+def test_a_run_that_dies_in_its_transaction_leaves_nothing_behind(
+    stack: Settings, contract: Contract, bury: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bury(*({"dl-id": f"letter-{i}"} for i in range(50)))
+    monkeypatch.setattr("producers.replay.TRANSACTION_LETTERS", 20)
+    sent = Session._send
+    count = 0
+
+    def dies(self: Session, topic: str, letter: object) -> None:
+        nonlocal count
+        count += 1
+        if count == 30:  # in the middle of the second transaction
+            self._producer.flush(10)
+            raise MemoryError("killed")
+        sent(self, topic, letter)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Session, "_send", dies)
+    with pytest.raises(MemoryError):
+        run(contract, stack)
+    monkeypatch.undo()
+    assert len(read(stack, contract.retry_topic)) == 20
+    assert run(contract, stack) == ReplayReport(read=30, retried=30)
+    ids = Counter(header(m, "dl-id") for m in read(stack, contract.retry_topic))
+    assert ids == Counter({f"letter-{i}": 1 for i in range(50)})
+
+
+@pytest.mark.parametrize("arrived", [True, False], ids=["commit-arrived", "commit-lost"])
+def test_a_commit_without_an_answer_is_settled_by_the_next_session(
+    stack: Settings, contract: Contract, bury: Callable[..., None], monkeypatch: pytest.MonkeyPatch, arrived: bool
+) -> None:
+    bury(*({"dl-id": f"letter-{i}"} for i in range(10)), {"dl-id": "waits", "dl-next-due-at": FUTURE})
+    transaction = Session.transaction
+    failed = False
+
+    def unanswered(self: Session, letters: object, last: object) -> None:
+        nonlocal failed
+        if failed or arrived:
+            transaction(self, letters, last)  # type: ignore[arg-type]
+        if not failed:
+            failed = True
+            raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
+
+    monkeypatch.setattr(Session, "transaction", unanswered)
+    assert run(contract, stack) == ReplayReport(read=11, retried=10, waiting=1)
+    ids = Counter(header(m, "dl-id") for m in read(stack, contract.retry_topic))
+    assert ids == Counter({f"letter-{i}": 1 for i in range(10)})
+
+
+def test_a_newer_run_fences_an_older_one(stack: Settings, contract: Contract, bury: Callable[..., None]) -> None:
+    bury({"dl-id": "a"}, {"dl-id": "b", "dl-error-class": "unknown_schema"})
+    inner: list[ReplayReport] = []
+
+    def while_another_run_comes(number: int) -> bool:
+        inner.append(run(contract, stack))
+        return True
+
+    with pytest.raises(ReplayError, match="another replay") as caught:
+        run(contract, stack, schema_exists=while_another_run_comes)
+    assert caught.value.report == ReplayReport()
+    assert inner == [ReplayReport(read=2, retried=2)]
+    assert len(read(stack, contract.retry_topic)) == 2
+
+
+def test_a_registry_that_fails_leaves_the_letters_as_they_were(
+    stack: Settings, contract: Contract, bury: Callable[..., None]
+) -> None:
+    bury({"dl-id": "a"}, {"dl-id": "b", "dl-error-class": "unknown_schema"})
+
+    def unreachable(number: int) -> bool:
+        raise ConnectionError("registry is down")
+
+    with pytest.raises(ConnectionError):
+        run(contract, stack, schema_exists=unreachable)
+    assert read(stack, contract.retry_topic) == []
+    assert run(contract, stack, now=NOW + timedelta(minutes=1)) == ReplayReport(read=2, retried=2)
