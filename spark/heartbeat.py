@@ -41,8 +41,9 @@ class Heartbeat:
 
 
 def progress(query: StreamingQuery, running: bool) -> dict[str, Any]:
-    """The last finished batch of a query: batch_id, rows, offsets (topic to partition to the next offset to read), and
-    lag: records on the broker not ingested then, at least 1 while a batch is `running`."""
+    """How far a query is: batch_id of the last finished batch (None before the first), rows the last trigger took,
+    offsets (topic to partition to the next offset to read), and lag: records on the broker that were not ingested
+    then, at least 1 while a batch is `running`."""
     last: Any = query.lastProgress
     if last is None:
         return {"batch_id": None, "lag": int(running), "rows": 0, "offsets": {}}
@@ -53,8 +54,10 @@ def progress(query: StreamingQuery, running: bool) -> dict[str, Any]:
         for topic, partitions in latest.items()
         for partition, offset in partitions.items()
     )
+    # Between batches Spark reports the next batch's id.
+    finished = last["batchId"] if "addBatch" in last["durationMs"] else last["batchId"] - 1
     return {
-        "batch_id": last["batchId"],
+        "batch_id": finished if finished >= 0 else None,
         "lag": max(behind, int(running)),
         "rows": last["numInputRows"],
         "offsets": offsets,

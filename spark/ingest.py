@@ -94,8 +94,8 @@ class Ingest:
         if total >= limits.storm_minimum and rejected > limits.storm_share * total:
             stream, yaml = self.contract.stream, self.contract.folder / "stream.yaml"
             raise PoisonStorm(
-                f"{rejected:,} of the {total:,} records of batch {batch_id} of stream {stream} are bad: more than the share "
-                f"of {limits.storm_share:g} that its contract allows. They are in {stream}_dead_letters with their "
-                "reasons, and nothing was sent onward. Stop the producer, or accept the records by raising "
+                f"{rejected:,} of the {total:,} records of batch {batch_id} of stream {stream} are bad: more than the "
+                f"share of {limits.storm_share:g} that its contract allows. They are in {stream}_dead_letters with "
+                "their reasons, and nothing was sent onward. Stop the producer, or accept the records by raising "
                 f"dead_letters.storm_share in {yaml}. The stream goes on with this batch when it is restarted"
             )

@@ -112,6 +112,8 @@ class Letters:
                     "transactional.id": self._name,
                     "transaction.timeout.ms": 300_000,
                     "compression.type": "zstd",
+                    # The broker knows the limit, and .dlq's leaves room for our headers; ours must not be lower.
+                    "message.max.bytes": 10_000_000,
                     "linger.ms": 5,
                 }
             )

@@ -215,7 +215,7 @@ def _extreme_final(measure: Measure, contract: Contract) -> dict[Dialect, str]:
 
 def _hll_final(measure: Measure, contract: Contract) -> dict[Dialect, str]:
     name = f"hll_of_{measure.of}"
-    return {"spark": f"coalesce(hll_sketch_estimate(`{name}`), 0)", "duckdb": f'coalesce(hll_estimate("{name}"), 0)'}
+    return {"spark": f"coalesce(hll_sketch_estimate(`{name}`), 0)", "duckdb": f'hll_estimate("{name}")'}
 
 
 def _kll_final(measure: Measure, contract: Contract) -> dict[Dialect, str]:

@@ -109,9 +109,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="The streaming driver of Millrace.")
     parser.add_argument("--epoch", type=int, required=True, help="epoch of the lease that this driver was started with")
     epoch = parser.parse_args(arguments).epoch
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    for chatty in ("py4j", "httpx", "httpcore"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for ours in ("millrace", "spark"):
+        logging.getLogger(ours).setLevel(logging.INFO)
     configured = settings()
     told_to_stop = threading.Event()
 

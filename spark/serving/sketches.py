@@ -9,24 +9,24 @@ from duckdb.sqltypes import BIGINT, BLOB, DOUBLE
 from spark.measures import HLL_LG_K, KLL_K
 
 
-def hll_estimate(sketches: list[bytes]) -> int:
+def hll_estimate(sketches: list[bytes] | None) -> int:
     """Distinct values over all sketches, rounded half up as Spark's `hll_sketch_estimate` does."""
     union = datasketches.hll_union(HLL_LG_K)
-    for sketch in sketches:
+    for sketch in sketches or []:
         union.update(datasketches.hll_sketch.deserialize(sketch))
     return int(union.get_estimate() + 0.5)
 
 
-def kll_quantile(sketches: list[bytes], rank: float) -> float | None:
+def kll_quantile(sketches: list[bytes] | None, rank: float) -> float | None:
     """The inclusive quantile at `rank` over all sketches; None if they hold no value."""
     merged = datasketches.kll_doubles_sketch(KLL_K)
-    for sketch in sketches:
+    for sketch in sketches or []:
         merged.merge(datasketches.kll_doubles_sketch.deserialize(sketch))
     return None if merged.is_empty() else float(merged.get_quantile(rank, True))
 
 
 def register(connection: duckdb.DuckDBPyConnection) -> None:
-    """Adds `hll_estimate(blob[])` and `kll_quantile(blob[], rank)` to a connection; null for null."""
+    """Adds `hll_estimate(blob[])` and `kll_quantile(blob[], rank)` to a connection."""
     blobs = duckdb.list_type(BLOB)
-    connection.create_function("hll_estimate", hll_estimate, [blobs], BIGINT)
-    connection.create_function("kll_quantile", kll_quantile, [blobs, DOUBLE], DOUBLE)
+    connection.create_function("hll_estimate", hll_estimate, [blobs], BIGINT, null_handling="special")
+    connection.create_function("kll_quantile", kll_quantile, [blobs, DOUBLE], DOUBLE, null_handling="special")
