@@ -14,7 +14,6 @@ from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
 import fastavro
-import httpx
 from confluent_kafka.schema_registry import Schema, SchemaRegistryClient, SchemaRegistryError
 
 from infra.settings import Settings
@@ -133,5 +132,5 @@ def _registry_errors(what: str) -> Iterator[None]:
         if error.http_status_code < 500 and error.http_status_code != 429:
             raise RegistryError(f"the schema registry refuses {what}: {error.error_message}") from error
         raise RegistryUnavailable(f"the schema registry failed on {what}: {error.error_message}") from error
-    except (httpx.HTTPError, OSError) as error:
+    except Exception as error:  # the client passes on what its HTTP library raises, and that is httpx or httpx2
         raise RegistryUnavailable(f"the schema registry does not answer for {what}: {error}") from error

@@ -27,8 +27,12 @@ OPTIONS: dict[str, str | int | float | bool] = {
     "batch.size": 512 * 1024,
     "queue.buffering.max.messages": 200_000,
     "queue.buffering.max.kbytes": 128 * 1024,
+    "reconnect.backoff.ms": 500,
+    "log_level": 2,  # connection errors are reported, not logged line by line: see _on_error
     "partitioner": "murmur2_random",  # the Java clients' default: a key has one partition whoever sends it
 }
+LOOK_UP_SECONDS = 15.0
+"""How long to wait for the first answer of Kafka."""
 POLL_EVERY = 1000
 """Messages between two looks for deliveries."""
 FLUSH_SECONDS = 150.0
@@ -207,7 +211,7 @@ class _Client:
     def _look_up(self, bootstrap: str) -> None:
         """Finds out at once, rather than by a delivery timeout, that there is no broker or no topic."""
         try:
-            topics: Any = self._producer.list_topics(self._topic, timeout=15).topics
+            topics: Any = self._producer.list_topics(self._topic, timeout=LOOK_UP_SECONDS).topics
         except KafkaException as error:
             reason = self._last_error or error.args[0].str()
             raise BrokerUnavailable(f"Kafka at {bootstrap} does not answer: {reason}") from error

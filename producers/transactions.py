@@ -51,7 +51,7 @@ class Session:
         self._errors: list[str] = []
         self.position = 0
         """Offset after the last record that `letters` passed, in the partition it reads."""
-        client = settings.kafka_client("replay")
+        client = {**settings.kafka_client("replay"), "reconnect.backoff.ms": 500}
         self._producer = Producer(
             {
                 **client,

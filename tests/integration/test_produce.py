@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
-from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType
+from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, NewTopic, ResourceType
 
 from infra.settings import Settings
 from producers.codec import RegistryError, RegistryUnavailable, registry, schema_exists, schema_id
@@ -102,8 +102,9 @@ def test_order_within_a_key_is_event_time(stack: Settings, contract: Contract) -
 
 def test_failed_deliveries_are_counted_and_raise(stack: Settings, contract: Contract) -> None:
     admin = AdminClient(stack.kafka_client("admin"))
-    change = ConfigResource(ResourceType.TOPIC, contract.stream, {"max.message.bytes": "300"})
-    for future in admin.alter_configs([change]).values():
+    limit = ConfigEntry("max.message.bytes", "300", incremental_operation=AlterConfigOpType.SET)
+    change = ConfigResource(ResourceType.TOPIC, contract.stream, incremental_configs=[limit])
+    for future in admin.incremental_alter_configs([change]).values():
         future.result()
     with pytest.raises(ProduceError, match=r"of 100 records did not reach topic .*first: event:") as caught:
         # one record a batch, as a batch that is too large is refused whole
@@ -142,7 +143,8 @@ def test_a_slow_replay_keeps_the_pace_of_event_time(stack: Settings, contract: C
     assert sum(slept) == pytest.approx((times[-1] - times[0]).total_seconds() / 60)
 
 
-def test_what_is_missing_is_named(stack: Settings, contract: Contract) -> None:
+def test_what_is_missing_is_named(stack: Settings, contract: Contract, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("producers.produce.LOOK_UP_SECONDS", 2.0)
     nowhere = contract.model_copy(update={"stream": "there_is_no_such_topic"})
     with pytest.raises(TopicMissing, match=r"there_is_no_such_topic.*provision"):
         produce(nowhere, [], settings=stack)
