@@ -14,11 +14,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,8 +29,11 @@ from typing import Any
 import psutil
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
+from infra.lease import Lease, LeaseLost
 from infra.settings import PROJECT, Settings
 from schemas.errors import TransientError
+
+log = logging.getLogger(__name__)
 
 APPLICATION = PROJECT / "spark" / "jobs" / "stream.py"
 
@@ -133,6 +138,28 @@ def submit_command(conf: Mapping[str, str], epoch: int) -> list[str]:
     return command
 
 
+def ensure(settings: Settings, lease: Lease, command: Callable[[int], Sequence[str]]) -> Driver:
+    """The running driver if it still owns the lease; else clears up, takes the lease and starts `command(epoch)`.
+
+    Raises `LeaseHeld` while another installation owns the lease, `LeaseUnreachable`, `DriverError`."""
+    found = running(settings)
+    if found is not None:
+        try:
+            lease.check(found.epoch)
+        except LeaseLost as error:
+            log.warning("the running driver is fenced: %s", error)
+        else:
+            log.info("found the driver with epoch %d again, pid %d", found.epoch, found.pid)
+            return found
+    if stop(settings, timeout=0):
+        log.warning("killed what was left of the last driver")
+    # The name tells installations apart, which wait for each other; the same one takes over from itself at once.
+    epoch = lease.acquire(f"{socket.gethostname()}:{settings.home}")
+    driver = start(settings, epoch, command(epoch))
+    log.info("started the driver with epoch %d, pid %d", driver.epoch, driver.pid)
+    return driver
+
+
 def start(settings: Settings, epoch: int, command: Sequence[str]) -> Driver:
     """Starts `command` as the driver with `epoch`, in its own session, and returns at once. Its output is appended to
     `<log_dir>/stream.log`."""
@@ -144,13 +171,13 @@ def start(settings: Settings, epoch: int, command: Sequence[str]) -> Driver:
     # Airflow's variables hold every connection and key of the platform; the driver needs none of them.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")}
     environment |= {"PYSPARK_PYTHON": sys.executable, "PYTHONPATH": str(PROJECT)}
-    with (settings.log_dir / "stream.log").open("ab") as log:
-        log.write(f"\n=== driver with epoch {epoch} started at {_now()} ===\n".encode())
-        log.flush()
+    with (settings.log_dir / "stream.log").open("ab") as output:
+        output.write(f"\n=== driver with epoch {epoch} started at {_now()} ===\n".encode())
+        output.flush()
         process = subprocess.Popen(
             list(command),
             stdin=subprocess.DEVNULL,
-            stdout=log,
+            stdout=output,
             stderr=subprocess.STDOUT,
             cwd=PROJECT,
             env=environment,
@@ -229,10 +256,10 @@ def restart_delay(deaths: int) -> float:
 def log_end(settings: Settings, lines: int = 25) -> str:
     """The last `lines` of the driver's log."""
     try:
-        with (settings.log_dir / "stream.log").open("rb") as log:
-            log.seek(0, os.SEEK_END)
-            log.seek(max(0, log.tell() - 16384))
-            return "\n".join(log.read().decode(errors="replace").splitlines()[-lines:])
+        with (settings.log_dir / "stream.log").open("rb") as output:
+            output.seek(0, os.SEEK_END)
+            output.seek(max(0, output.tell() - 16384))
+            return "\n".join(output.read().decode(errors="replace").splitlines()[-lines:])
     except FileNotFoundError:
         return ""
 

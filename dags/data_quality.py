@@ -1,0 +1,68 @@
+"""# data_quality
+
+Checks the tables as they are served, per stream, with Great Expectations: events, speed and batch (types, nulls,
+ranges, identity, freshness, row counts, and sums that must agree between the layers).
+
+**When.** Hourly, twenty minutes past, after `reconcile`; the two share the pool `batch`, so they never run at once.
+
+**Result.** The task of a stream returns its suites with the number of expectations evaluated and failed (tab *XCom*),
+and the Data Docs hold every expectation with the values that broke it (`millrace status` prints their address).
+Skipped while a stream has no rows yet.
+
+**When it fails.** The message names the suites and their failed expectations. It is not tried again: the data would
+be the same. What is served stays served; `reconcile` audits its own result before it publishes, so a red run here
+means that a check beyond that audit has failed, or that a source changed.
+
+| suite | a failure means |
+|---|---|
+| events | records that pass the contract's row rules and still are not plausible: talk to the owner of the source |
+| speed | the speed layer does not add up: compare it with the `ledger` |
+| batch | published numbers disagree with the events: pause `reconcile`, and report a defect |
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from airflow.sdk import DAG
+from wiring import DEFAULTS, START, SparkJob, streams
+
+
+def checked(stream: str, run_id: str) -> dict[str, Any]:
+    """The run's suites, and why those failed that did."""
+    from infra.settings import settings
+    from schemas.catalog import load
+    from spark.serving.duck import connect
+
+    config = settings()
+    with connect(config, [load(config.contracts / stream)]) as served:
+        suites = served.execute(
+            "select suite, success, evaluated, failed, failures, docs from quality "
+            "where stream = $stream and run_id = $run order by at",
+            {"stream": stream, "run": run_id},
+        ).fetchall()
+    return {
+        "suites": {suite: f"{evaluated - failed} of {evaluated}" for suite, _, evaluated, failed, *_ in suites},
+        "failures": [
+            f"{stream}, suite {suite}: {failed} of {evaluated} expectations failed: {failures} ({docs})"
+            for suite, success, evaluated, failed, failures, docs in suites
+            if not success
+        ],
+    }
+
+
+with DAG(
+    "data_quality",
+    description="Expectations on the events, speed and batch tables",
+    doc_md=__doc__,
+    schedule="20 * * * *",
+    start_date=START,
+    catchup=False,
+    max_active_runs=1,
+    dagrun_timeout=timedelta(hours=3),
+    default_args=DEFAULTS | {"retries": 0, "execution_timeout": timedelta(hours=1)},
+    tags=["millrace", "quality"],
+):
+    for stream in streams():
+        SparkJob(task_id=stream, job="quality", stream=stream, report=checked)

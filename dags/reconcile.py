@@ -1,0 +1,72 @@
+"""# reconcile
+
+Recomputes, per stream, the hours that are closed and that new records have touched, exactly and from the raw events;
+compares them with what the speed layer served; audits the result; and publishes it, which moves `final_through`.
+
+**When.** Hourly. A stream's hours close by its own event time (its newest event less its allowed lateness), so a
+replay of 2013 and a live stream are both right. The streams take turns: pool `batch` has one slot.
+
+**Result.** The task of a stream returns what it published: `final_through`, hours, rows, and how many differences the
+ledger explains by which cause (tab *XCom*, and the end of its log). Skipped while a stream has no rows yet.
+
+**When it fails.** Nothing was published, and the served numbers are as they were; the next run tries the same hours
+again together with the newer ones.
+
+| message | do |
+|---|---|
+| an expectation on staged rows failed | the new numbers are wrong: see the Data Docs and `staged/<stream>/…` |
+| `unexplained` differences | speed and batch disagree without a cause: a defect; query the view `ledger` |
+| anything else | the end of the task's log holds Spark's own error; one retry is made, since a run can be repeated |
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from airflow.sdk import DAG
+from wiring import DEFAULTS, START, SparkJob, streams
+
+
+def published(stream: str, run_id: str) -> dict[str, Any]:
+    """What the run has published and written to the ledger."""
+    from infra.settings import settings
+    from schemas.catalog import load
+    from spark.serving.duck import connect
+
+    config = settings()
+    with connect(config, [load(config.contracts / stream)]) as served:
+        # A repeated run of the same id publishes as `<run id>#2`.
+        mine = "stream = $stream and (run_id = $run or starts_with(run_id, $run || '#'))"
+        place = {"stream": stream, "run": run_id}
+        publication = served.execute(
+            f"select final_through, hours, rows from publications where {mine} order by published_at desc limit 1",
+            place,
+        ).fetchone()
+        causes = served.execute(f"select cause, count(*) from ledger where {mine} group by cause", place).fetchall()
+    if publication is None:
+        return {"published": False, "differences": dict(causes)}
+    final_through, hours, rows = publication
+    return {
+        "published": True,
+        "final_through": final_through.isoformat(),
+        "hours": hours,
+        "rows": rows,
+        "differences": dict(causes),
+    }
+
+
+with DAG(
+    "reconcile",
+    description="Recomputes closed hours exactly, audits them and publishes them",
+    doc_md=__doc__,
+    schedule="@hourly",
+    start_date=START,
+    catchup=False,
+    max_active_runs=1,
+    dagrun_timeout=timedelta(hours=6),
+    default_args=DEFAULTS | {"retries": 1, "execution_timeout": timedelta(hours=2)},
+    tags=["millrace", "batch"],
+):
+    for stream in streams():
+        SparkJob(task_id=stream, job="reconcile", stream=stream, report=published)

@@ -1,0 +1,109 @@
+"""What the DAG files have in common: the streams, the defaults of every task, and how our errors become Airflow's.
+
+Not a DAG (see `.airflowignore`). Other rooms of the project are imported inside functions, when a task runs: the DAG
+processor reads these files once a minute and must stay quick, and an error in a job must not take the DAGs away.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOperator
+from airflow.sdk import Context
+from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+START = datetime(2024, 1, 1, tzinfo=UTC)
+"""Before anything was deployed; with `catchup=False` it only says that schedules are on."""
+
+BATCH_POOL = "batch"
+"""One slot: the batch tables have one writing process, so the jobs that write them take turns."""
+
+DEFAULTS: dict[str, Any] = {
+    "owner": "data-platform",
+    "retries": 2,
+    "retry_delay": timedelta(seconds=15),
+    "retry_exponential_backoff": 2.0,
+    "max_retry_delay": timedelta(minutes=5),
+    "execution_timeout": timedelta(minutes=5),
+}
+
+
+def streams() -> list[str]:
+    """The streams that have a contract, by the names of their folders; the contracts themselves are not read."""
+    from infra.settings import settings
+
+    return sorted(path.parent.name for path in settings().contracts.glob("*/stream.yaml"))
+
+
+def duty(work: Callable[P, R]) -> Callable[P, R]:
+    """Between `@task` and a function: a `TerminalError` fails the task for good, everything else is tried again."""
+
+    @functools.wraps(work)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        from schemas.errors import TerminalError
+
+        try:
+            return work(*args, **kwargs)
+        except TerminalError as error:
+            raise AirflowFailException(str(error)) from error
+
+    return run
+
+
+class SparkJob(SparkSubmitOperator):
+    """`spark/jobs/<job>.py --stream <stream> --run-id <run id>` by spark-submit, in the batch pool.
+
+    Skipped while the stream has no rows yet. `report(stream, run_id)` says afterwards, from the tables, what the run
+    did: it is logged and is the task's result, also when the job failed; its key `failures` then is the reason.
+    """
+
+    def __init__(self, *, job: str, stream: str, report: Callable[[str, str], dict[str, Any]], **kwargs: Any) -> None:
+        super().__init__(
+            application=str(PROJECT / "spark" / "jobs" / f"{job}.py"),
+            application_args=["--stream", stream, "--run-id", "{{ run_id }}"],
+            name=f"millrace-{job}-{stream}",
+            conn_id="spark_batch",
+            pool=BATCH_POOL,
+            **kwargs,
+        )
+        self.stream = stream
+        self.report = report
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        from infra.settings import settings
+        from spark.session import submit_conf
+
+        if not _has_rows(self.stream):
+            raise AirflowSkipException(f"bronze/{self.stream} holds no row yet: provision, stream and produce first")
+        self.conf = submit_conf(settings(), "batch")
+        run_id = context["run_id"]
+        try:
+            super().execute(context)
+        except AirflowException as error:
+            report = self.report(self.stream, run_id)
+            context["ti"].xcom_push("return_value", report)
+            if failures := report.get("failures"):
+                raise AirflowFailException("; ".join(failures)) from error
+            raise
+        report = self.report(self.stream, run_id)
+        self.log.info("%s", report)
+        return report
+
+
+def _has_rows(stream: str) -> bool:
+    from deltalake import DeltaTable
+
+    from infra.settings import settings
+    from spark import tables
+
+    path = tables.local_path(tables.bronze(settings().lake_uri, stream))
+    return DeltaTable.is_deltatable(path) and bool(DeltaTable(path).file_uris())
