@@ -38,6 +38,7 @@ def prepare(settings: Settings, on_progress: jars.Progress | None = None) -> Pro
         "apicurio.datasource.jdbc.initial-size": "1",
         "apicurio.datasource.jdbc.min-size": "1",
         "apicurio.datasource.jdbc.max-size": "8",
+        "quarkus.datasource.postgresql.jdbc.acquisition-timeout": "60",  # the first one is slow on a busy machine
         "apicurio.datasource.blue.jdbc.initial-size": "0",
         "apicurio.datasource.blue.jdbc.min-size": "0",
         "apicurio.datasource.green.jdbc.initial-size": "0",
@@ -47,7 +48,14 @@ def prepare(settings: Settings, on_progress: jars.Progress | None = None) -> Pro
     configuration = write_private(
         settings.run_dir / "registry.properties", "".join(f"{key}={value}\n" for key, value in values.items())
     )
-    options = [f"-Xmx{HEAP}", "-Xms64m", "-XX:+UseSerialGC", "-XX:+ExitOnOutOfMemoryError", "-XX:-UsePerfData"]
+    options = [
+        f"-Xmx{HEAP}",
+        "-Xms64m",
+        "-XX:TieredStopAtLevel=1",
+        "-XX:+UseSerialGC",
+        "-XX:+ExitOnOutOfMemoryError",
+        "-XX:-UsePerfData",
+    ]
     options += [f"-Dquarkus.config.locations={configuration.as_uri()}", "-Djava.net.preferIPv4Stack=true"]
     options += ["-Djava.util.logging.manager=org.jboss.logmanager.LogManager"]
     main: list[str | Path] = ["-jar", next(home.glob("apicurio-registry-app-*-runner.jar"))]

@@ -35,7 +35,7 @@ class Service:
     after_start: Callable[[Settings], object] = _nothing
     """Runs when the programs were started, before they are checked."""
     when_ready: Callable[[Settings], object] = _nothing
-    patience: float = 120
+    patience: float = 180
     """Seconds until a service that is not healthy counts as failed."""
 
 

@@ -144,8 +144,8 @@ def _wait(settings: Settings, supervisor: Supervisor, name: str, ready: set[str]
 def _refuse_if_given_up(supervisor: Supervisor, programs: Sequence[str]) -> None:
     information = supervisor.information()
     for program in programs:
-        if (about := information.get(program)) is None or about["statename"] in ("FATAL", "STOPPED", "EXITED"):
-            why = (about or {}).get("spawnerr") or "it ended"
+        if (about := information.get(program)) is None or about["statename"] in ("FATAL", "STOPPED"):
+            why = (about or {}).get("spawnerr") or "it was stopped"
             raise StackError(f"{program} does not stay up: {why}\n{_last_words(supervisor.settings, [program])}")
 
 

@@ -1,0 +1,64 @@
+# Millrace. `make help` lists the targets.
+.DEFAULT_GOAL := help
+.ONESHELL:
+.NOTPARALLEL:
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+
+# uv makes the environment from uv.lock. Where it is missing, this version goes into a private folder.
+UV_VERSION := 0.13.9
+UV_HOME := .millrace/uv
+UV := $(or $(shell command -v uv),$(UV_HOME)/bin/uv)
+RUN := $(UV) run --frozen
+
+.PHONY: help run up stop clean test lint unit integration format environment
+
+help:  ## list the targets
+	@sed -nE 's/^([a-z]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+
+run: environment  ## start everything, replay real data, show the result
+	$(RUN) millrace demo
+
+up: environment  ## start the servers only
+	$(RUN) millrace up
+
+stop: environment  ## stop everything; the data stays
+	$(RUN) millrace down
+
+clean:  ## stop everything and remove its state (settings.env and the caches stay)
+	@if [ -x .venv/bin/millrace ]; then .venv/bin/millrace down; fi
+	home="$${MILLRACE_HOME:-.millrace}"
+	rm -rf "$$home"/{airflow,checkpoints,data,data_docs,lake,logs,run,secrets}
+
+test: lint unit integration  ## everything: lint, unit and integration tests
+
+lint: environment  ## ruff and mypy
+	$(RUN) ruff check
+	$(RUN) ruff format --check
+	$(RUN) mypy
+
+format: environment  ## let ruff rewrite the code
+	$(RUN) ruff check --fix
+	$(RUN) ruff format
+
+unit: environment  ## tests without servers
+	$(RUN) pytest tests/unit
+
+integration: environment  ## tests against real servers on ports of their own
+	$(RUN) pytest tests/integration
+
+environment: $(UV)  ## the Python environment, from the lock file
+	@$(UV) sync --frozen
+
+$(UV_HOME)/bin/uv:
+	@for python in python3.12 python3.11 python3 python; do
+		if $$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; then
+			echo "fetching uv $(UV_VERSION) into $(UV_HOME)" >&2
+			rm -rf $(UV_HOME)
+			$$python -m venv $(UV_HOME) || { echo "millrace: $$python has no venv; Debian: apt-get install python3-venv" >&2; exit 1; }
+			$(UV_HOME)/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+			exit 0
+		fi
+	done
+	echo "millrace: Python 3.11 or 3.12 is needed, but the PATH has none (Debian: apt-get install python3 python3-venv)" >&2
+	exit 1
