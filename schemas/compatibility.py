@@ -31,16 +31,20 @@ def _faults(reader: Any, writer: Any, schema: dict[str, Any]) -> Iterator[tuple[
     result = ReaderWriterCompatibilityChecker().get_compatibility(reader, writer)  # type: ignore[no-untyped-call]
     if result.compatibility is SchemaCompatibilityType.compatible:
         return
+    places: dict[str | None, str] = {}  # one fault a field, at its innermost place
     for location in sorted(result.locations):  # such as /fields/1/type
         steps = location.strip("/").split("/")
         index = int(steps[1]) if len(steps) > 1 and steps[0] == "fields" and steps[1].isdigit() else None
-        field = schema["fields"][index]["name"] if index is not None else None
-        yield field, _explanation(result, field, steps)
+        places[schema["fields"][index]["name"] if index is not None else None] = location
+    if len(places) > 1:
+        places.pop(None, None)
+    for field, location in places.items():
+        yield field, _explanation(result, field, location)
 
 
-def _explanation(result: Any, field: str | None, steps: list[str]) -> str:
+def _explanation(result: Any, field: str | None, location: str) -> str:
     if field is not None and field in result.messages:  # the library names just the field when its default is missing
         return f"field {field} has no default and the other version does not have it"
     messages = sorted(str(message) for message in result.messages)
     kinds = ", ".join(sorted({kind.value.replace("_", " ") for kind in result.incompatibilities}))
-    return f"{kinds} at /{'/'.join(steps)} ({'; '.join(messages)})"
+    return f"{kinds} at {location} ({'; '.join(messages)})"

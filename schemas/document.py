@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,20 @@ Step = str | int
 
 @dataclass(frozen=True)
 class Document:
-    """A parsed file: `data` in plain Python types, and the lines of its fields."""
+    """A parsed file: `data` in plain Python types, and the lines of its fields in `text`."""
 
     path: Path
     data: Any
-    _nodes: Any = field(repr=False, default=None)
+    text: str = field(repr=False, default="")
+
+    @cached_property
+    def _nodes(self) -> Any:
+        """The data with its lines, found only when a line is asked for. JSON is YAML (but for tabs between tokens),
+        and the YAML parser is the one that keeps lines."""
+        try:
+            return YAML(typ="rt").load(self.text.replace("\t", " "))
+        except YAMLError:
+            return None
 
     def line(self, loc: Sequence[Step] = ()) -> int:
         """The 1-based line of the field at `loc` (keys and indexes from the top), or of the nearest thing around it."""
@@ -45,29 +55,25 @@ class Document:
 
 def read_yaml(path: Path) -> Document:
     """The YAML document at `path`; anchors, aliases and merge keys work. Raises `ContractError` if it is not YAML."""
+    text = _text(path)
     try:
-        nodes = YAML(typ="rt").load(_text(path))
+        data = YAML(typ="safe").load(text)
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         message = " ".join(part for part in (error.context, error.problem) if part)
         raise ContractError([Problem(path, mark.line + 1 if mark else 1, "", f"not YAML: {message}")]) from error
     except YAMLError as error:
         raise ContractError([Problem(path, 1, "", f"not YAML: {error}")]) from error
-    return Document(path, _plain(nodes), nodes)
+    return Document(path, data, text)
 
 
 def read_json(path: Path) -> Document:
     """The JSON document at `path`. Raises `ContractError` with the line if it is not JSON."""
     text = _text(path)
     try:
-        data = json.loads(text)
+        return Document(path, json.loads(text), text)
     except json.JSONDecodeError as error:
         raise ContractError([Problem(path, error.lineno, "", f"not JSON: {error.msg}")]) from error
-    try:  # JSON is YAML (but for tabs between tokens), and the YAML parser is the one that keeps lines
-        nodes = YAML(typ="rt").load(text.replace("\t", " "))
-    except YAMLError:
-        nodes = None
-    return Document(path, data, nodes)
 
 
 def _text(path: Path) -> str:
@@ -82,15 +88,3 @@ def _dotted(loc: Sequence[Step]) -> str:
     for step in loc:
         text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else str(step)
     return text
-
-
-def _plain(node: Any) -> Any:
-    """The node in plain types, so that nothing of the YAML library leaks into the contract."""
-    if isinstance(node, dict):
-        return {key: _plain(value) for key, value in node.items()}
-    if isinstance(node, list):
-        return [_plain(value) for value in node]
-    for kind in (bool, int, float, str):
-        if isinstance(node, kind):
-            return kind(node)
-    return node

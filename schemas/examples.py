@@ -27,6 +27,14 @@ from schemas.problem import ContractError, Problem
 from schemas.wire import Fault, broken, header
 
 
+class Misfit(ValueError):
+    """A record does not fit the schema; `field` is the one to blame, if it is one."""
+
+    def __init__(self, message: str, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
+
+
 class Bad(BaseModel):
     """The shape of a file in `examples/bad`."""
 
@@ -62,21 +70,27 @@ class Example:
 
 
 def encode(contract: Contract, record: Mapping[str, Any]) -> bytes:
-    """The Avro body of `record` in the newest version. Raises ValueError naming what does not fit, also fields that
-    the schema does not have."""
+    """The Avro body of `record` in the newest version. Raises `Misfit` naming what does not fit, also fields that the
+    schema does not have."""
     if unknown := sorted(set(record) - set(contract.fields)):
-        raise ValueError(f"unknown field {', '.join(unknown)}")
+        raise Misfit(f"unknown field {', '.join(unknown)}", unknown[0])
     schema = fastavro.parse_schema(contract.schema_now)
     complete = {f["name"]: f["default"] for f in contract.schema_now["fields"] if "default" in f} | dict(record)
     if missing := sorted(set(contract.fields) - set(complete)):
-        raise ValueError(f"missing field {', '.join(missing)}")
+        raise Misfit(f"missing field {', '.join(missing)}")
     try:
         validate(complete, schema, raise_errors=True)
     except ValidationError as error:
-        raise ValueError("; ".join(str(detail) for detail in error.errors)) from error
+        field = str(error.errors[0].field).removeprefix(f"{_full_name(contract.schema_now)}.") if error.errors else None
+        raise Misfit("; ".join(str(detail) for detail in error.errors), field) from error
     buffer = io.BytesIO()
     fastavro.schemaless_writer(buffer, schema, complete)
     return buffer.getvalue()
+
+
+def _full_name(schema: Mapping[str, Any]) -> str:
+    name = str(schema["name"])
+    return name if "." in name or "namespace" not in schema else f"{schema['namespace']}.{name}"
 
 
 def good(contract: Contract) -> list[Example]:
@@ -137,7 +151,7 @@ def _record(contract: Contract, document: Document, loc: tuple[str, ...]) -> tup
         record = from_json(contract.fields, raw)
         return record, header(len(contract.versions)) + encode(contract, record)
     except ValueError as error:
-        named = next((name for name in raw if str(name) in str(error).replace(",", " ").split()), None)
+        named = getattr(error, "field", None) or next((name for name in raw if str(error).startswith(f"{name} ")), None)
         raise ContractError([document.problem((*loc, named) if named else loc, str(error))]) from error
 
 

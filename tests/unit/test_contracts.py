@@ -1,0 +1,283 @@
+"""Contracts: what loads, what `millrace check` finds, and that it names file, line and field."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from schemas import examples
+from schemas.catalog import catalog, load
+from schemas.check import check
+from schemas.errors import TerminalError
+from schemas.problem import ContractError
+
+ROOT = Path(__file__).resolve().parents[2] / "schemas"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A copy of the committed contracts."""
+    for stream in ("flights", "weather"):
+        shutil.copytree(ROOT / stream, tmp_path / stream)
+    return tmp_path
+
+
+@pytest.fixture
+def edit(root: Path) -> Callable[[str, str, str], Path]:
+    """Replaces `old` by `new`, once, in a file of the copy."""
+
+    def change(file: str, old: str, new: str) -> Path:
+        text = (root / file).read_text()
+        assert old in text
+        (root / file).write_text(text.replace(old, new, 1))
+        return root / file
+
+    return change
+
+
+def line_of(path: Path, text: str) -> int:
+    """The last line of the file that holds the text, from 1."""
+    return max(i for i, line in enumerate(path.read_text().splitlines(), 1) if text in line)
+
+
+def test_the_committed_contracts_are_right_and_have_enough_examples() -> None:
+    assert check(ROOT) == []
+    for contract in catalog().values():
+        assert len(examples.good(contract)) >= 3
+        assert len(examples.bad(contract)) >= 4
+        classes = {example.error_class for example in examples.bad(contract)}
+        assert classes == {"rule", "malformed", "unknown_schema"}
+        assert {e.rule for e in examples.bad(contract) if e.rule} == {rule.name for rule in contract.rules}
+    cancelled = [e.record for e in examples.good(catalog()["flights"]) if e.record and e.record.get("dep_time") is None]
+    assert cancelled
+
+
+def test_anchors_are_shared_and_lines_stay_right(root: Path, edit: Callable[[str, str, str], Path]) -> None:
+    flights = load(root / "flights")
+    assert flights.aggregates[0].measures == flights.aggregates[1].measures
+    path = edit("flights/stream.yaml", "kind: avg, of: dep_delay", "kind: avg, of: dep_dely")
+    problems = check(root)
+    assert {p.line for p in problems} == {line_of(path, "dep_dely")}
+    assert {p.field for p in problems} == {"aggregates[0].measures[2].of", "aggregates[1].measures[2].of"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "field", "says"),
+    [
+        ("owner: data-platform", "ownr: data-platform", "ownr", "unknown key"),
+        ("partitions: 4", "partitions: 0", "topic.partitions", "greater than or equal to 1"),
+        ("allowed_lateness: 2h", "allowed_lateness: two hours", "allowed_lateness", "duration such as 30s"),
+        ("stream: flights", "stream: departures", "stream", "name of its folder"),
+        ("owner: data-platform", "folder: /tmp\nowner: data-platform", "folder", "unknown key"),
+        ("windows: [1m, 5m, 1h]", "windows: [1m, 7m]", "aggregates[0].windows[1]", "'1m', '5m' or '1h'"),
+        ("{name: scheduled,", "{name: window,", "aggregates[0].measures[0]", "reserved"),
+        (", rank: 0.95", "", "aggregates[0].measures[3]", "needs it"),
+    ],
+)
+def test_a_broken_shape_names_file_line_and_field(
+    root: Path, edit: Callable[[str, str, str], Path], old: str, new: str, field: str, says: str
+) -> None:
+    path = edit("flights/stream.yaml", old, new)
+    with pytest.raises(ContractError) as caught:
+        load(root / "flights")
+    problem = next(p for p in caught.value.problems if p.field == field)
+    assert problem.file == path
+    assert problem.line == line_of(path, (new or "kind: quantile").splitlines()[0])
+    assert says in problem.message
+    assert f"stream.yaml:{problem.line}: {field}: " in str(caught.value)
+    assert isinstance(caught.value, TerminalError)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "field", "says"),
+    [
+        ("key: [carrier, flight]", "key: [carrier, gate]", "key[1]", "has no field 'gate'"),
+        ("key: [carrier, flight]", "key: [carrier, carrier]", "key[1]", "listed twice"),
+        ("key: [carrier, flight]", "key: [carrier, tailnum]", "key[1]", "may be null"),
+        ("event_id: [event_time, carrier, flight]", "event_id: [tailnum]", "event_id[0]", "may be null"),
+        ("event_time: event_time", "event_time: carrier", "event_time", "timestamp-micros"),
+        ("event_time: event_time", "event_time: dep_time", "event_time", "not null"),
+        ("dimensions: [origin]", "dimensions: [orgin]", "aggregates[0].dimensions[0]", "has no field 'orgin'"),
+        ("of: tailnum", "of: tail_num", "aggregates[0].measures[4].of", "has no field"),
+        ("kind: avg, of: dep_delay", "kind: avg, of: carrier", "aggregates[0].measures[2].of", "avg needs"),
+        ("name: departed,", "name: origin,", "aggregates[0].measures[1].name", "also a dimension"),
+        ("name: departed,", "name: scheduled,", "aggregates[0].measures[1].name", "defined twice"),
+        ("name: departed,", "name: hour,", "aggregates[0].measures[1].name", "reserved"),
+        ("predicate: distance > 0", "predicate: distnce > 0", "rules[1].predicate", "unknown field distnce"),
+        ("predicate: distance > 0", "predicate: distance >", "rules[1].predicate", "not Spark SQL"),
+        ("predicate: distance > 0", "predicate: distance", "rules[1].predicate", "not true or false"),
+        ("predicate: distance > 0", "predicate: sum(distance) > 0", "rules[1].predicate", "sees one row"),
+        ("name: distance_is_positive", "name: origin_is_new_york", "rules[1].name", "defined twice"),
+        ("distance: [1, 6000]", "carrier: [1, 6000]", "quality.ranges.carrier", "needs a number"),
+        ("distance: [1, 6000]", "distance: [6000, 1]", "quality.ranges.distance", "above the greatest"),
+        ("retention: 30d", "retention: 1d", "dead_letters.policy.unknown_schema", "topic.retention forgets"),
+        ("name: departures_by_carrier", "name: weather_by_origin", "aggregates[1].name", "aggregate of stream weather"),
+    ],
+)
+def test_check_names_what_is_wrong(
+    root: Path, edit: Callable[[str, str, str], Path], old: str, new: str, field: str, says: str
+) -> None:
+    path = edit("flights/stream.yaml", old, new)
+    problem = next(p for p in check(root, ["flights"]) if p.field == field)
+    assert says in problem.message
+    assert problem.file == path
+    expected = line_of(path, new if old != "retention: 30d" else "unknown_schema:")
+    assert problem.line == expected
+
+
+def test_a_name_is_reported_at_the_stream_that_was_asked_for_only(
+    root: Path, edit: Callable[[str, str, str], Path]
+) -> None:
+    edit("flights/stream.yaml", "name: departures_by_carrier", "name: weather_by_origin")
+    assert [p.file.parent.name for p in check(root)] == ["flights", "weather"]
+    assert [p.file.parent.name for p in check(root, ["weather"])] == ["weather"]
+    assert "has no stream 'ships'" in str(check(root, ["ships"])[0])
+
+
+def test_all_problems_come_at_once(root: Path, edit: Callable[[str, str, str], Path]) -> None:
+    edit("flights/stream.yaml", "owner: data-platform", "ownr: x")
+    edit("flights/stream.yaml", "partitions: 4", "partitions: none")
+    edit("weather/stream.yaml", "of: precip", "of: rain")
+    edit("weather/v1.avsc", '"type": "record",', '"type": "record"')
+    with pytest.raises(ContractError) as caught:
+        catalog(root)
+    found = {(p.file.name, p.field) for p in caught.value.problems}
+    assert found == {
+        ("stream.yaml", "ownr"),
+        ("stream.yaml", "owner"),
+        ("stream.yaml", "topic.partitions"),
+        ("v1.avsc", ""),
+    }
+    assert check(root) == sorted(caught.value.problems)
+
+
+def test_broken_files_are_named_with_their_line(root: Path, edit: Callable[[str, str, str], Path]) -> None:
+    edit("flights/stream.yaml", "owner: data-platform", "owner: [data-platform")
+    edit("weather/v1.avsc", '"name": "dewp", "type": ["null", "double"]', '"name": "dewp", "type": ["null", "dubble"]')
+    problems = check(root)
+    yaml = next(p for p in problems if p.file.name == "stream.yaml")
+    assert "not YAML" in yaml.message
+    assert yaml.line in (3, 4, 5)
+    avro = next(p for p in problems if p.file.name == "v1.avsc")
+    assert avro.field == "dewp"
+    assert avro.line == line_of(avro.file, "dubble")
+    (root / "weather" / "v1.avsc").write_text('{\n "type": "record",\n}')
+    assert next(p for p in check(root) if p.file.name == "v1.avsc").line in (2, 3)
+
+
+def test_versions_are_numbered_without_a_gap(root: Path) -> None:
+    folder = root / "weather"
+    shutil.copy(folder / "v1.avsc", folder / "v3.avsc")
+    shutil.copy(folder / "v1.avsc", folder / "newest.avsc")
+    messages = [p.message for p in check(root)]
+    assert any("without a gap; found v1.avsc, v3.avsc" in m for m in messages)
+    assert any("not named v1.avsc" in m for m in messages)
+
+
+def add_version(root: Path, change: Callable[[list[dict[str, object]]], None]) -> Path:
+    schema = json.loads((root / "weather" / "v1.avsc").read_text())
+    change(schema["fields"])
+    (root / "weather" / "v2.avsc").write_text(json.dumps(schema, indent=2))
+    return root / "weather" / "v2.avsc"
+
+
+@pytest.mark.parametrize(
+    ("level", "change", "says"),
+    [
+        ("FULL", lambda f: f.append({"name": "snow", "type": "double"}), "v2 cannot read records of v1: field snow"),
+        ("FORWARD", lambda f: f.append({"name": "snow", "type": "double"}), None),
+        ("FULL", lambda f: f.append({"name": "snow", "type": ["null", "double"], "default": None}), None),
+        ("BACKWARD", lambda f: f.pop(1), None),
+        ("FORWARD", lambda f: f.pop(1), "v1 cannot read records of v2: field origin"),
+        ("NONE", lambda f: f[2].update(type="string"), None),
+        ("BACKWARD", lambda f: f[1].update(type="int"), "reader type: int not compatible with writer type: string"),
+    ],
+)
+def test_compatibility_of_versions(
+    root: Path,
+    edit: Callable[[str, str, str], Path],
+    level: str,
+    change: Callable[[list[dict[str, object]]], None],
+    says: str | None,
+) -> None:
+    edit("weather/stream.yaml", "compatibility: FULL_TRANSITIVE", f"compatibility: {level}")
+    path = add_version(root, change)
+    messages = [str(p) for p in check(root, ["weather"]) if "compatible" in p.message]
+    assert [bool(re.search(re.escape(says or "-"), m)) for m in messages] == [True] * bool(says)
+    assert all(path.name in m for m in messages)
+
+
+def test_a_transitive_level_looks_at_every_older_version(root: Path, edit: Callable[[str, str, str], Path]) -> None:
+    first = json.loads((root / "weather" / "v1.avsc").read_text())
+    with_int = {**first, "fields": [*first["fields"], {"name": "snow", "type": "int", "default": 0}]}
+    without = first
+    with_text = {**first, "fields": [*first["fields"], {"name": "snow", "type": "string", "default": ""}]}
+    for number, schema in enumerate((with_int, without, with_text), 1):
+        (root / "weather" / f"v{number}.avsc").write_text(json.dumps(schema))
+    assert any("records of v1" in p.message for p in check(root, ["weather"]))
+    edit("weather/stream.yaml", "FULL_TRANSITIVE", "FULL")
+    assert check(root, ["weather"]) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "field", "says"),
+    [
+        ("good/calm_night.json", '"origin": "ORD"', "", "should be accepted, but is turned away as rule"),
+        ("bad/boiling.json", '"temp": 80.0', "", "should be turned away as rule by temperature_is_physical"),
+        ("good/calm_night.json", '"event_time": "2013-01-01T06:00:00"', "event_time", "without an offset"),
+        ("good/calm_night.json", '"event_time": "yesterday"', "event_time", "ISO-8601"),
+        ("good/calm_night.json", '"tempp": 3.0', "tempp", "unknown field tempp"),
+        ("good/calm_night.json", '"origin": 7', "origin", "origin"),
+        ("bad/boiling.json", '"rule": "no_such_rule"', "", "should be turned away as rule by no_such_rule"),
+        ("bad/boiling.json", '"fault": "bad_magic"', "", "needs either rule or fault"),
+        ("bad/boiling.json", '"why": "hot"', "why", "xtra"),
+    ],
+)
+def test_examples_that_contradict_the_contract(root: Path, name: str, text: str, field: str, says: str) -> None:
+    path = root / "weather" / "examples" / name
+    document = json.loads(path.read_text())
+    change = json.loads("{" + text + "}")
+    target = document["record"] if "record" in document and not change.keys() & {"rule", "fault", "why"} else document
+    target.update(change)
+    path.write_text(json.dumps(document, indent=2))
+    problems = check(root)
+    assert {p.file for p in problems} == {path}
+    assert any(says in p.message and p.field.endswith(field) for p in problems), problems
+    if field:
+        assert next(p for p in problems if p.field.endswith(field)).line == line_of(path, f'"{field}"')
+
+
+def test_a_contract_without_examples_or_a_root_without_contracts_is_named(root: Path, tmp_path: Path) -> None:
+    shutil.rmtree(root / "weather" / "examples" / "bad")
+    assert [p.message for p in check(root)] == ["needs at least one bad example (*.json)"]
+    (tmp_path / "empty").mkdir()
+    assert "holds no contract" in check(tmp_path / "empty")[0].message
+    with pytest.raises(ContractError, match="MILLRACE_CONTRACTS"):
+        catalog(tmp_path / "empty")
+
+
+def test_reserved_and_repeated_field_names(root: Path) -> None:
+    add_version(
+        root,
+        lambda fields: fields.extend(
+            {"name": name, "type": ["null", "int"], "default": None}
+            for name in ("batch", "Temp")  # type: ignore[misc]
+        ),
+    )
+    found = {p.field: p.message for p in check(root)}
+    assert "reserved" in found["fields[11].name"]
+    assert "only in case" in found["fields[12].name"]
+
+
+def test_the_policy_of_an_error_class_has_a_default_and_a_bound() -> None:
+    policy = catalog()["weather"].dead_letters.policy
+    assert set(policy) == {"transient", "unknown_schema", "malformed", "rule"}
+    backoff = policy["unknown_schema"]
+    assert [backoff.delay(n) for n in (0, 1, 5)] == [timedelta(minutes=m) for m in (1, 2, 32)]
+    assert backoff.delay(10_000) == backoff.cap == timedelta(hours=6)
