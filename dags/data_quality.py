@@ -26,7 +26,7 @@ from datetime import timedelta
 from typing import Any
 
 from airflow.sdk import DAG
-from wiring import DEFAULTS, START, SparkJob, streams
+from wiring import DEFAULTS, SparkJob, at, streams
 
 
 def checked(stream: str, run_id: str) -> dict[str, Any]:
@@ -56,8 +56,7 @@ with DAG(
     "data_quality",
     description="Expectations on the events, speed and batch tables",
     doc_md=__doc__,
-    schedule="20 * * * *",
-    start_date=START,
+    schedule=at("20 * * * *"),
     catchup=False,
     max_active_runs=1,
     dagrun_timeout=timedelta(hours=3),

@@ -27,14 +27,13 @@ about them cannot be put right.
 from __future__ import annotations
 
 from airflow.sdk import DAG, task
-from wiring import DEFAULTS, START, duty, streams
+from wiring import DEFAULTS, at, duty, streams
 
 with DAG(
     "provision",
     description="Kafka topics, registry subjects and Delta tables as the contracts say",
     doc_md=__doc__,
-    schedule="@daily",
-    start_date=START,
+    schedule=at("0 0 * * *"),
     catchup=False,
     max_active_runs=1,
     max_active_tasks=1,  # the tables under system/ belong to all streams: one writer at a time

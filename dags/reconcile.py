@@ -25,7 +25,7 @@ from datetime import timedelta
 from typing import Any
 
 from airflow.sdk import DAG
-from wiring import DEFAULTS, START, SparkJob, streams
+from wiring import DEFAULTS, SparkJob, at, streams
 
 
 def published(stream: str, run_id: str) -> dict[str, Any]:
@@ -60,8 +60,7 @@ with DAG(
     "reconcile",
     description="Recomputes closed hours exactly, audits them and publishes them",
     doc_md=__doc__,
-    schedule="@hourly",
-    start_date=START,
+    schedule=at("0 * * * *"),
     catchup=False,
     max_active_runs=1,
     dagrun_timeout=timedelta(hours=6),

@@ -25,14 +25,13 @@ from __future__ import annotations
 from datetime import timedelta
 
 from airflow.sdk import DAG, task
-from wiring import DEFAULTS, START, duty, streams
+from wiring import DEFAULTS, at, duty, streams
 
 with DAG(
     "replay_dead_letters",
     description="Dead letters that are due come back, exhausted ones are parked",
     doc_md=__doc__,
-    schedule="*/5 * * * *",
-    start_date=START,
+    schedule=at("*/5 * * * *"),
     catchup=False,
     max_active_runs=1,
     max_active_tasks=1,  # the table of replays has one writer at a time

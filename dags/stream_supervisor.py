@@ -27,12 +27,12 @@ registry away, a poison storm (most records of a batch are bad: see `<stream>_de
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from airflow.sdk import DAG, BaseOperator, Context, task
 from airflow.sdk.exceptions import AirflowFailException
-from wiring import DEFAULTS, START, duty
+from wiring import DEFAULTS, duty
 
 
 class Watch(BaseOperator):
@@ -80,7 +80,7 @@ with DAG(
     description="Keeps the streaming driver alive: one run is one life of it",
     doc_md=__doc__,
     schedule="@continuous",
-    start_date=START,
+    start_date=datetime(2024, 1, 1, tzinfo=UTC),  # a continuous schedule needs one in the past
     catchup=False,
     max_active_runs=1,
     default_args=DEFAULTS,

@@ -8,21 +8,18 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOperator
-from airflow.sdk import Context
+from airflow.sdk import Context, CronTriggerTimetable
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 PROJECT = Path(__file__).resolve().parent.parent
-
-START = datetime(2024, 1, 1, tzinfo=UTC)
-"""Before anything was deployed; with `catchup=False` it only says that schedules are on."""
 
 BATCH_POOL = "batch"
 """One slot: the batch tables have one writing process, so the jobs that write them take turns."""
@@ -35,6 +32,12 @@ DEFAULTS: dict[str, Any] = {
     "max_retry_delay": timedelta(minutes=5),
     "execution_timeout": timedelta(minutes=5),
 }
+
+
+def at(cron: str) -> CronTriggerTimetable:
+    """The schedule `cron`, UTC. A DAG that is switched on waits for its next time; with a plain cron string and a start
+    date it would at once make up for the last one, beside the run that whoever switched it on triggers."""
+    return CronTriggerTimetable(cron, timezone="UTC", run_immediately=timedelta(minutes=1))
 
 
 def streams() -> list[str]:
