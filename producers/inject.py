@@ -1,7 +1,7 @@
 """Seeded faults for a stream of messages: duplicates, late events and malformed records, at given rates.
 
 The events that the ingest must accept stay the same set whatever is injected. A duplicate is one more copy of a
-message, sent some time after it. A late event is the same message, held back until events later by `delay` have gone
+message, sent some time after it. A late event is the same message, held back until an event later by `delay` has gone
 out. A malformed record is one more message that cannot be accepted: a copy with a wrong first byte (`bad_magic`), cut
 off (`truncated`) or with the id of no schema (`unknown_schema`), or a bad example of the contract (`rule_violation`).
 """
@@ -44,8 +44,8 @@ class Faults:
         for name in ("duplicates", "late", "malformed"):
             if not 0 <= getattr(self, name) <= 1:
                 raise FaultsError(f"the rate of {name} must be from 0 to 1, not {getattr(self, name)}")
-        if self.delay is not None and self.delay < timedelta():
-            raise FaultsError(f"the delay must not be negative, but is {self.delay}")
+        if self.delay is not None and self.delay <= timedelta():
+            raise FaultsError(f"the delay must be positive, but is {self.delay}")
 
     @property
     def any(self) -> bool:
@@ -80,8 +80,6 @@ class Injected:
     def _mixed(self) -> Iterator[Message]:
         held: list[tuple[float, int, Message]] = []  # due at this event time; the number keeps the order of arrival
         for number, message in enumerate(self._messages):
-            while held and held[0][0] <= message.event_time:
-                yield heapq.heappop(held)[2]
             # All draws are made for every message, so that one rate does not change what another one hits.
             duplicate, late, malformed, share, choice = (self._random.random() for _ in range(5))
             if late < self._faults.late:
@@ -94,6 +92,8 @@ class Injected:
                 heapq.heappush(held, (due, 3 * number + 1, message._replace(kind="duplicate")))
             if malformed < self._faults.malformed:
                 yield self._malformed(message, choice)
+            while held and held[0][0] <= message.event_time:
+                yield heapq.heappop(held)[2]
         while held:
             yield heapq.heappop(held)[2]
 

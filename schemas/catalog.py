@@ -50,6 +50,11 @@ def catalog(root: Path | None = None) -> dict[str, Contract]:
 def load(folder: Path) -> Contract:
     """The contract in `folder`, whose name is the stream's. Raises `ContractError` with every problem of its shape;
     `schemas.check` looks deeper."""
+    return load_with_lines(folder)[0]
+
+
+def load_with_lines(folder: Path) -> tuple[Contract, Document]:
+    """`load`, and the document that knows the lines of its fields."""
     document = read_yaml(folder / "stream.yaml")
     if not isinstance(document.data, dict):
         raise ContractError([document.problem((), "must be a mapping of keys to values")])
@@ -72,7 +77,7 @@ def load(folder: Path) -> Contract:
         ]
     if contract is None or problems:
         raise ContractError(problems)
-    return contract
+    return contract, document
 
 
 def documents(folder: Path) -> list[Document]:

@@ -7,9 +7,9 @@ from datetime import timedelta
 from pathlib import Path
 
 from schemas import examples
-from schemas.catalog import documents, folders, load
+from schemas.catalog import documents, folders, load_with_lines
 from schemas.compatibility import incompatibilities
-from schemas.document import Document, Step, read_yaml
+from schemas.document import Document, Step
 from schemas.fields import DIMENSION, NUMERIC, ORDERED, kind, logical_type, nullable
 from schemas.model import RESERVED, Aggregate, Contract, Measure
 from schemas.predicates import PredicateError, Rules
@@ -39,7 +39,7 @@ def check(root: Path, streams: Collection[str] | None = None) -> list[Problem]:
     contracts: dict[str, tuple[Contract, Document]] = {}
     for folder in found:
         try:
-            contracts[folder.name] = load(folder), read_yaml(folder / "stream.yaml")
+            contracts[folder.name] = load_with_lines(folder)
         except ContractError as error:
             if streams is None or folder.name in streams:
                 problems.update(error.problems)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from datetime import timedelta
-from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -199,7 +198,7 @@ class Contract(_Strict):
         """The newest Avro schema: the reader schema of the ingest."""
         return self.versions[-1]
 
-    @cached_property
+    @property
     def fields(self) -> dict[str, Any]:
         """Field name to Avro type, of the newest version, in its order."""
         return {field["name"]: field["type"] for field in self.schema_now["fields"]}

@@ -1,0 +1,137 @@
+"""What becomes of a dead letter, by error class, attempts, due time and the registry."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from producers.letters import PARKED_BECAUSE, Decision, Letter, decide, instant
+from schemas.model import Backoff, ErrorClass
+
+NOW = datetime(2024, 5, 1, 12, tzinfo=UTC)
+POLICY: dict[ErrorClass, Backoff] = {
+    "transient": Backoff(attempts=3, base=timedelta(seconds=30), cap=timedelta(hours=1)),
+    "unknown_schema": Backoff(attempts=4, base=timedelta(minutes=1), cap=timedelta(minutes=5)),
+    "malformed": Backoff(attempts=0),
+    "rule": Backoff(attempts=0),
+}
+FOREIGN = (("trace", b"\xff\x00"), ("dl", None), ("trace", b""))
+
+
+def letter(
+    error_class: str = "transient", attempt: str = "0", due: str | None = None, value: bytes | None = None
+) -> Letter:
+    headers = {
+        "dl-id": "flights/0/7",
+        "dl-error-class": error_class,
+        "dl-reason": "because",
+        "dl-attempt": attempt,
+        "dl-first-failed-at": "2024-05-01T11:00:00Z",
+        "dl-next-due-at": instant(NOW) if due is None else due,
+    }
+    body = b"\0\0\0\0\x05body" if value is None else value
+    return Letter(0, 1, b"k", body, 1000, (*FOREIGN, *((k, v.encode()) for k, v in headers.items())))
+
+
+def decision(of: Letter, known: bool = False, now: datetime = NOW) -> Decision:
+    return decide(of, POLICY, now, lambda number: known and number == 5)
+
+
+@pytest.mark.parametrize(
+    ("error_class", "attempt", "due_in", "known", "fate", "attempt_after"),
+    [
+        ("transient", 0, 0, False, "retry", 1),
+        ("transient", 0, 1, False, "wait", 0),
+        ("transient", 2, -60, False, "retry", 3),
+        ("transient", 3, -60, False, "park", 3),
+        ("transient", 3, 60, False, "park", 3),
+        ("malformed", 0, -60, False, "park", 0),
+        ("rule", 0, 60, False, "park", 0),
+        ("unknown_schema", 0, 60, True, "retry", 1),
+        ("unknown_schema", 3, 60, True, "retry", 4),
+        ("unknown_schema", 4, 0, True, "park", 4),
+        ("unknown_schema", 0, 60, False, "wait", 0),
+        ("unknown_schema", 0, 0, False, "wait", 1),
+        ("unknown_schema", 2, 0, False, "wait", 3),
+        ("unknown_schema", 3, 0, False, "park", 4),
+    ],
+)
+def test_the_rule(error_class: str, attempt: int, due_in: int, known: bool, fate: str, attempt_after: int) -> None:
+    found = decision(letter(error_class, str(attempt), instant(NOW + timedelta(seconds=due_in))), known)
+    assert found.fate == fate
+    assert found.letter.header("dl-attempt") == str(attempt_after)
+    assert (found.letter.header(PARKED_BECAUSE) is not None) == (fate == "park")
+
+
+def test_looks_for_a_schema_back_off_and_end() -> None:
+    """Looks after 1, 2, 4 and 5 (the cap) minutes; the fourth unsuccessful one parks."""
+    current, now, waits = letter("unknown_schema"), NOW, []
+    while (found := decision(current, now=now)).fate == "wait":
+        due = datetime.fromisoformat(found.letter.header("dl-next-due-at") or "")
+        waits.append((due - now) / timedelta(minutes=1))
+        assert decision(found.letter, now=due - timedelta(seconds=1)) == Decision("wait", found.letter)
+        current, now = found.letter, due
+    assert found.fate == "park"
+    assert waits == [2, 4, 5]
+
+
+def test_the_registry_is_asked_only_for_unknown_schemas() -> None:
+    def never(number: int) -> bool:
+        raise AssertionError("asked")
+
+    assert decide(letter("transient"), POLICY, NOW, never).fate == "retry"
+    assert decide(letter("unknown_schema", "4"), POLICY, NOW, never).fate == "park"
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        letter("gremlins"),
+        letter(attempt="many"),
+        letter(attempt="-1"),
+        letter(attempt="9" * 5000),
+        letter(due="soon"),
+        letter(due="2024-05-01T12:00:00"),
+        letter("unknown_schema", value=b"\1\0\0\0\5"),
+        letter("unknown_schema", value=b""),
+        Letter(0, 0, None, None, None, ()),
+        Letter(0, 0, None, None, None, (("dl-error-class", b"\xff"), ("dl-attempt", None))),
+    ],
+)
+def test_a_letter_that_cannot_be_read_is_parked(broken: Letter) -> None:
+    assert decision(broken).fate == "park"
+
+
+@settings(deadline=None)
+@given(
+    st.sampled_from(["transient", "unknown_schema", "rule", "?"]),
+    st.integers(-1, 6),
+    st.integers(-1000, 1000),
+    st.booleans(),
+    st.lists(st.tuples(st.text(max_size=3), st.none() | st.binary(max_size=3)), max_size=3),
+)
+def test_nothing_but_the_dl_headers_changes(
+    error_class: str, attempt: int, due_in: int, known: bool, foreign: list[tuple[str, bytes | None]]
+) -> None:
+    before = letter(error_class, str(attempt), instant(NOW + timedelta(seconds=due_in)))
+    before = Letter(3, 9, before.key, before.value, 77, (*foreign, *before.headers, *foreign))
+    found = decision(before, known)
+    after = found.letter
+    for part in ("partition", "offset", "key", "value", "timestamp"):
+        assert getattr(after, part) == getattr(before, part)
+    ours = {"dl-attempt", "dl-next-due-at", PARKED_BECAUSE}
+    assert [h for h in after.headers if h[0] not in ours] == [h for h in before.headers if h[0] not in ours]
+    for name in ("dl-id", "dl-error-class", "dl-reason", "dl-first-failed-at"):
+        assert after.header(name) == before.header(name)
+    if found.fate == "wait" and after.header("dl-attempt") == before.header("dl-attempt"):
+        assert after is before
+
+
+def test_the_last_of_repeated_headers_counts_and_all_are_changed() -> None:
+    twice = Letter(0, 0, None, None, None, (*letter(attempt="9").headers, *letter(attempt="1").headers))
+    found = decision(twice)
+    assert found.fate == "retry"
+    assert [v for k, v in found.letter.headers if k == "dl-attempt"] == [b"2", b"2"]
