@@ -72,7 +72,9 @@ class Settings(BaseSettings):
     batch_memory: str = Field("1g", description="Heap of a batch job.")
     max_offsets_per_trigger: int = Field(1_000_000, ge=1, description="Records a micro-batch takes at most.")
     trigger_interval: float = Field(1.0, gt=0, description="Seconds between the starts of micro-batches.")
-    stall_after: float = Field(180.0, gt=0, description="Seconds without a heartbeat until the stream counts as stalled.")
+    stall_after: float = Field(
+        180.0, gt=0, description="Seconds without a heartbeat until the stream counts as stalled."
+    )
     lease_seconds: float = Field(30.0, gt=0, description="Life of the driver's lease between renewals.")
 
     @field_validator("home", "contracts", "jar_cache")
@@ -186,9 +188,9 @@ class Settings(BaseSettings):
     def postgres(self, database: str, driver: str = "postgresql") -> str:
         """A URL for `database` (one of `airflow`, `millrace`, `registry`); `driver` as SQLAlchemy names it."""
         base = urlsplit(self.postgres_url or f"postgresql://millrace@127.0.0.1:{self.postgres_port}")
-        user, password = base.username or "millrace", base.password or self.secret("postgres")
+        user, password = unquote(base.username or "millrace"), unquote(base.password or "") or self.secret("postgres")
         host = f"{base.hostname or '127.0.0.1'}:{base.port or 5432}"
-        return f"{driver}://{quote(user)}:{quote(password)}@{host}/{database}"
+        return f"{driver}://{quote(user, safe='')}:{quote(password, safe='')}@{host}/{database}"
 
     # -- Airflow -----------------------------------------------------------------------------------------------
 
@@ -206,7 +208,7 @@ def settings() -> Settings:
     """The process's settings, read once. Raises `SettingsError` naming every wrong setting."""
     home = Path(os.environ.get("MILLRACE_HOME", PROJECT / ".millrace"))
     try:
-        return Settings(_env_file=home / "settings.env")  # type: ignore[call-arg]
+        return Settings(_env_file=home / "settings.env")
     except ValidationError as error:
         lines = [
             f"  MILLRACE_{'_'.join(str(p) for p in e['loc']).upper()} = {e['input']!r}: {e['msg']}"

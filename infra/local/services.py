@@ -72,6 +72,12 @@ SERVICES: dict[str, Service] = {
 """In the order in which they are started; they are stopped in the opposite order."""
 
 
+def replaced(settings: Settings) -> set[str]:
+    """The services in whose place the settings name a server of the user's own: they are not started."""
+    own = {"postgres": settings.postgres_url, "kafka": settings.kafka_bootstrap, "registry": settings.registry_url}
+    return {name for name, url in own.items() if url}
+
+
 def with_needs(names: Collection[str]) -> list[str]:
     """`names` and what they need, in starting order; all services if `names` is empty. Raises `UnknownService`."""
     unknown = sorted(set(names) - set(SERVICES))

@@ -14,7 +14,7 @@ from infra.local import doctor
 from infra.local.jars import Progress
 from infra.local.leftovers import end, leftovers
 from infra.local.program import Program
-from infra.local.services import SERVICES, with_needs
+from infra.local.services import SERVICES, replaced, with_needs
 from infra.local.supervisor import Supervisor
 from infra.security.certificates import ensure_certificates
 from infra.settings import Settings
@@ -22,6 +22,10 @@ from schemas.errors import TerminalError, TransientError
 
 Report = Callable[[str], object]
 """Called with a line for people whenever a step of `up` or `down` begins or ends."""
+
+
+LIVES = 5
+"""A service whose programs died this often before it became healthy will not become healthy."""
 
 
 class StackError(TerminalError):
@@ -40,12 +44,12 @@ def up(settings: Settings, services: Collection[str] = (), on_progress: Report |
     become healthy, and what the services' preparation raises.
     """
     report = on_progress or (lambda _: None)
-    wanted = with_needs(services)
+    wanted = [name for name in with_needs(services) if name not in replaced(settings)]
     supervisor = Supervisor(settings)
-    running = _running(supervisor)
-    doctor.require_fit(settings, [name for name in wanted if name not in running])
     if supervisor.process() is None:
         end(leftovers(settings))  # of a supervisor that was killed: they hold ports and data
+    running = _running(supervisor)
+    doctor.require_fit(settings, [name for name in wanted if name not in running])
     with _undone_on_failure(settings, supervisor, report):
         ensure_certificates(settings)
         programs: dict[str, Sequence[Program]] = {
@@ -58,7 +62,8 @@ def up(settings: Settings, services: Collection[str] = (), on_progress: Report |
         ready: set[str] = set()
         for name in wanted:
             for need in SERVICES[name].needs:
-                _wait(settings, supervisor, need, ready, report)
+                if need in programs:
+                    _wait(settings, supervisor, need, ready, report)
             SERVICES[name].before_start(settings)
             if any([supervisor.start(program) for program in SERVICES[name].programs]):
                 report(f"{name} is starting")
@@ -121,6 +126,7 @@ def _wait(settings: Settings, supervisor: Supervisor, name: str, ready: set[str]
     if name in ready:
         return
     service = SERVICES[name]
+    seen: set[int] = set()
     try:
         service.after_start(settings)
         for attempt in Retrying(
@@ -130,7 +136,7 @@ def _wait(settings: Settings, supervisor: Supervisor, name: str, ready: set[str]
             reraise=True,
         ):
             with attempt:
-                _refuse_if_given_up(supervisor, service.programs)
+                _refuse_if_hopeless(supervisor, service.programs, seen)
                 service.check_ready(settings)
     except TransientError as error:
         raise StackError(
@@ -141,11 +147,14 @@ def _wait(settings: Settings, supervisor: Supervisor, name: str, ready: set[str]
     report(f"{name} is healthy")
 
 
-def _refuse_if_given_up(supervisor: Supervisor, programs: Sequence[str]) -> None:
+def _refuse_if_hopeless(supervisor: Supervisor, programs: Sequence[str], seen: set[int]) -> None:
+    """Raises `StackError` when a program dies again and again; `seen` collects the process ids that it had."""
     information = supervisor.information()
     for program in programs:
-        if (about := information.get(program)) is None or about["statename"] in ("FATAL", "STOPPED"):
-            why = (about or {}).get("spawnerr") or "it was stopped"
+        about = information.get(program) or {"statename": "STOPPED", "pid": 0}
+        seen.add(about["pid"])
+        if about["statename"] in ("FATAL", "STOPPED") or len(seen) > len(programs) + LIVES:
+            why = about.get("spawnerr") or "it ended"
             raise StackError(f"{program} does not stay up: {why}\n{_last_words(supervisor.settings, [program])}")
 
 

@@ -1,0 +1,150 @@
+"""The embedded stack: closed by default, harmless to start twice, and alive again after kill -9."""
+
+from __future__ import annotations
+
+import os
+import socket
+import ssl
+import stat
+import time
+import uuid
+
+import psutil
+import psycopg2
+import pytest
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient, NewTopic
+from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixed
+
+from infra.local import kafka, leftovers, registry
+from infra.local import stack as local
+from infra.local.airflow import check_ready as airflow_ready
+from infra.local.supervisor import Supervisor
+from infra.settings import Settings
+from schemas.errors import TransientError
+
+pytestmark = pytest.mark.timeout(400)
+
+CHECKS = {
+    "kafka": kafka.check_ready,
+    "registry": registry.check_ready,
+    "airflow-api-server": airflow_ready,
+    "airflow-scheduler": airflow_ready,
+    "airflow-dag-processor": airflow_ready,
+    "airflow-triggerer": airflow_ready,
+}
+
+
+class NotBack(TransientError):
+    """The killed program has not been started again yet."""
+
+
+def pids(stack: Settings) -> dict[str, int]:
+    return {name: info["pid"] for name, info in Supervisor(stack).information().items()}
+
+
+def topics(stack: Settings, **changed: str) -> set[str]:
+    """The topics as seen by the admin principal with some options changed. Raises `KafkaException`."""
+    client = {**stack.kafka_client("admin"), **changed, "log_level": 0, "error_cb": lambda _: None}
+    return set(AdminClient(client).list_topics(timeout=4).topics)
+
+
+def test_every_program_runs(stack: Settings) -> None:
+    states = local.status(stack)
+    assert {"postgres", "kafka", "registry", "data-docs", "airflow-scheduler"} <= set(states)
+    assert set(states.values()) == {"RUNNING"}
+
+
+def test_kafka_refuses_plaintext_and_wrong_passwords(stack: Settings) -> None:
+    assert isinstance(topics(stack), set)
+    with pytest.raises(KafkaException):
+        topics(stack, **{"security.protocol": "PLAINTEXT"})
+    with pytest.raises(KafkaException):
+        topics(stack, **{"security.protocol": "SASL_PLAINTEXT"})
+    with pytest.raises(KafkaException):
+        topics(stack, **{"sasl.password": "wrong"})
+
+
+def test_the_controller_refuses_clients_without_a_certificate(stack: Settings) -> None:
+    context = ssl.create_default_context(cafile=str(stack.ca_file))
+    address = ("127.0.0.1", stack.kafka_controller_port)
+    with (
+        pytest.raises(ssl.SSLError, match="certificate"),
+        socket.create_connection(address, 5) as plain,
+        context.wrap_socket(plain, server_hostname="127.0.0.1") as it,
+    ):
+        it.recv(1)  # in TLS 1.3 the client learns only after its own handshake that it was refused
+
+
+def test_postgres_refuses_wrong_passwords(stack: Settings) -> None:
+    with pytest.raises(psycopg2.OperationalError, match="password authentication failed"):
+        psycopg2.connect(
+            host="127.0.0.1", port=stack.postgres_port, user="millrace", password="wrong", dbname="airflow"
+        )
+
+
+def test_secrets_are_private(stack: Settings) -> None:
+    secrets = [path for path in stack.secrets_dir.rglob("*") if path.is_file()]
+    files = [*stack.run_dir.glob("*.properties"), *stack.run_dir.glob("*.args"), stack.home / "airflow" / "airflow.env"]
+    assert len(secrets) > 8
+    assert len(files) > 4
+    for path in [*secrets, *files, Supervisor(stack).configuration]:
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
+
+
+def test_no_secret_is_in_the_process_list(stack: Settings) -> None:
+    values = {path.read_text().strip() for path in stack.secrets_dir.iterdir() if path.suffix not in (".pem", ".json")}
+    for process in psutil.process_iter(["cmdline"]):
+        line = " ".join(process.info["cmdline"] or ())
+        assert not any(value in line for value in values), f"{process.pid} {process.name()} shows a secret"
+
+
+def test_everything_listens_on_the_loopback_only(stack: Settings) -> None:
+    listening = {
+        (process.name(), connection.laddr.ip, connection.laddr.port)
+        for process in leftovers.leftovers(stack)
+        for connection in process.net_connections(kind="tcp")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    ports = {port for _, _, port in listening}
+    assert {stack.kafka_port, stack.registry_port, stack.airflow_port, stack.postgres_port, stack.docs_port} <= ports
+    assert {ip for _, ip, _ in listening} == {"127.0.0.1"}, listening
+
+
+def test_a_second_up_is_quick_and_changes_nothing(stack: Settings) -> None:
+    before, began = pids(stack), time.monotonic()
+    lines: list[str] = []
+    local.up(stack, on_progress=lines.append)
+    assert pids(stack) == before
+    assert not [line for line in lines if "starting" in line]
+    assert time.monotonic() - began < 20
+
+
+def test_a_lost_password_is_made_anew_and_works(stack: Settings) -> None:
+    before = pids(stack)["kafka"]
+    (stack.secrets_dir / "kafka-audit").unlink()
+    with pytest.raises(KafkaException):
+        topics(stack, **{"sasl.username": "audit", "sasl.password": stack.secret("kafka-audit")})
+    local.up(stack, ["kafka"])
+    assert isinstance(topics(stack, **{"sasl.username": "audit", "sasl.password": stack.secret("kafka-audit")}), set)
+    assert pids(stack)["kafka"] == before
+
+
+@pytest.mark.parametrize("program", CHECKS)
+def test_comes_back_after_kill_9(stack: Settings, program: str) -> None:
+    topic = f"survivor-{uuid.uuid4().hex[:8]}"
+    AdminClient(stack.kafka_client("admin")).create_topics([NewTopic(topic, 1, 1)])[topic].result(10)
+    killed = pids(stack)[program]
+    os.kill(killed, 9)
+
+    @retry(
+        retry=retry_if_exception_type(TransientError), stop=stop_after_delay(150), wait=wait_fixed(0.2), reraise=True
+    )
+    def back() -> None:
+        if pids(stack)[program] in (0, killed) or local.status(stack)[program] != "RUNNING":
+            raise NotBack(program)
+        CHECKS[program](stack)
+
+    back()
+    assert topic in topics(stack)
+    AdminClient(stack.kafka_client("admin")).delete_topics([topic])[topic].result(10)

@@ -1,0 +1,89 @@
+"""The command line as a user meets it: the installed `millrace`, in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+MILLRACE = Path(sys.executable).with_name("millrace")
+COMMANDS = ("up", "down", "status", "demo", "produce", "query", "check", "doctor", "logs")
+
+
+def millrace(home: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [MILLRACE, *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "MILLRACE_HOME": str(home), "COLUMNS": "200", **environment},
+        cwd=home,
+    )
+
+
+def test_help_lists_every_command(tmp_path: Path) -> None:
+    done = millrace(tmp_path, "--help")
+    assert done.returncode == 0
+    for command in COMMANDS:
+        assert f" {command} " in done.stdout
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(tmp_path: Path, command: str) -> None:
+    done = millrace(tmp_path, command, "--help")
+    assert done.returncode == 0
+    assert f"millrace {command}" in done.stdout
+
+
+def test_help_is_quick_because_nothing_heavy_is_imported() -> None:
+    heavy = ["pydantic", "airflow", "pyspark", "duckdb", "pandas", "confluent_kafka", "great_expectations", "psutil"]
+    program = f"import sys, infra.cli; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_an_error_is_one_message_without_a_trace(tmp_path: Path) -> None:
+    done = millrace(tmp_path, "up", MILLRACE_KAFKA_PORT="ninety")
+    assert done.returncode == 1
+    assert "MILLRACE_KAFKA_PORT = 'ninety'" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_an_unknown_service_lists_the_known(tmp_path: Path) -> None:
+    done = millrace(tmp_path, "up", "zookeeper")
+    assert done.returncode == 1
+    assert "no service zookeeper; there are: postgres, kafka" in done.stderr
+
+
+def test_doctor_ends_with_one_json_document(tmp_path: Path) -> None:
+    done = millrace(tmp_path, "doctor", "--json", MILLRACE_JAR_CACHE=str(tmp_path / "jars"))
+    document = json.loads(done.stdout.splitlines()[-1])
+    assert {finding["check"] for finding in document["findings"]} >= {"java", "ports", "disk", "home", "jars"}
+    assert done.returncode == (0 if document["fit"] else 1)
+
+
+def test_check_names_file_and_line_of_a_broken_contract(tmp_path: Path) -> None:
+    (tmp_path / "schemas" / "clicks").mkdir(parents=True)
+    (tmp_path / "schemas" / "clicks" / "stream.yaml").write_text("description: clicks\ncolour: red\n")
+    done = millrace(tmp_path, "check", "--json", MILLRACE_CONTRACTS=str(tmp_path / "schemas"))
+    assert done.returncode == 1
+    problems = json.loads(done.stdout.splitlines()[-1])["problems"]
+    assert [2, "colour"] in [[problem["line"], problem["field"]] for problem in problems]
+
+
+def test_logs_lists_what_there_is_and_prints_the_end(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "kafka.log").write_text("".join(f"line {number}\n" for number in range(10)))
+    assert "kafka" in millrace(tmp_path, "logs").stdout
+    assert millrace(tmp_path, "logs", "kafka", "-n", "2").stdout == "line 8\nline 9\n"
+    unknown = millrace(tmp_path, "logs", "zookeeper")
+    assert unknown.returncode == 1
+    assert "there are: kafka" in unknown.stderr
+
+
+def test_down_without_a_stack_is_harmless(tmp_path: Path) -> None:
+    assert millrace(tmp_path, "down").returncode == 0

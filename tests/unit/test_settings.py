@@ -1,0 +1,75 @@
+"""Settings: defaults, overrides, errors that name the setting, secrets that stay private."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from infra.settings import PRINCIPALS, Settings, SettingsError, settings
+
+
+@pytest.fixture
+def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty home, and settings that are read anew."""
+    for name in os.environ:
+        if name.startswith("MILLRACE_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("MILLRACE_HOME", str(tmp_path))
+    settings.cache_clear()
+    yield tmp_path
+    settings.cache_clear()
+
+
+def test_everything_lives_below_home(fresh: Path) -> None:
+    config = settings()
+    assert config.lake_uri == f"file:{fresh}/lake"
+    assert {config.run_dir, config.log_dir, config.secrets_dir, config.data_docs_dir} == {
+        fresh / name for name in ("run", "logs", "secrets", "data_docs")
+    }
+
+
+def test_the_environment_wins_over_the_file_of_settings(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (fresh / "settings.env").write_text("MILLRACE_KAFKA_PORT=1111\nMILLRACE_REGISTRY_PORT=2222\n")
+    monkeypatch.setenv("MILLRACE_KAFKA_PORT", "3333")
+    assert (settings().kafka_port, settings().registry_port) == (3333, 2222)
+
+
+@pytest.mark.parametrize(("name", "value"), [("KAFKA_PORT", "no"), ("LAKE", "/just/a/path"), ("TRIGGER_INTERVAL", "0")])
+def test_a_wrong_setting_is_named_with_its_value(
+    fresh: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(f"MILLRACE_{name}", value)
+    with pytest.raises(SettingsError, match=f"MILLRACE_{name} = '{value}'"):
+        settings()
+
+
+def test_a_secret_is_made_once_and_only_its_owner_may_read_it(tmp_path: Path) -> None:
+    config = Settings(home=tmp_path)
+    with ThreadPoolExecutor(8) as threads:
+        values = set(threads.map(lambda _: config.secret("kafka-admin"), range(32)))
+    assert len(values) == 1
+    assert len(values.pop()) >= 32
+    assert stat.S_IMODE((config.secrets_dir / "kafka-admin").stat().st_mode) == 0o600
+    assert stat.S_IMODE(config.secrets_dir.stat().st_mode) == 0o700
+
+
+def test_every_principal_speaks_sasl_over_tls_with_its_own_password(tmp_path: Path) -> None:
+    config = Settings(home=tmp_path)
+    passwords = set()
+    for principal in PRINCIPALS:
+        client, java = config.kafka_client(principal), config.kafka_java(principal)
+        assert client["security.protocol"] == java["security.protocol"] == "SASL_SSL"
+        assert client["sasl.username"] == principal
+        assert f'username="{principal}" password="{client["sasl.password"]}"' in java["sasl.jaas.config"]
+        passwords.add(client["sasl.password"])
+    assert len(passwords) == len(PRINCIPALS)
+
+
+def test_an_own_postgres_is_used_with_its_password(tmp_path: Path) -> None:
+    config = Settings(home=tmp_path, postgres_url="postgresql://ann:s%40fe@db.example:5433")
+    assert config.postgres("millrace") == "postgresql://ann:s%40fe@db.example:5433/millrace"
