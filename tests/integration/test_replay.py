@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -12,7 +14,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Produ
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from infra.settings import Settings
-from producers.letters import PARKED_BECAUSE
+from producers.letters import PARKED_BECAUSE, Letter
 from producers.replay import ReplayError, ReplayReport, replay
 from producers.transactions import Session
 from schemas.catalog import catalog
@@ -206,27 +208,28 @@ def test_waiting_letters_do_not_hold_up_those_behind_them(
     assert sorted(retried) == ["due-0", "due-1"]
 
 
-def test_a_run_that_dies_in_its_transaction_leaves_nothing_behind(
+def test_a_run_killed_in_its_transaction_leaves_nothing_behind(
     stack: Settings, contract: Contract, bury: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bury(*({"dl-id": f"letter-{i}"} for i in range(50)))
     monkeypatch.setattr("producers.replay.TRANSACTION_LETTERS", 20)
-    sent = Session._send
-    count = 0
+    if (child := os.fork()) == 0:
+        sent, count = Session._send, 0
 
-    def dies(self: Session, topic: str, letter: object) -> None:
-        nonlocal count
-        count += 1
-        if count == 30:  # in the middle of the second transaction
-            self._producer.flush(10)
-            raise MemoryError("killed")
-        sent(self, topic, letter)  # type: ignore[arg-type]
+        def dies(self: Session, topic: str, letter: Letter) -> None:
+            nonlocal count
+            count += 1
+            if count == 30:  # in the middle of the second transaction, its letters already on the broker
+                self._producer.flush(10)
+                os.kill(os.getpid(), signal.SIGKILL)
+            sent(self, topic, letter)
 
-    monkeypatch.setattr(Session, "_send", dies)
-    with pytest.raises(MemoryError):
-        run(contract, stack)
-    monkeypatch.undo()
-    assert len(read(stack, contract.retry_topic)) == 20
+        try:
+            Session._send = dies  # type: ignore[method-assign]
+            run(contract, stack)
+        finally:
+            os._exit(1)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
     assert run(contract, stack) == ReplayReport(read=30, retried=30)
     ids = Counter(header(m, "dl-id") for m in read(stack, contract.retry_topic))
     assert ids == Counter({f"letter-{i}": 1 for i in range(50)})
