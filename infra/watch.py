@@ -24,6 +24,10 @@ Event = dict[str, Any]
 EVERY = 1.0
 """Seconds between looks."""
 
+SLOW = 5
+"""A batch may take so many times `stall_after`: the beat shows that the driver lives, and killing it in the middle of
+a batch that is only slow would make it begin again, and again."""
+
 
 class DriverWatch(BaseTrigger):
     """Fires once, when the driver with `epoch` recorded in `folder` has ended or must be ended.
@@ -34,7 +38,7 @@ class DriverWatch(BaseTrigger):
     | failed | it reported an error |
     | exited | its process is gone without a word, or another driver has taken its place |
     | stalled | no heartbeat for `stall_after` seconds |
-    | lag | records wait, and a stream has finished no batch for `stall_after` seconds |
+    | lag | records wait, and a stream has finished no batch for `SLOW` times `stall_after` seconds |
     """
 
     def __init__(self, folder: str, epoch: int, stall_after: float) -> None:
@@ -74,8 +78,8 @@ class DriverWatch(BaseTrigger):
                 reason, detail = "exited", f"process {driver.pid} is gone; {seen}"
         elif (silence := _since((beat or {}).get("updated_at") or driver.started_at, now)) > self.stall_after:
             reason, detail = "stalled", f"no heartbeat for {silence:.0f} s (limit {self.stall_after:.0f} s)"
-        elif stuck := progress.stuck((beat or {}).get("queries") or {}, now, self.stall_after):
-            reason, detail = "lag", f"records wait, but no batch was finished for {self.stall_after:.0f} s: {stuck}"
+        elif stuck := progress.stuck((beat or {}).get("queries") or {}, now, limit := SLOW * self.stall_after):
+            reason, detail = "lag", f"records wait, but no batch was finished for {limit:.0f} s: {stuck}"
         else:
             return None
         return {"reason": reason, "detail": detail, "epoch": self.epoch, "at": now.isoformat()}

@@ -79,7 +79,7 @@ def test_a_driver_that_never_beats_stalls(home: Settings) -> None:
 
 def test_records_that_wait_without_progress_are_lag(home: Settings) -> None:
     started(home, "--lag", "5000")
-    event = ending(home, stall_after=0.5)
+    event = ending(home, stall_after=1)
     assert event["reason"] == "lag"
     assert "flights at batch 1, 5000 records behind" in event["detail"]
 
