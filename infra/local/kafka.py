@@ -1,15 +1,14 @@
 """The embedded Kafka: one KRaft node, broker and controller in one process, closed by default.
 
 Clients speak SASL_SSL with SCRAM-SHA-512. Inter-controller SCRAM is not supported by Kafka, so the controller listener
-is SSL with client certificates. The users are seeded when the storage is formatted. When a principal is added
-later, or a secret file was lost and made anew, `reseed` writes the new credentials through the controller listener, for
-which the certificate suffices: a lost password never bricks the broker.
+is SSL with client certificates. The users are seeded when the storage is formatted. When a principal is added later, or
+a secret was lost and made anew, `reseed` tells the broker. For that the passwords that the broker knows are kept beside
+its data too: whoever loses one of the two copies, also that of `admin`, loses nothing.
 """
 
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import os
 import shutil
@@ -17,8 +16,19 @@ import subprocess
 import tempfile
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from confluent_kafka import KafkaError as ClientError
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import (
+    AdminClient,
+    ScramCredentialInfo,
+    ScramMechanism,
+    UserScramCredentialAlteration,
+    UserScramCredentialUpsertion,
+)
 
 from infra.local import jars
 from infra.local.java import java_executable
@@ -125,51 +135,60 @@ def users(settings: Settings) -> dict[str, str]:
 
 
 def check_ready(settings: Settings) -> None:
-    """Lists topics as the admin principal; raises `KafkaNotReady` if the broker does not answer within 2 s."""
-    from confluent_kafka import KafkaException
-    from confluent_kafka.admin import AdminClient
+    """Makes the broker know the current passwords, and lists topics as the admin principal.
 
-    # The client's own log goes nowhere: while the broker starts, refused connections are expected.
-    quiet: dict[str, Any] = {**settings.kafka_client("admin"), "log_level": 0, "error_cb": lambda _: None}
+    Raises `KafkaNotReady` if the broker does not answer within 3 s, `KafkaError` if it refuses the password.
+    """
+    reseed(settings)
     try:
-        AdminClient(quiet).list_topics(timeout=2)
+        _operator(settings, settings.secret("kafka-admin")).list_topics(timeout=3)
     except KafkaException as error:
         raise KafkaNotReady(f"Kafka at {settings.bootstrap} does not answer: {error}") from error
 
 
 def reseed(settings: Settings) -> list[str]:
-    """Gives every user whose password differs from the seeded one the new password; returns their names.
+    """Gives every user whose password is not the one that the broker knows the new one; returns their names.
 
-    Costs nothing when no secret changed. Needs a running broker. Raises `KafkaError`.
+    Costs nothing when no secret changed. Needs a running broker: raises as `check_ready` does.
     """
-    wanted = _digests(users(settings))
-    stamp = _seeded(settings)
-    seeded = json.loads(stamp.read_text()) if stamp.exists() else {}
-    changed = [name for name in wanted if seeded.get(name) != wanted[name]]
+    known, wanted = _known(settings), users(settings)
+    changed = [name for name in wanted if known.get(name) != wanted[name]]
     if changed:
-        java = java_executable(settings)
-        classpath = os.pathsep.join(map(str, jars.kafka_classpath()))
-        client = {
-            "security.protocol": "SSL",
-            "ssl.keystore.type": "PEM",
-            "ssl.keystore.location": str(broker_keystore(settings)),
-            "ssl.truststore.type": "PEM",
-            "ssl.truststore.location": str(settings.ca_file),
-        }
-        with tempfile.TemporaryDirectory(dir=settings.run_dir) as scratch:
-            configuration = write_private(Path(scratch) / "client.properties", _properties(client))
-            for name in changed:
-                credentials = write_private(
-                    Path(scratch) / "credentials.properties",
-                    f"SCRAM-SHA-512=[iterations=4096,password={users(settings)[name]}]\n",
-                )
-                command = ["-Xmx128m", "-cp", classpath, "kafka.admin.ConfigCommand", "--alter"]
-                command += ["--bootstrap-controller", f"127.0.0.1:{settings.kafka_controller_port}"]
-                command += ["--command-config", str(configuration), "--add-config-file", str(credentials)]
-                command += ["--entity-type", "users", "--entity-name", name]
-                _run(java, java_arguments(Path(scratch) / "args", command), f"give Kafka user {name} its new password")
-        write_private(stamp, json.dumps(wanted))
+        method = ScramCredentialInfo(ScramMechanism.SCRAM_SHA_512, 4096)
+        news: list[UserScramCredentialAlteration] = [
+            UserScramCredentialUpsertion(name, method, wanted[name].encode()) for name in changed
+        ]
+        admin = _operator(settings, known.get("admin", wanted["admin"]))
+        try:
+            for answer in admin.alter_user_scram_credentials(news, request_timeout=5).values():
+                answer.result(10)
+        except (KafkaException, TimeoutError) as error:
+            raise KafkaNotReady(f"Kafka at {settings.bootstrap} did not take new passwords: {error}") from error
+        write_private(_known_file(settings), json.dumps(wanted))
     return changed
+
+
+def _operator(settings: Settings, password: str) -> AdminClient:
+    """The admin principal. A refused password is an error at once; refused connections are expected while it starts."""
+    refusals: list[str] = []
+    options: dict[str, Any] = {**settings.kafka_client("admin"), "sasl.password": password, "log_level": 0}
+    options["error_cb"] = lambda error: _remember_refusal(error, refusals)
+    admin = AdminClient(options)
+    with suppress(KafkaException):
+        admin.list_topics(timeout=3)
+    admin.poll(0)  # lets the callback run
+    if refusals:
+        raise KafkaError(
+            f"Kafka at {settings.bootstrap} refuses the password of `admin` ({refusals[0]}). Both "
+            f"{settings.secrets_dir / 'kafka-admin'} and {_known_file(settings)} were lost or changed: put one back. "
+            "Without them only `make clean` helps, which removes all data."
+        )
+    return admin
+
+
+def _remember_refusal(error: Any, refusals: list[str]) -> None:
+    if error.code() == ClientError._AUTHENTICATION:
+        refusals.append(error.str())
 
 
 def _format(settings: Settings, java: Path, options: list[str]) -> None:
@@ -191,7 +210,7 @@ def _format(settings: Settings, java: Path, options: list[str]) -> None:
         ]
         tool = ["-Xmx128m", *options, "kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(configuration)]
         _run(java, java_arguments(Path(scratch) / "args", [*tool, *seeds]), "format Kafka's storage")
-        write_private(_seeded(settings), json.dumps(_digests(users(settings))))
+        write_private(_known_file(settings), json.dumps(users(settings)))
         logs.rename(place)
 
 
@@ -202,13 +221,17 @@ def _run(java: Path, arguments: Path, purpose: str) -> None:
         raise KafkaError(f"could not {purpose}; Kafka says:\n  " + "\n  ".join(words))
 
 
-def _seeded(settings: Settings) -> Path:
-    """Digests of the passwords that the broker knows."""
+def _known_file(settings: Settings) -> Path:
+    """The passwords that the broker knows; the way in when the secret of `admin` was lost."""
     return settings.home / "data" / "kafka-users.json"
 
 
-def _digests(passwords: Mapping[str, str]) -> dict[str, str]:
-    return {name: hashlib.sha256(password.encode()).hexdigest() for name, password in passwords.items()}
+def _known(settings: Settings) -> dict[str, str]:
+    try:
+        known: dict[str, str] = json.loads(_known_file(settings).read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return known
 
 
 def _properties(values: Mapping[str, str]) -> str:

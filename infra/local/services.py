@@ -32,8 +32,6 @@ class Service:
     needs: tuple[str, ...] = ()
     before_start: Callable[[Settings], object] = _nothing
     """Runs when the needed services are ready."""
-    after_start: Callable[[Settings], object] = _nothing
-    """Runs when the programs were started, before they are checked."""
     when_ready: Callable[[Settings], object] = _nothing
     patience: float = 180
     """Seconds until a service that is not healthy counts as failed."""
@@ -50,7 +48,6 @@ SERVICES: dict[str, Service] = {
         ("kafka",),
         lambda settings, progress: [kafka.prepare(settings, progress)],
         kafka.check_ready,
-        after_start=kafka.reseed,
     ),
     "registry": Service(
         ("registry",),

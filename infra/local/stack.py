@@ -128,7 +128,6 @@ def _wait(settings: Settings, supervisor: Supervisor, name: str, ready: set[str]
     service = SERVICES[name]
     seen: set[int] = set()
     try:
-        service.after_start(settings)
         for attempt in Retrying(
             retry=retry_if_exception_type(TransientError),
             stop=stop_after_delay(service.patience),

@@ -133,7 +133,8 @@ def test_a_lost_password_is_made_anew_and_works(stack: Settings) -> None:
 @pytest.mark.parametrize("program", CHECKS)
 def test_comes_back_after_kill_9(stack: Settings, program: str) -> None:
     topic = f"survivor-{uuid.uuid4().hex[:8]}"
-    AdminClient(stack.kafka_client("admin")).create_topics([NewTopic(topic, 1, 1)])[topic].result(10)
+    admin = AdminClient(stack.kafka_client("admin"))
+    admin.create_topics([NewTopic(topic, 1, 1)])[topic].result(10)
     killed = pids(stack)[program]
     os.kill(killed, 9)
 
@@ -147,4 +148,4 @@ def test_comes_back_after_kill_9(stack: Settings, program: str) -> None:
 
     back()
     assert topic in topics(stack)
-    AdminClient(stack.kafka_client("admin")).delete_topics([topic])[topic].result(10)
+    admin.delete_topics([topic])[topic].result(10)
