@@ -26,29 +26,19 @@ from datetime import timedelta
 from typing import Any
 
 from airflow.sdk import DAG
-from wiring import DEFAULTS, SparkJob, at, streams
+from wiring import DEFAULTS, SparkJob, at, failed_suites, streams
 
 
-def checked(stream: str, run_id: str) -> dict[str, Any]:
-    """The run's suites, and why those failed that did."""
-    from infra.settings import settings
-    from schemas.catalog import load
-    from spark.serving.duck import connect
-
-    config = settings()
-    with connect(config, [load(config.contracts / stream)]) as served:
-        suites = served.execute(
-            "select suite, success, evaluated, failed, failures, docs from quality "
-            "where stream = $stream and run_id = $run order by at",
-            {"stream": stream, "run": run_id},
-        ).fetchall()
+def checked(served: Any, job: dict[str, Any]) -> dict[str, Any]:
+    """The job's suites with their expectations met, and why those failed that did."""
+    suites = served.execute(
+        "select suite, evaluated - failed, evaluated from quality "
+        "where stream = $stream and at >= $since order by at, suite",
+        job,
+    ).fetchall()
     return {
-        "suites": {suite: f"{evaluated - failed} of {evaluated}" for suite, _, evaluated, failed, *_ in suites},
-        "failures": [
-            f"{stream}, suite {suite}: {failed} of {evaluated} expectations failed: {failures} ({docs})"
-            for suite, success, evaluated, failed, failures, docs in suites
-            if not success
-        ],
+        "suites": {suite: f"{met} of {evaluated}" for suite, met, evaluated in suites},
+        "failures": failed_suites(served, job),
     }
 
 

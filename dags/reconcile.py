@@ -25,34 +25,32 @@ from datetime import timedelta
 from typing import Any
 
 from airflow.sdk import DAG
-from wiring import DEFAULTS, SparkJob, at, streams
+from wiring import DEFAULTS, SparkJob, at, failed_suites, streams
 
 
-def published(stream: str, run_id: str) -> dict[str, Any]:
-    """What the run has published and written to the ledger."""
-    from infra.settings import settings
-    from schemas.catalog import load
-    from spark.serving.duck import connect
-
-    config = settings()
-    with connect(config, [load(config.contracts / stream)]) as served:
-        # A repeated run of the same id publishes as `<run id>#2`.
-        mine = "stream = $stream and (run_id = $run or starts_with(run_id, $run || '#'))"
-        place = {"stream": stream, "run": run_id}
-        publication = served.execute(
-            f"select final_through, hours, rows from publications where {mine} order by published_at desc limit 1",
-            place,
-        ).fetchone()
-        causes = served.execute(f"select cause, count(*) from ledger where {mine} group by cause", place).fetchall()
-    if publication is None:
-        return {"published": False, "differences": dict(causes)}
-    final_through, hours, rows = publication
+def published(served: Any, job: dict[str, Any]) -> dict[str, Any]:
+    """What the job has published and written to the ledger."""
+    publication = served.execute(
+        "select final_through, hours, rows from publications "
+        "where stream = $stream and published_at >= $since order by published_at desc",
+        job,
+    ).fetchone()
+    causes = dict(
+        served.execute(
+            "select cause, count(*) from ledger where stream = $stream and at >= $since group by cause", job
+        ).fetchall()
+    )
+    failures = failed_suites(served, job)
+    if unexplained := causes.get("unexplained"):
+        failures.append(f"{job['stream']}: {unexplained} differences without an explanation; query the view ledger")
+    final_through, hours, rows = publication or (None, 0, 0)
     return {
-        "published": True,
-        "final_through": final_through.isoformat(),
+        "published": publication is not None,
+        "final_through": final_through and final_through.isoformat(),
         "hours": hours,
         "rows": rows,
-        "differences": dict(causes),
+        "differences": causes,
+        "failures": failures,
     }
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -62,14 +62,19 @@ def duty(work: Callable[P, R]) -> Callable[P, R]:
     return run
 
 
+Report = Callable[[Any, dict[str, Any]], dict[str, Any]]
+"""(DuckDB connection with the served views, parameters `stream` and `since` for its queries) to what a job did."""
+
+
 class SparkJob(SparkSubmitOperator):
     """`spark/jobs/<job>.py --stream <stream> --run-id <run id>` by spark-submit, in the batch pool.
 
-    Skipped while the stream has no rows yet. `report(stream, run_id)` says afterwards, from the tables, what the run
-    did: it is logged and is the task's result, also when the job failed; its key `failures` then is the reason.
+    Skipped while the stream has no rows yet. `report` says afterwards, from the tables, what the job did: that is
+    logged and is the task's result, also when the job failed. If it then has `failures`, they are the reason, and
+    another try would find the same data.
     """
 
-    def __init__(self, *, job: str, stream: str, report: Callable[[str, str], dict[str, Any]], **kwargs: Any) -> None:
+    def __init__(self, *, job: str, stream: str, report: Report, **kwargs: Any) -> None:
         super().__init__(
             application=str(PROJECT / "spark" / "jobs" / f"{job}.py"),
             application_args=["--stream", stream, "--run-id", "{{ run_id }}"],
@@ -88,18 +93,40 @@ class SparkJob(SparkSubmitOperator):
         if not _has_rows(self.stream):
             raise AirflowSkipException(f"bronze/{self.stream} holds no row yet: provision, stream and produce first")
         self.conf = submit_conf(settings(), "batch")
-        run_id = context["run_id"]
+        since = datetime.now(UTC)
         try:
             super().execute(context)
         except AirflowException as error:
-            report = self.report(self.stream, run_id)
+            report = self._reported(since)
             context["ti"].xcom_push("return_value", report)
             if failures := report.get("failures"):
                 raise AirflowFailException("; ".join(failures)) from error
             raise
-        report = self.report(self.stream, run_id)
+        return self._reported(since)
+
+    def _reported(self, since: datetime) -> dict[str, Any]:
+        from infra.settings import settings
+        from schemas.catalog import load
+        from spark.serving.duck import connect
+
+        config = settings()
+        with connect(config, [load(config.contracts / self.stream)]) as served:
+            report = self.report(served, {"stream": self.stream, "since": since})
         self.log.info("%s", report)
         return report
+
+
+def failed_suites(served: Any, job: dict[str, Any]) -> list[str]:
+    """One line for each Great Expectations suite that failed in a job, with where to read more."""
+    rows = served.execute(
+        "select suite, failed, evaluated, failures, docs from quality "
+        "where stream = $stream and at >= $since and not success order by at, suite",
+        job,
+    ).fetchall()
+    return [
+        f"{job['stream']}, suite {suite}: {failed} of {evaluated} expectations failed: {failures} ({docs})"
+        for suite, failed, evaluated, failures, docs in rows
+    ]
 
 
 def _has_rows(stream: str) -> bool:
