@@ -168,13 +168,10 @@ def _extreme(measure: Measure, contract: Contract) -> State:
 
 def _hll(measure: Measure, contract: Contract) -> State:
     name, value = f"hll_of_{measure.of}", _value(measure, contract)
-    match _field_type(measure, contract).simpleString():
-        case "int" | "bigint":
-            value = f"cast({value} as bigint)"
-        case "string" | "binary":
-            pass
-        case _:
-            value = f"cast({value} as string)"
+    if _field_type(measure, contract).simpleString() in ("int", "bigint"):
+        value = f"cast({value} as bigint)"
+    else:  # a sketch takes few types, and skips the empty string
+        value = f"case when {value} is not null then xxhash64({value}) end"
     merge: dict[Dialect, str] = {"spark": f"hll_union_agg(`{name}`)", "duckdb": _listed(name)}
     return State(name, BinaryType(), f"hll_sketch_agg({value}, {HLL_LG_K})", merge)
 

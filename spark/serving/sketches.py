@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datasketches
 import duckdb
+from duckdb.func import SPECIAL
 from duckdb.sqltypes import BIGINT, BLOB, DOUBLE
 
 from spark.measures import HLL_LG_K, KLL_K
@@ -28,5 +29,5 @@ def kll_quantile(sketches: list[bytes] | None, rank: float) -> float | None:
 def register(connection: duckdb.DuckDBPyConnection) -> None:
     """Adds `hll_estimate(blob[])` and `kll_quantile(blob[], rank)` to a connection."""
     blobs = duckdb.list_type(BLOB)
-    connection.create_function("hll_estimate", hll_estimate, [blobs], BIGINT, null_handling="special")
-    connection.create_function("kll_quantile", kll_quantile, [blobs, DOUBLE], DOUBLE, null_handling="special")
+    connection.create_function("hll_estimate", hll_estimate, [blobs], BIGINT, null_handling=SPECIAL)
+    connection.create_function("kll_quantile", kll_quantile, [blobs, DOUBLE], DOUBLE, null_handling=SPECIAL)

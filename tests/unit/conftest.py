@@ -1,0 +1,23 @@
+"""One Spark session for all unit tests."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+from pyspark.sql import SparkSession
+
+from infra.settings import Settings
+from spark.session import session
+
+
+@pytest.fixture(scope="session")
+def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
+    """The streaming driver's own session, with a small heap."""
+    home = tmp_path_factory.mktemp("spark")
+    # The quick compiler alone: the slow one would spend half of the tests' CPU on code that runs once.
+    os.environ["SPARK_SUBMIT_OPTS"] = "-XX:TieredStopAtLevel=1"
+    found = session(Settings(home=home, stream_memory="800m"), "stream", "millrace-tests")
+    yield found
+    found.stop()
