@@ -75,7 +75,10 @@ def submit_conf(settings: Settings, role: Role) -> dict[str, str]:
     return {
         "spark.master": master,
         "spark.driver.memory": settings.stream_memory if streaming else settings.batch_memory,
-        "spark.driver.extraJavaOptions": f"{_AVRO_LIMITS} -XX:+UseSerialGC -Djava.net.preferIPv4Stack=true",
+        "spark.driver.extraJavaOptions": (
+            f"{_AVRO_LIMITS} -XX:+UseSerialGC -Djava.net.preferIPv4Stack=true"
+            f"{'' if streaming else f' {settings.batch_java_options}'}"
+        ).strip(),
         "spark.executor.extraJavaOptions": _AVRO_LIMITS,
         "spark.pyspark.python": sys.executable,
         **shipped,
