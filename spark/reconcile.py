@@ -82,7 +82,7 @@ def literal(time: datetime | None) -> str:
     """A UTC timestamp literal that means the same in Spark SQL whatever the session's time zone."""
     if time is None or time.tzinfo is None:
         raise ValueError(f"a timestamp literal needs an aware time, got {time!r}")
-    return f"timestamp '{time.astimezone(UTC):%Y-%m-%d %H:%M:%S.%f}+00:00'"
+    return f"timestamp '{time.astimezone(UTC).isoformat(' ')}'"
 
 
 def plan(touched: Iterable[TouchedHour], through_batch: int, last: Publication | None, lateness: timedelta) -> Plan:

@@ -1,0 +1,91 @@
+"""What the batch jobs read and write in Delta: bronze and speed up to a batch, staged and published hours, logs.
+
+The batch jobs are the only writers of batch, staged, publications, ledger and quality, one job at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from schemas.model import Aggregate, Contract
+from spark import tables
+
+
+@dataclass(frozen=True)
+class BatchStore:
+    """The tables of one stream in one lake."""
+
+    spark: SparkSession
+    lake_uri: str
+    contract: Contract
+
+    # -- reads ---------------------------------------------------------------------------------------------------
+
+    def accepted(self, through: int) -> DataFrame:
+        """Accepted rows of bronze of batches up to `through`."""
+        bronze = self._read(tables.bronze(self.lake_uri, self.contract.stream))
+        return bronze.where("accepted").where(F.col("batch") <= through)
+
+    def partials(self, aggregate: Aggregate, through: int) -> DataFrame:
+        """The speed layer's partials of batches up to `through`."""
+        uri = tables.speed(self.lake_uri, self.contract.stream, aggregate.name)
+        return self._read(uri).where(F.col("batch") <= through)
+
+    def staged(self, aggregate: Aggregate) -> DataFrame:
+        return self._read(tables.staged(self.lake_uri, self.contract.stream, aggregate.name))
+
+    def published(self, aggregate: Aggregate) -> DataFrame:
+        return self._read(tables.batch(self.lake_uri, self.contract.stream, aggregate.name))
+
+    # -- writes --------------------------------------------------------------------------------------------------
+
+    def stage(self, aggregate: Aggregate, windows: DataFrame) -> None:
+        """Makes `windows` the whole of what is staged."""
+        columns = tables.batch_schema(self.contract, aggregate).names
+        uri = tables.staged(self.lake_uri, self.contract.stream, aggregate.name)
+        windows.select(*columns).write.format("delta").mode("overwrite").save(uri)
+
+    def replace(self, aggregate: Aggregate, hours: str) -> None:
+        """Publishes what is staged in one commit, in place of all rows that fulfil `hours`, a predicate on `hour`."""
+        uri = tables.batch(self.lake_uri, self.contract.stream, aggregate.name)
+        self.staged(aggregate).write.format("delta").mode("overwrite").option("replaceWhere", hours).save(uri)
+
+    def forget_ledger(self, published_runs: Iterable[str]) -> None:
+        """Removes the ledger rows of runs that never published: they died, or were refused."""
+        uri = tables.system(self.lake_uri, "ledger")
+        ledger = self._read(uri).where(F.col("stream") == self.contract.stream).select("run_id").distinct()
+        unpublished = {row.run_id for row in ledger.collect()} - set(published_runs)
+        if unpublished:
+            runs = ", ".join(_quoted(run) for run in sorted(unpublished))
+            self.spark.sql(
+                f"delete from delta.`{uri}` where stream = {_quoted(self.contract.stream)} and run_id in ({runs})"
+            )
+
+    def append_log(self, name: str, rows: DataFrame) -> None:
+        """Appends `rows` to the table `system/<name>`."""
+        columns = tables.SYSTEM[name].names
+        rows.select(*columns).write.format("delta").mode("append").save(tables.system(self.lake_uri, name))
+
+    def log_rows(self, name: str, rows: list[dict[str, Any]]) -> None:
+        """Appends a few rows to the table `system/<name>`."""
+        schema = tables.SYSTEM[name]
+        values = [tuple(row[column] for column in schema.names) for row in rows]
+        self.append_log(name, self.spark.createDataFrame(values, schema))
+
+    def hours_frame(self, hours: Iterable[datetime]) -> DataFrame:
+        """A few hours as a frame with the column `hour`."""
+        return self.spark.createDataFrame([(hour,) for hour in hours], "hour timestamp")
+
+    def _read(self, uri: str) -> DataFrame:
+        return self.spark.read.format("delta").load(uri)
+
+
+def _quoted(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"

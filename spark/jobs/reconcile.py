@@ -1,0 +1,323 @@
+"""The batch layer of one stream: recompute, compare, audit, publish.
+
+    spark-submit spark/jobs/reconcile.py --stream flights --run-id manual__2026-01-01T00:00:00+00:00
+
+Recomputes the closed hours that are new or that new rows have touched (`spark.reconcile`), exactly and from bronze, at
+the cut of the newest settled batch; stages the result; explains where it differs from what was served
+(`spark.transforms.ledger`); audits the staged rows and their events with Great Expectations; and publishes: the hours
+in one commit per aggregate, the ledger, and last the row of `publications` that moves `final_through`.
+
+A run may die at any point and be run again. Until the last step nothing counts as published: what a dead run left in
+the batch tables is recognised by a run id without a publication, compared as if it were not there, and replaced; its
+ledger rows are removed. A failed audit or an unexplained difference publishes nothing and ends with exit code 1; an
+unexplained difference is written to the ledger, as the alert that it is, until a later run finds it gone.
+
+The last line of standard output is a JSON summary.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from infra.settings import PROJECT, Settings, settings
+from schemas.catalog import load
+from schemas.errors import MillraceError, TransientError
+from schemas.model import Aggregate, Contract
+from spark import checkpoints, quality, suites, tables
+from spark.batch_store import BatchStore
+from spark.publications import Publication, publications, unique_run_id
+from spark.reconcile import Plan, TouchedHour, UnexplainedDifference, literal, plan
+from spark.session import session
+from spark.transforms import ledger
+from spark.transforms.aggregates import truncated
+from spark.transforms.layers import layers
+
+log = logging.getLogger("millrace.reconcile")
+
+NOTHING_FINAL = datetime(1, 1, 1, tzinfo=UTC)
+
+Audit = Callable[[str, DataFrame, list[suites.Expectation] | None], quality.Outcome]
+"""Runs a suite (by name, with generated expectations, or with None the hand-written one) on a frame."""
+
+
+class NothingSettled(TransientError):
+    """No batch of the stream is complete yet."""
+
+
+@dataclass
+class Reconciliation:
+    """One run. `now` is the time that all its log rows carry."""
+
+    store: BatchStore
+    contract: Contract
+    run_id: str
+    through: int
+    now: datetime
+    audit: Audit
+
+    def run(self) -> dict[str, Any]:
+        """Does the run and returns its summary. Raises `FailedExpectations` or `UnexplainedDifference`, with nothing
+        published."""
+        published = publications(self.store.lake_uri, self.contract.stream)
+        self.run_id = unique_run_id(self.run_id, published)
+        planned = self.plan(published[-1] if published else None)
+        log.info(
+            "%s: batches up to %d, %d new and %d late hours, final through %s",
+            self.contract.stream, self.through, len(planned.new_hours), len(planned.late_hours), planned.final_through,
+        )  # fmt: skip
+        if planned.is_idle:
+            return self._summary(planned, 0, Counter())
+        if not planned.hours:
+            self._publish(planned, 0)
+            return self._summary(planned, 0, Counter())
+        rows = self.rows(planned).persist()
+        found = None
+        try:
+            staged = sum(self._stage(aggregate, rows) for aggregate in self.contract.aggregates)
+            log.info("staged %d windows", staged)
+            found = self.differences(planned, rows, [publication.run_id for publication in published]).persist()
+            counted = found.groupBy("cause").agg(F.count("*").alias("n")).collect()
+            causes = Counter({row.cause: row.n for row in counted})
+            log.info("ledger: %s", dict(causes) or "no differences")
+            self._audit(planned, rows)
+            known = {publication.run_id for publication in published}
+            if causes["unexplained"]:
+                self._refuse(found.where("cause = 'unexplained'"), known)
+            for aggregate in self.contract.aggregates:
+                self.store.replace(aggregate, planned.replaced)
+            self._write_ledger(found, known, empty=not causes)
+            self._publish(planned, staged)
+        finally:
+            rows.unpersist()
+            if found is not None:
+                found.unpersist()
+        return self._summary(planned, staged, causes)
+
+    # -- the steps -------------------------------------------------------------------------------------------------
+
+    def plan(self, last: Publication | None) -> Plan:
+        """The plan of this run, from the hours that bronze has new or not yet final rows for."""
+        accepted = self.store.accepted(self.through)
+        before = last.through_batch if last else -1
+        if last:
+            not_final = F.col("event_time") >= F.expr(literal(last.final_through))
+            accepted = accepted.where((F.col("batch") > before) | not_final)
+        hours = (
+            accepted.groupBy(truncated("event_time", "1h").alias("hour"))
+            .agg(F.max("event_time").alias("newest"), F.count_if(F.col("batch") > before).alias("new_rows"))
+            .select(F.unix_micros("hour").alias("hour"), F.unix_micros("newest").alias("newest"), "new_rows")
+        )
+        touched = [TouchedHour(_time(row.hour), _time(row.newest), row.new_rows) for row in hours.collect()]
+        return plan(touched, self.through, last, self.contract.allowed_lateness)
+
+    def rows(self, planned: Plan) -> DataFrame:
+        """The accepted rows of the plan's hours with the flags of `ledger.marked`, `is_late_hour` and `is_new`."""
+        before = F.expr(literal(planned.final_before or NOTHING_FINAL))
+        accepted = self.store.accepted(self.through).select(
+            "topic", "partition", "offset", "batch", "attempt",
+            *dict.fromkeys(["event_time", *self.contract.fields]),
+        )  # fmt: skip
+        inside = self._inside(accepted, planned, "event_time")
+        if self.contract.event_time in self.contract.event_id:
+            marked = ledger.marked(inside, self.contract)  # all copies of an event are in the same hour
+        else:
+            ids = inside.select(*self.contract.event_id).distinct()
+            copies = accepted.join(ids, self.contract.event_id, "left_semi")
+            marked = self._inside(ledger.marked(copies, self.contract), planned, "event_time")
+        return marked.withColumns(
+            {
+                "hour": truncated("event_time", "1h"),
+                "is_late_hour": F.col("event_time") < before,
+                "is_new": F.col("batch") > planned.batch_before,
+            }
+        )
+
+    def differences(self, planned: Plan, rows: DataFrame, published_runs: list[str]) -> DataFrame:
+        """The ledger rows of the run, all aggregates together."""
+        found = []
+        for aggregate in self.contract.aggregates:
+            served = self._served(planned, rows, aggregate, published_runs)
+            different = ledger.differences(self.store.staged(aggregate), served, aggregate).persist()
+            names = [F.lit(name) for name in aggregate.dimensions]
+            values = [F.col(name).cast("string") for name in aggregate.dimensions]
+            found.append(
+                ledger.explained(different, rows, self.contract, aggregate).select(
+                    F.lit(self.run_id).alias("run_id"),
+                    F.lit(self.contract.stream).alias("stream"),
+                    F.lit(aggregate.name).alias("aggregate"),
+                    "window", "window_start",
+                    F.map_from_arrays(F.array(*names), F.array(*values)).alias("keys"),
+                    "measure", "speed", "exact",
+                    (F.col("exact") - F.col("speed")).alias("difference"),
+                    "cause", "rows", "repeats", "late", "replayed",
+                    F.expr(literal(self.now)).alias("at"),
+                )
+            )  # fmt: skip
+        return ledger.union(found)
+
+    def _served(self, planned: Plan, rows: DataFrame, aggregate: Aggregate, published_runs: list[str]) -> DataFrame:
+        """What was served so far for the windows of the plan's hours: the folded speed layer for new hours, the
+        published rows for late ones."""
+        partials = self.store.partials(aggregate, self.through)
+        new = self._new(partials, planned, "window_start")
+        speed = ledger.speed_windows(new, self.contract, aggregate).withColumn("estimated", F.lit(True))
+        if not planned.late_hours:
+            return speed
+        late = self.store.hours_frame(planned.late_hours)
+        present = self.store.published(aggregate).join(F.broadcast(late), "hour", "left_semi")
+        runs = self.store.spark.createDataFrame([(run,) for run in published_runs], "run_id string")
+        # A run that died while it published has replaced these hours; what it replaced is computed again.
+        orphaned = present.join(F.broadcast(runs), "run_id", "left_anti").select("hour").distinct().persist()
+        served = present.join(F.broadcast(orphaned), "hour", "left_anti").select(
+            *(name for name in present.columns if name not in ("hour", "run_id"))
+        )
+        if not orphaned.isEmpty():
+            as_published = rows.where("is_late_hour and distinct_event and not is_new").join(
+                F.broadcast(orphaned), "hour", "left_semi"
+            )
+            served = served.unionByName(ledger.exact_windows(as_published, self.contract, aggregate))
+        return speed.unionByName(served.withColumn("estimated", F.lit(False)))
+
+    def _stage(self, aggregate: Aggregate, rows: DataFrame) -> int:
+        windows = ledger.exact_windows(rows.where("distinct_event"), self.contract, aggregate)
+        stamped = windows.withColumns({"hour": truncated("window_start", "1h"), "run_id": F.lit(self.run_id)})
+        self.store.stage(aggregate, stamped)
+        return self.store.staged(aggregate).count()
+
+    def _audit(self, planned: Plan, rows: DataFrame) -> None:
+        """Raises `FailedExpectations` after all suites have run."""
+        suite = suites.events(self.contract)
+        outcomes = [self.audit(suite.name, suite.audited(rows.where("distinct_event")), suite.expectations)]
+        for aggregate in self.contract.aggregates:
+            suite = suites.windows(self.contract, aggregate, "staged")
+            outcomes.append(self.audit(suite.name, suite.audited(self.store.staged(aggregate)), suite.expectations))
+        partials, staged = {}, {}
+        for aggregate in self.contract.aggregates:
+            everything = self.store.partials(aggregate, self.through)
+            partials[aggregate.name] = self._inside(everything, planned, "window_start")
+            staged[aggregate.name] = self.store.staged(aggregate)
+        counted = layers(rows, partials, staged, self.contract).persist()
+        outcomes.append(self.audit("layers", counted, None))
+        counted.unpersist()
+        self.store.log_rows("quality", [o.row(self.run_id, self.contract.stream, self.now) for o in outcomes])
+        quality.require_success(self.contract.stream, outcomes)
+
+    def _refuse(self, unexplained: DataFrame, known: set[str]) -> None:
+        self._write_ledger(unexplained, known, empty=False)
+        examples = "\n  ".join(
+            f"{row.aggregate}_{row.window} {row.start} {row['keys']}: {row.measure} was served as {row.speed}, "
+            f"exact is {row.exact}"
+            for row in unexplained.withColumn("start", F.col("window_start").cast("string")).limit(10).collect()
+        )
+        raise UnexplainedDifference(
+            f"{self.contract.stream}: served numbers differ from the exact ones and no calculation explains it, so "
+            f"nothing is published; the ledger has them all (run_id {self.run_id}):\n  {examples}"
+        )
+
+    def _write_ledger(self, found: DataFrame, known: set[str], *, empty: bool) -> None:
+        self.store.forget_ledger(known)
+        if not empty:
+            self.store.append_log("ledger", found)
+
+    def _publish(self, planned: Plan, staged: int) -> None:
+        row = Publication(
+            self.run_id, self.contract.stream, planned.final_through or NOTHING_FINAL, self.through, planned.hours,
+            staged, self.now,
+        )  # fmt: skip
+        self.store.log_rows("publications", [vars(row)])
+        log.info("published %d windows of %d hours", staged, planned.hours)
+
+    def _summary(self, planned: Plan, staged: int, causes: Counter[str]) -> dict[str, Any]:
+        return {
+            "stream": self.contract.stream,
+            "run_id": self.run_id,
+            "hours": planned.hours,
+            "rows": staged,
+            "final_through": planned.final_through and planned.final_through.isoformat(),
+            "through_batch": self.through,
+            "ledger": dict(causes),
+        }
+
+    def _inside(self, frame: DataFrame, planned: Plan, time_column: str) -> DataFrame:
+        """Rows whose time is in an hour of the plan."""
+        if not planned.late_hours:
+            return self._new(frame, planned, time_column)
+        final = F.expr(literal(planned.final_through))
+        since = F.expr(literal(planned.late_hours[0]))
+        late = self.store.hours_frame(planned.late_hours).withColumnRenamed("hour", "_late")
+        time_ = F.col(time_column)
+        recent = frame.where((time_ >= since) & (time_ < final))  # prunes files
+        matched = recent.join(F.broadcast(late), truncated(time_column, "1h") == F.col("_late"), "left")
+        is_new_hour = time_ >= F.expr(literal(planned.final_before))
+        return matched.where(F.col("_late").isNotNull() | is_new_hour).drop("_late")
+
+    def _new(self, frame: DataFrame, planned: Plan, time_column: str) -> DataFrame:
+        """Rows whose time is in an hour that is published for the first time."""
+        time_ = F.col(time_column)
+        since = F.expr(literal(planned.final_before or NOTHING_FINAL))
+        return frame.where((time_ >= since) & (time_ < F.expr(literal(planned.final_through))))
+
+
+def _time(micros: int) -> datetime:
+    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=micros)
+
+
+def reconcile(config: Settings, stream: str, run_id: str) -> dict[str, Any]:
+    """Runs the stream's reconciliation with `config` and returns its summary."""
+    loading = quality.warm_up()
+    contract = load(config.contracts / stream)
+    now = datetime.now(UTC)
+    tables.create(config.lake_uri, contract)
+    through = checkpoints.settled_batch(contract, config)
+    if through is None:
+        raise NothingSettled(f"{stream} has no complete batch yet; start the streaming job and produce events first")
+    spark = session(config, "batch", f"millrace-reconcile-{stream}")
+    store = BatchStore(spark, config.lake_uri, contract)
+    auditor: list[quality.Auditor] = []
+
+    def audit(suite: str, frame: DataFrame, expectations: list[suites.Expectation] | None) -> quality.Outcome:
+        if not auditor:
+            loading.join()
+            home, project = config.home / "great_expectations", PROJECT / "great_expectations"
+            auditor.append(quality.Auditor(project, home, config.data_docs_dir, stream, run_id, now))
+        return auditor[0].audit(suite, frame, expectations)
+
+    try:
+        return Reconciliation(store, contract, run_id, through, now, audit).run()
+    finally:
+        for one in auditor:
+            one.build_docs()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Recompute, compare, audit and publish the closed hours of a stream.")
+    parser.add_argument("--stream", required=True, help="name of the stream")
+    parser.add_argument("--run-id", required=True, help="names the run in publications, ledger and quality")
+    given = parser.parse_args(arguments)
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("millrace").setLevel(logging.INFO)
+    began = time.monotonic()
+    try:
+        summary = reconcile(settings(), given.stream, given.run_id)
+    except MillraceError as error:
+        log.error("%s", error)
+        return 1
+    log.info("done in %.0f s", time.monotonic() - began)
+    sys.stdout.write(json.dumps(summary) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,171 @@
+"""Expectation suites generated from a contract: what must be true of events, of speed partials and of windows.
+
+A suite is data: Great Expectations' own form of expectations, and *facts*. A fact is a predicate over a row that
+becomes a boolean column of the audited frame, so that all of a suite's expectations on rows are counted in one pass
+over the data, and Data Docs show the predicate's name. Suites that the contract does not determine are written by hand
+in `great_expectations/expectations/`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+from pyspark.sql.types import BinaryType
+
+from schemas.fields import nullable
+from schemas.model import Aggregate, Contract, Measure
+from spark import fields, measures, tables
+from spark.transforms.windows import SECONDS
+
+Expectation = dict[str, Any]
+"""`{"type": …, "kwargs": …}` as Great Expectations stores it."""
+
+
+@dataclass
+class Suite:
+    """`name` is unique within a stream; `facts` maps a name to the Spark SQL predicate that every row must fulfil."""
+
+    name: str
+    expectations: list[Expectation] = field(default_factory=list)
+    facts: dict[str, str] = field(default_factory=dict)
+
+    def expect(self, expectation: str, notes: str = "", /, **kwargs: Any) -> None:
+        self.expectations.append({"type": expectation, "kwargs": kwargs} | ({"notes": notes} if notes else {}))
+
+    def expect_fact(self, name: str, predicate: str, notes: str = "") -> None:
+        """Every row fulfils `predicate`; a null counts as not fulfilled."""
+        self.facts[name] = predicate
+        self.expect("expect_column_values_to_be_in_set", notes, column=name, value_set=[True])
+
+    def expect_type(self, column: str, type_: Any) -> None:
+        self.expect("expect_column_values_to_be_of_type", column=column, type_=type(type_).__name__)
+
+    def expect_value(self, column: str) -> None:
+        self.expect("expect_column_values_to_not_be_null", column=column)
+
+    def expect_unique(self, columns: list[str], notes: str = "") -> None:
+        if len(columns) == 1:
+            self.expect("expect_column_values_to_be_unique", notes, column=columns[0])
+        else:
+            self.expect(
+                "expect_compound_columns_to_be_unique", notes, column_list=columns, ignore_row_if="never"
+            )  # fmt: skip
+
+    def audited(self, frame: DataFrame) -> DataFrame:
+        """`frame` with a boolean column per fact, and without binary columns, which no expectation reads."""
+        shown = [f.name for f in frame.schema if not isinstance(f.dataType, BinaryType)]
+        facts = [F.coalesce(F.expr(predicate), F.lit(False)).alias(name) for name, predicate in self.facts.items()]
+        return frame.select(*shown, *facts)
+
+
+def events(contract: Contract, *, whole_table: bool = False, now: datetime | None = None) -> Suite:
+    """Of events after deduplication: types, values that must be there, ranges, values, the row rules, identity.
+
+    With `whole_table` the contract's minimum of rows is expected, and with `now` its freshness.
+    """
+    suite = Suite("events")
+    for name, avro in contract.fields.items():
+        suite.expect_type(name, fields.scalar(avro))
+        if not nullable(avro):
+            suite.expect_value(name)
+    for name, (least, greatest) in contract.quality.ranges.items():
+        suite.expect(
+            "expect_column_values_to_be_between",
+            column=name,
+            **_bounds(least, greatest),
+            mostly=contract.quality.mostly.get(name, 1.0),
+        )
+    for name, values in contract.quality.values.items():
+        suite.expect("expect_column_values_to_be_in_set", column=name, value_set=values)
+    for rule in contract.rules:
+        suite.expect_fact(f"rule {rule.name}", rule.predicate, notes=f"else: {rule.reason}")
+    suite.expect_unique(contract.event_id, notes="an event counts once")
+    if whole_table:
+        suite.expect("expect_table_row_count_to_be_between", min_value=contract.quality.minimum_rows)
+        if contract.quality.freshness and now:
+            oldest = (now.astimezone(UTC) - contract.quality.freshness).replace(tzinfo=None)
+            suite.expect("expect_column_max_to_be_between", column="event_time", min_value=oldest)
+    return suite
+
+
+def partials(contract: Contract, aggregate: Aggregate) -> Suite:
+    """Of the speed layer's partials: whole minutes, counts that are not negative, extremes in order, each window and
+    key at most once a batch."""
+    suite = Suite(f"speed.{aggregate.name}")
+    for name in ("window_start", "batch"):
+        suite.expect_value(name)
+    suite.expect_fact("starts on the minute", _aligned("window_start", 60))
+    for state in measures.states(aggregate, contract):
+        if state.name.startswith(("count_of_", "terms_of_")):
+            suite.expect_value(state.name)
+            suite.expect("expect_column_values_to_be_between", column=state.name, min_value=0)
+    suite.expect_unique(["window_start", *aggregate.dimensions, "batch"], notes="a batch is appended once")
+    return suite
+
+
+def windows(contract: Contract, aggregate: Aggregate, layer: str) -> Suite:
+    """Of windows of `layer` ('staged' or 'batch'): aligned, unique by key, and with measures that can be true: counts
+    not negative, parts not above wholes, averages and quantiles between the extremes and within the fields' ranges."""
+    suite = Suite(f"{layer}.{aggregate.name}")
+    schema = tables.batch_schema(contract, aggregate)
+    for column in schema:
+        suite.expect_type(column.name, column.dataType)
+    for name in ("window", "window_start", "window_end", "hour", "run_id"):
+        suite.expect_value(name)
+    suite.expect("expect_column_values_to_be_in_set", column="window", value_set=list(aggregate.windows))
+    size = "case window " + " ".join(f"when '{window}' then {SECONDS[window]}" for window in aggregate.windows) + " end"
+    suite.expect_fact("window is aligned", _aligned("window_start", f"({size})"))
+    suite.expect_fact("window has its size", f"unix_micros(window_end) - unix_micros(window_start) = {size} * 1000000L")
+    suite.expect_fact("hour holds the window", f"hour <= window_start and window_start < hour + interval 1 hour"
+                                               f" and {_aligned('hour', 3600)}")  # fmt: skip
+    for name in aggregate.dimensions:
+        if not nullable(contract.fields[name]):
+            suite.expect_value(name)
+    for measure in aggregate.measures:
+        if measure.kind in ("count", "distinct"):
+            suite.expect_value(measure.name)
+            suite.expect("expect_column_values_to_be_between", column=measure.name, min_value=0)
+        elif measure.kind != "sum" and measure.of in contract.quality.ranges:
+            bounds = _bounds(*contract.quality.ranges[measure.of])
+            if contract.quality.mostly.get(measure.of, 1.0) == 1.0:
+                suite.expect("expect_column_values_to_be_between", column=measure.name, **bounds)
+    for name, predicate in _orders(aggregate):
+        suite.expect_fact(name, predicate)
+    suite.expect_unique(["window", "window_start", *aggregate.dimensions], notes="a window and key is served once")
+    return suite
+
+
+def _bounds(least: float | None, greatest: float | None) -> dict[str, float]:
+    return {name: value for name, value in (("min_value", least), ("max_value", greatest)) if value is not None}
+
+
+def _aligned(column: str, seconds: int | str) -> str:
+    return f"pmod(unix_micros({column}), {seconds} * 1000000L) = 0"
+
+
+def _orders(aggregate: Aggregate) -> list[tuple[str, str]]:
+    """Pairs of measures that are ordered whatever the data, as (name, predicate)."""
+    found = []
+    for low in aggregate.measures:
+        for high in aggregate.measures:
+            if low is not high and _is_ordered(low, high):
+                slack = " + 1e-8" if "avg" in (low.kind, high.kind) else ""  # an average is rounded
+                predicate = f"`{low.name}` is null or `{high.name}` is null or `{low.name}` <= `{high.name}`{slack}"
+                found.append((f"{low.name} <= {high.name}", predicate))
+    return found
+
+
+def _is_ordered(low: Measure, high: Measure) -> bool:
+    if high.kind == "count" and high.of is None:
+        return low.kind in ("count", "distinct") and low.of is not None
+    if low.of != high.of:
+        return False
+    if low.kind == "quantile" and high.kind == "quantile":
+        return (low.rank or 0) < (high.rank or 0)
+    return (low.kind, high.kind) in {
+        ("distinct", "count"), ("min", "max"), ("min", "avg"), ("avg", "max"), ("min", "quantile"), ("quantile", "max"),
+    }  # fmt: skip
