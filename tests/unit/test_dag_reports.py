@@ -1,0 +1,97 @@
+"""What the batch tasks tell Airflow about their job, from real tables (no JVM)."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pytest
+from deltalake import write_deltalake
+from pyspark.sql.pandas.types import to_arrow_schema
+
+from infra.settings import PROJECT, Settings
+from schemas.catalog import load
+from spark import replays, tables
+from spark.serving.duck import connect
+
+NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
+JOB = {"stream": "weather", "since": NOW}
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> str:
+    uri = f"file:{tmp_path / 'lake'}"
+    tables.create(uri, load(PROJECT / "schemas" / "weather"))
+    return uri
+
+
+@pytest.fixture
+def served(lake: str, tmp_path: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+    with connect(Settings(home=tmp_path, lake=lake), [load(PROJECT / "schemas" / "weather")]) as connection:
+        yield connection
+
+
+@pytest.fixture
+def dags(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Imports a DAG file as Airflow does, with its folder at the end of the path."""
+    monkeypatch.syspath_prepend(str(PROJECT / "dags"))
+    return importlib.import_module
+
+
+def add(lake: str, name: str, **row: Any) -> None:
+    schema = to_arrow_schema(tables.SYSTEM[name], timezone="UTC")
+    full = {field: row.get(field) for field in schema.names} | {"stream": row.get("stream", "weather")}
+    write_deltalake(
+        tables.local_path(tables.system(lake, name)), pa.Table.from_pylist([full], schema=schema), mode="append"
+    )
+
+
+def test_a_publication_is_told_with_what_the_ledger_explains(lake: str, served: Any, dags: Any) -> None:
+    add(lake, "publications", final_through=NOW, hours=9, rows=90, published_at=NOW - timedelta(hours=1))
+    add(lake, "publications", final_through=NOW, hours=2, rows=20, published_at=NOW + timedelta(seconds=5))
+    add(lake, "publications", stream="flights", final_through=NOW, hours=3, published_at=NOW + timedelta(seconds=6))
+    for cause in ("late", "duplicate", "late"):
+        add(lake, "ledger", cause=cause, at=NOW + timedelta(seconds=4))
+    assert dags("reconcile").published(served, JOB) == {
+        "published": True,
+        "final_through": "2026-01-01T12:00:00+00:00",
+        "hours": 2,
+        "rows": 20,
+        "differences": {"late": 2, "duplicate": 1},
+        "failures": [],
+    }
+
+
+def test_a_refused_publication_says_why(lake: str, served: Any, dags: Any) -> None:
+    add(lake, "ledger", cause="unexplained", at=NOW)
+    add(lake, "quality", suite="staged", success=False, evaluated=9, failed=2, failures='["x"]', docs="/d", at=NOW)
+    report = dags("reconcile").published(served, JOB)
+    assert report["published"] is False
+    assert report["failures"] == [
+        'weather, suite staged: 2 of 9 expectations failed: ["x"] (/d)',
+        "weather: 1 differences without an explanation; query the view ledger",
+    ]
+
+
+def test_suites_are_told_and_older_failures_are_not(lake: str, served: Any, dags: Any) -> None:
+    add(lake, "quality", suite="old", success=False, evaluated=9, failed=2, at=NOW - timedelta(hours=1))
+    add(lake, "quality", suite="events", success=True, evaluated=26, failed=0, at=NOW)
+    assert dags("data_quality").checked(served, JOB) == {"suites": {"events": "26 of 26"}, "failures": []}
+
+
+def test_a_job_that_wrote_nothing_has_nothing_to_tell(served: Any, dags: Any) -> None:
+    assert dags("reconcile").published(served, JOB)["published"] is False
+    assert dags("data_quality").checked(served, JOB) == {"suites": {}, "failures": []}
+
+
+def test_replays_are_recorded_one_row_each(lake: str, served: Any) -> None:
+    counts = {"read": 3, "retried": 1, "waiting": 1, "parked": 1, "repeated": 0}
+    replays.record(lake, "run-1", "weather", NOW, counts)
+    replays.record(lake, "run-2", "weather", NOW, counts | {"read": 4})
+    rows = served.execute('select run_id, "read", retried, waiting, parked, "at" from replays order by 1').fetchall()
+    assert rows == [("run-1", 3, 1, 1, 1, NOW), ("run-2", 4, 1, 1, 1, NOW)]
