@@ -25,11 +25,11 @@ from infra.settings import PROJECT, Principal, Settings
 from schemas.errors import TerminalError, TransientError
 
 COMPONENTS = {
-    "airflow-api-server": ("api-server",),
+    "airflow-api-server": ("airflow", "api-server"),
     # The API server reads the log files itself; the components' own log servers would listen on all addresses.
-    "airflow-scheduler": ("scheduler", "--skip-serve-logs"),
-    "airflow-dag-processor": ("dag-processor",),
-    "airflow-triggerer": ("triggerer", "--skip-serve-logs"),
+    "airflow-scheduler": ("infra.local.scheduler", "--skip-serve-logs"),
+    "airflow-dag-processor": ("airflow", "dag-processor"),
+    "airflow-triggerer": ("airflow", "triggerer", "--skip-serve-logs"),
 }
 USER = "admin"
 BATCH_POOL = "batch"
@@ -151,7 +151,7 @@ def migrate(settings: Settings) -> None:
     revision = _revision(settings)
     if revision and stamp.exists() and stamp.read_text() == f"{version} {revision}":
         return
-    command = ["/bin/sh", "-c", _with_environment(home(settings) / "airflow.env", ("db", "migrate"))]
+    command = ["/bin/sh", "-c", _with_environment(home(settings) / "airflow.env", ("airflow", "db", "migrate"))]
     done = subprocess.run(command, capture_output=True, text=True, env=dict(program_environment()), timeout=300)
     if done.returncode != 0:
         raise AirflowError(f"`airflow db migrate` failed; it says:\n{(done.stdout + done.stderr).strip()[-2000:]}")
@@ -185,9 +185,9 @@ def ensure_batch_pool(settings: Settings) -> None:
         raise AirflowError(f"the pool `{BATCH_POOL}` could not be made in Airflow: {error}") from error
 
 
-def _with_environment(file: Path, component: tuple[str, ...]) -> str:
-    """A shell command that reads the environment file and becomes the component."""
-    return f"set -a; . {shlex.quote(str(file))}; exec {shlex.join([sys.executable, '-m', 'airflow', *component])}"
+def _with_environment(file: Path, module: tuple[str, ...]) -> str:
+    """A shell command that reads the environment file and becomes a Python module with its arguments."""
+    return f"set -a; . {shlex.quote(str(file))}; exec {shlex.join([sys.executable, '-m', *module])}"
 
 
 def _fernet_key(settings: Settings) -> str:

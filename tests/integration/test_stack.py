@@ -21,6 +21,7 @@ from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixe
 from infra.local import kafka, leftovers, registry
 from infra.local import stack as local
 from infra.local.airflow import check_ready as airflow_ready
+from infra.local.scheduler import orphaned_workers
 from infra.local.supervisor import Supervisor
 from infra.settings import Settings
 from schemas.errors import TransientError
@@ -161,5 +162,6 @@ def test_comes_back_after_kill_9(stack: Settings, program: str) -> None:
             raise NotBack(program)
 
     back()
+    assert orphaned_workers(int(leftovers.session_file(stack).read_text())) == []
     assert topic in topics(stack)
     admin.delete_topics([topic])[topic].result(10)
