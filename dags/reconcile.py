@@ -7,7 +7,8 @@ compares them with what the speed layer served; audits the result; and publishes
 replay of 2013 and a live stream are both right. The streams take turns: pool `batch` has one slot.
 
 **Result.** The task of a stream returns what it published: `final_through`, hours, rows, and how many differences the
-ledger explains by which cause (tab *XCom*, and the end of its log). Skipped while a stream has no rows yet.
+ledger explains by which cause (tab *XCom*, and the end of its log). Skipped while a stream has no rows yet, and when
+nothing was ingested since it last published.
 
 **When it fails.** Nothing was published, and the served numbers are as they were; the next run tries the same hours
 again together with the newer ones.
@@ -54,6 +55,21 @@ def published(served: Any, job: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def nothing_new(stream: str) -> str | None:
+    """Why a reconciliation would find nothing to do: no batch was ingested after those in the last publication."""
+    from infra.settings import settings
+    from schemas.catalog import load
+    from spark.checkpoints import settled_batch
+    from spark.publications import publications
+
+    config = settings()
+    done = publications(config.lake_uri, stream)
+    settled = settled_batch(load(config.contracts / stream), config)
+    if done and settled is not None and settled <= done[-1].through_batch:
+        return f"nothing was ingested since the publication of {done[-1].published_at:%Y-%m-%d %H:%M} UTC"
+    return None
+
+
 with DAG(
     "reconcile",
     description="Recomputes closed hours exactly, audits them and publishes them",
@@ -66,4 +82,4 @@ with DAG(
     tags=["millrace", "batch"],
 ):
     for stream in streams():
-        SparkJob(task_id=stream, job="reconcile", stream=stream, report=published)
+        SparkJob(task_id=stream, job="reconcile", stream=stream, report=published, unneeded=nothing_new)

@@ -69,12 +69,20 @@ Report = Callable[[Any, dict[str, Any]], dict[str, Any]]
 class SparkJob(SparkSubmitOperator):
     """`spark/jobs/<job>.py --stream <stream> --run-id <run id>` by spark-submit, in the batch pool.
 
-    Skipped while the stream has no rows yet. `report` says afterwards, from the tables, what the job did: that is
-    logged and is the task's result, also when the job failed. If it then has `failures`, they are the reason, and
-    another try would find the same data.
+    Skipped, without starting Spark, while the stream has no rows yet and when `unneeded(stream)` gives a reason.
+    `report` says afterwards, from the tables, what the job did: that is logged and is the task's result, also when
+    the job failed. If it then has `failures`, they are the reason, and another try would find the same data.
     """
 
-    def __init__(self, *, job: str, stream: str, report: Report, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        job: str,
+        stream: str,
+        report: Report,
+        unneeded: Callable[[str], str | None] = lambda stream: None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(
             application=str(PROJECT / "spark" / "jobs" / f"{job}.py"),
             application_args=["--stream", stream, "--run-id", "{{ run_id }}"],
@@ -85,6 +93,7 @@ class SparkJob(SparkSubmitOperator):
         )
         self.stream = stream
         self.report = report
+        self.unneeded = unneeded
 
     def execute(self, context: Context) -> dict[str, Any]:
         from infra.settings import settings
@@ -92,6 +101,8 @@ class SparkJob(SparkSubmitOperator):
 
         if not _has_rows(self.stream):
             raise AirflowSkipException(f"bronze/{self.stream} holds no row yet: provision, stream and produce first")
+        if reason := self.unneeded(self.stream):
+            raise AirflowSkipException(reason)
         self.conf = submit_conf(settings(), "batch")
         since = datetime.now(UTC)
         try:

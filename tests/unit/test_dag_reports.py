@@ -78,6 +78,21 @@ def test_a_refused_publication_says_why(lake: str, served: Any, dags: Any) -> No
     ]
 
 
+def test_reconciles_only_when_a_batch_was_ingested_after_the_last_publication(
+    lake: str, tmp_path: Path, dags: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("infra.settings.settings", lambda: Settings(home=tmp_path, lake=lake))
+    commits = tmp_path / "checkpoints" / "weather" / "g1" / "commits"
+    commits.mkdir(parents=True)
+    (commits / "0").touch()
+    nothing_new = dags("reconcile").nothing_new
+    assert nothing_new("weather") is None, "never published"
+    add(lake, "publications", run_id="r", final_through=NOW, through_batch=1 << 40, published_at=NOW)
+    assert nothing_new("weather") == "nothing was ingested since the publication of 2026-01-01 12:00 UTC"
+    (commits / "1").touch()
+    assert nothing_new("weather") is None
+
+
 def test_suites_are_told_and_older_failures_are_not(lake: str, served: Any, dags: Any) -> None:
     add(lake, "quality", suite="old", success=False, evaluated=9, failed=2, at=NOW - timedelta(hours=1))
     add(lake, "quality", suite="events", success=True, evaluated=26, failed=0, at=NOW)
