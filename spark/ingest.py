@@ -70,7 +70,7 @@ class Ingest:
             self._append_partials(written.where("accepted"), application, batch_id, number)
         if rejected:
             self.may_commit()
-            sent = self.letters.send(batch_id, letters(written.where("not accepted")).toLocalIterator())
+            sent = self.letters.send(batch_id, letters(written.where("not accepted")).toLocalIterator)
             log.info("%s batch %d: %d dead letters", self.contract.stream, batch_id, sent)
 
     def _append_partials(self, accepted: DataFrame, application: str, batch_id: int, number: int) -> None:

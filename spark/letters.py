@@ -7,6 +7,7 @@ letters are out. A batch that is run again after a crash finds the marker and se
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -15,9 +16,12 @@ from typing import Any
 from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 from pyspark.sql import DataFrame, Row
 from pyspark.sql import functions as F
+from tenacity import Retrying, before_sleep_log, retry_if_exception_type, stop_after_delay, wait_exponential_jitter
 
-from schemas.errors import TransientError
+from schemas.errors import TerminalError, TransientError
 from schemas.model import Contract
+
+log = logging.getLogger(__name__)
 
 TIMEOUT = 60.0
 """Seconds that a step of a transaction may take."""
@@ -25,9 +29,16 @@ TIMEOUT = 60.0
 PREFIX = "dl-"
 """Headers that belong to the platform; all others are the producer's and stay as they are."""
 
+PATIENCE = 60.0
+"""Seconds for which failed transactions are tried again."""
+
 
 class LettersError(TransientError):
     """Kafka did not take the letters of a batch. The transaction is void; the batch runs again."""
+
+
+class LettersFenced(TerminalError):
+    """Another driver sends this stream's letters now; this one must stop."""
 
 
 def letters(rejected: DataFrame) -> DataFrame:
@@ -66,28 +77,39 @@ class Letters:
         self._marker = TopicPartition(contract.dlq_topic, 0)
         self._next = 0
 
-    def send(self, batch_id: int, letters: Iterable[Row]) -> int:
-        """Sends `letters` in one transaction with the marker and returns their number; 0 if the batch's letters are
-        out already. Raises `LettersError`."""
+    def send(self, batch_id: int, letters: Callable[[], Iterable[Row]]) -> int:
+        """Sends what `letters` gives in one transaction with the marker and returns the number; 0 if the letters of the
+        batch are out already. A failed transaction is tried again for `PATIENCE` seconds, with `letters` called anew: when a
+        commit's outcome is unknown, the marker tells it. Raises `LettersError`."""
+        attempts = Retrying(
+            retry=retry_if_exception_type(LettersError),
+            wait=wait_exponential_jitter(initial=0.2, max=5),
+            stop=stop_after_delay(PATIENCE),
+            before_sleep=before_sleep_log(log, logging.WARNING),
+            reraise=True,
+        )
+        return attempts(self._send, batch_id, letters)
+
+    def _send(self, batch_id: int, letters: Callable[[], Iterable[Row]]) -> int:
         try:
-            producer = self._opened()
+            producer, consumer = self._opened()
             if batch_id < self._next:
                 return 0
             producer.begin_transaction()
             sent = 0
-            for letter in letters:
+            for letter in letters():
                 self._produce(producer, letter)
                 sent += 1
-            assert self._consumer is not None  # opened with the producer
             marker = TopicPartition(self._marker.topic, self._marker.partition, batch_id + 1)
-            producer.send_offsets_to_transaction([marker], self._consumer.consumer_group_metadata(), TIMEOUT)
+            producer.send_offsets_to_transaction([marker], consumer.consumer_group_metadata(), TIMEOUT)
             producer.commit_transaction(TIMEOUT)
         except KafkaException as error:
             # librdkafka lacks KIP-890: after a failed commit or abort only a new producer is sure to be clean.
             self.close()
-            raise LettersError(
-                f"the dead letters of batch {batch_id} did not reach {self._contract.dlq_topic}: {error}"
-            ) from error
+            why = f"the dead letters of batch {batch_id} did not reach {self._contract.dlq_topic}: {error}"
+            if error.args[0].fatal():
+                raise LettersFenced(f"{why}; another driver has taken over the transactions of {self._name}") from error
+            raise LettersError(why) from error
         except BaseException:
             self.close()
             raise
@@ -104,9 +126,9 @@ class Letters:
         if consumer is not None:
             consumer.close()
 
-    def _opened(self) -> Producer:
-        if self._producer is None:
-            producer = Producer(
+    def _opened(self) -> tuple[Producer, Consumer]:
+        if self._producer is None or self._consumer is None:
+            self._producer = Producer(
                 self._client
                 | {
                     "transactional.id": self._name,
@@ -118,7 +140,7 @@ class Letters:
                 }
             )
             # Ends what a crashed predecessor left open, so the marker read next is the last committed one.
-            producer.init_transactions(TIMEOUT)
+            self._producer.init_transactions(TIMEOUT)
             self._consumer = Consumer(
                 self._client
                 | {
@@ -128,9 +150,10 @@ class Letters:
                 }
             )
             [committed] = self._consumer.committed([self._marker], TIMEOUT)
+            if committed.error:
+                raise KafkaException(committed.error)
             self._next = max(0, committed.offset)
-            self._producer = producer
-        return self._producer
+        return self._producer, self._consumer
 
     def _produce(self, producer: Producer, letter: Row) -> None:
         message = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -35,10 +35,10 @@ class Outbox:
         self.sent: list[Any] = []
         self._next = 0
 
-    def send(self, batch_id: int, letters: Iterable[Any]) -> int:
+    def send(self, batch_id: int, letters: Callable[[], Iterable[Any]]) -> int:
         if batch_id < self._next:
             return 0
-        self.sent += letters
+        self.sent += letters()
         self._next = batch_id + 1
         return 1
 
@@ -51,7 +51,8 @@ def flight(minute: float, number: int, **changes: Any) -> dict[str, Any]:
     time = MORNING + timedelta(minutes=minute)
     record = {
         "event_time": time, "carrier": "UA" if number % 3 else "B6", "flight": number,
-        "origin": "EWR" if number % 2 else "JFK", "dest": "BOS", "tailnum": f"N{number % 17}", "dep_time": time + timedelta(minutes=delay), "dep_delay": delay,
+        "origin": "EWR" if number % 2 else "JFK", "dest": "BOS", "tailnum": f"N{number % 17}",
+        "dep_time": time + timedelta(minutes=delay), "dep_delay": delay,
         "arr_delay": None, "air_time": 40, "distance": 200,
     }  # fmt: skip
     return record | changes
@@ -225,7 +226,7 @@ def _assert_spark_agrees(spark: SparkSession, served: duckdb.DuckDBPyConnection,
     spark_views.register(spark, FLIGHTS, lake_uri)
     for view in ("departures_by_carrier_1h", "departures_by_origin_5m", "publications"):
         in_spark = spark.table(view).toArrow()
-        in_duckdb = served.execute(f"from {view}").fetch_arrow_table()
+        in_duckdb = served.execute(f"from {view}").to_arrow_table()
         assert in_spark.column_names == in_duckdb.column_names, view
         assert sorted(map(repr, in_spark.to_pylist())) == sorted(map(repr, in_duckdb.to_pylist())), view
 

@@ -1,0 +1,265 @@
+"""The ingest against real Kafka and a real registry: every offset once, every letter once, whatever crashes when."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from confluent_kafka import Consumer, Message, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
+from deltalake import DeltaTable
+from pyspark.errors.exceptions.base import StreamingQueryException
+from pyspark.sql import DataFrame, SparkSession
+
+from infra.provisioning import provision_subject, provision_topics
+from infra.settings import Settings
+from producers.codec import registry
+from schemas.model import Contract
+from spark import checkpoints, source, tables
+from spark.ingest import Ingest
+from spark.letters import Letters
+from spark.session import session
+from spark.writers import Writers
+from tests.kafka_rows import wire
+
+V1 = {
+    "type": "record",
+    "name": "Click",
+    "fields": [
+        {"name": "at", "type": {"type": "long", "logicalType": "timestamp-micros"}},
+        {"name": "page", "type": "string"},
+        {"name": "number", "type": "int"},
+    ],
+}
+V2 = V1 | {"fields": [*V1["fields"], {"name": "referrer", "type": ["null", "string"], "default": None}]}
+NOON = datetime(2024, 5, 1, 12, 0, tzinfo=UTC)
+NOW = datetime(2024, 6, 1, 9, 30, tzinfo=UTC)
+
+
+def clicks(*versions: dict[str, Any]) -> Contract:
+    return Contract.model_validate(
+        {
+            "stream": "ingest_clicks",
+            "description": "",
+            "owner": "",
+            "topic": {"partitions": 3, "retention": "36500d"},  # the records carry a time of long ago
+            "key": ["page"],
+            "event_id": ["number"],
+            "event_time": "at",
+            "rules": [{"name": "known", "predicate": "page <> 'nowhere'", "reason": "no such page"}],
+            "aggregates": [
+                {
+                    "name": "clicks_by_page",
+                    "description": "",
+                    "dimensions": ["page"],
+                    "measures": [{"name": "clicks", "kind": "count"}],
+                }
+            ],
+            "folder": Path("ingest_clicks"),
+            "versions": versions,
+        }
+    )
+
+
+class Pipeline:
+    """The ingest query of `ingest_clicks`, started again with everything new, as after a crash."""
+
+    def __init__(self, stack: Settings, spark: SparkSession, contract: Contract) -> None:
+        self.stack, self.spark, self.contract = stack, spark, contract
+
+    def run(self, may_commit: Callable[[], None] = lambda: None, afterwards: Callable[[], None] = lambda: None) -> None:
+        """Takes everything that is in the topics now. `may_commit` and `afterwards` (before Spark notes the batch as
+        done) may raise, like a crash."""
+        generation = checkpoints.generation(self.stack, self.contract.stream)
+        application = checkpoints.application(self.contract.stream, generation)
+        letters = Letters(self.contract, self.stack.kafka_client("stream"), application, lambda: NOW)
+        writers = Writers(self.contract, self.stack)
+        ingest = Ingest(self.contract, self.stack.lake_uri, generation, writers.current, letters, may_commit)
+
+        def batch(records: DataFrame, batch_id: int) -> None:
+            ingest.batch(records, batch_id)
+            afterwards()
+
+        place = checkpoints.location(self.stack, self.contract.stream, generation)
+        records = source.records(self.spark, self.contract, self.stack)
+        query = records.writeStream.option("checkpointLocation", place).trigger(availableNow=True).foreachBatch(batch)
+        try:
+            query.start().awaitTermination()
+        finally:
+            letters.close()
+
+    def crash(self, **where: Callable[[], None]) -> None:
+        with pytest.raises(StreamingQueryException, match="the power is out"):
+            self.run(**where)
+
+    def bronze(self) -> list[dict[str, Any]]:
+        path = tables.local_path(tables.bronze(self.stack.lake_uri, self.contract.stream))
+        return DeltaTable(path).to_pyarrow_table().to_pylist()
+
+    def counted(self) -> int:
+        path = tables.local_path(tables.speed(self.stack.lake_uri, self.contract.stream, "clicks_by_page"))
+        return sum(DeltaTable(path).to_pyarrow_table()["count_of_rows"].to_pylist())
+
+
+def power_out(at: int) -> Callable[[], None]:
+    """A hook that raises when it is called for the `at`th time."""
+    calls = iter(range(1, at + 1))
+
+    def hook() -> None:
+        if next(calls) == at:
+            raise RuntimeError("the power is out")
+
+    return hook
+
+
+def read(stack: Settings, *topics: str) -> list[Message]:
+    """Every committed record of `topics`."""
+    consumer = Consumer(
+        stack.kafka_client("admin")
+        | {"group.id": "test-ingest", "enable.auto.commit": False, "enable.partition.eof": True}
+        | {"isolation.level": "read_committed", "auto.offset.reset": "earliest"}
+    )
+    try:
+        known = consumer.list_topics(timeout=10).topics
+        open_partitions = {(topic, partition) for topic in topics for partition in known[topic].partitions}
+        consumer.assign([TopicPartition(topic, partition, 0) for topic, partition in open_partitions])
+        found = []
+        while open_partitions:
+            for message in consumer.consume(1000, timeout=10):
+                if message.error():
+                    open_partitions.discard((message.topic(), message.partition()))
+                else:
+                    found.append(message)
+        return found
+    finally:
+        consumer.close()
+
+
+@pytest.fixture(scope="module")
+def contract() -> Contract:
+    return clicks(V1)
+
+
+@pytest.fixture(scope="module")
+def pipeline(stack: Settings, contract: Contract) -> Iterator[Pipeline]:
+    spark = session(stack, "stream", "test-ingest")
+    yield made(stack, spark, contract)
+    spark.stop()
+
+
+def made(stack: Settings, spark: SparkSession, contract: Contract) -> Pipeline:
+    provision_topics(AdminClient(stack.kafka_client("provision")), contract)
+    provision_subject(registry(stack), contract)
+    tables.create(stack.lake_uri, contract)
+    return Pipeline(stack, spark, contract)
+
+
+def click(number: int, page: str = "home", **more: Any) -> dict[str, Any]:
+    return {"at": NOON + timedelta(seconds=number), "page": page, "number": number, **more}
+
+
+def send(
+    stack: Settings, topic: str, values: list[bytes | None], headers: list[tuple[str, bytes]] | None = None
+) -> None:
+    producer = Producer(stack.kafka_client("producer"))
+    for number, value in enumerate(values):
+        stamp = int(NOON.timestamp() * 1000) + number
+        producer.produce(topic, value, key=f"key {number}", headers=headers or [], timestamp=stamp)
+    assert producer.flush(30) == 0
+
+
+def schema_id(stack: Settings, contract: Contract, version: int) -> int:
+    found = registry(stack).get_version(contract.subject, version).schema_id
+    assert found is not None
+    return found
+
+
+def assert_conserved(pipeline: Pipeline) -> None:
+    on_broker = Counter(
+        (m.topic(), m.partition(), m.offset()) for m in read(pipeline.stack, *pipeline.contract.ingest_topics)
+    )
+    in_bronze = Counter((row["topic"], row["partition"], row["offset"]) for row in pipeline.bronze())
+    assert in_bronze == on_broker
+
+
+def test_crashes_before_each_commit_neither_lose_nor_double_anything(pipeline: Pipeline) -> None:
+    stack, contract = pipeline.stack, pipeline.contract
+    known = schema_id(stack, contract, 1)
+    good = [wire(known, V1, click(number)) for number in range(300)]
+    bad = [b"nonsense", None, good[0][:7], b"\0\x7f\0\0\0" + good[0][5:], wire(known, V1, click(9, page="nowhere"))]
+    send(stack, contract.stream, good + good[:30])
+    send(stack, contract.stream, bad, headers=[("trace", b"\x01"), ("trace", b"\x02"), ("dl-attempt", b"forged")])
+    for commit in (1, 2, 3):
+        pipeline.crash(may_commit=power_out(at=commit))
+    pipeline.crash(afterwards=power_out(at=1))
+    pipeline.run()
+
+    assert_conserved(pipeline)
+    rows = pipeline.bronze()
+    assert Counter(row["error_class"] for row in rows) == {None: 330, "malformed": 3, "unknown_schema": 1, "rule": 1}
+    assert pipeline.counted() == 300
+    assert checkpoints.settled_batch(contract, stack) == checkpoints.batch_number(1, 0)
+
+    letters = read(stack, contract.dlq_topic)
+    assert Counter(letter.value() for letter in letters) == Counter(bad)
+    places = {
+        (message.value(), f"{message.topic()}/{message.partition()}/{message.offset()}")
+        for message in read(stack, contract.stream)
+    }
+    for letter in letters:
+        headers = dict(letter.headers())
+        assert [pair for pair in letter.headers() if pair[0] == "trace"] == [("trace", b"\x01"), ("trace", b"\x02")]
+        assert (letter.value(), headers["dl-id"].decode()) in places
+        assert headers["dl-attempt"] == b"0"
+        assert headers["dl-first-failed-at"] == b"2024-06-01T09:30:00Z"
+        number = bad.index(letter.value())
+        assert (letter.key(), letter.timestamp()[1]) == (
+            f"key {number}".encode(),
+            int(NOON.timestamp() * 1000) + number,
+        )
+    unknown = next(dict(letter.headers()) for letter in letters if letter.value() == bad[3])
+    assert (unknown["dl-error-class"], unknown["dl-next-due-at"]) == (b"unknown_schema", b"2024-06-01T09:31:00Z")
+    assert unknown["dl-reason"] == b"schema id 2130706432 is not registered under ingest_clicks-value"
+
+
+def test_a_replayed_record_speaks_for_its_original_and_fails_with_its_history(pipeline: Pipeline) -> None:
+    stack, contract = pipeline.stack, pipeline.contract
+    known = schema_id(stack, contract, 1)
+    history = [("dl-id", b"ingest_clicks/1/5"), ("dl-attempt", b"2"), ("dl-first-failed-at", b"2024-05-02T00:00:00Z")]
+    values = [wire(known, V1, click(1000)), b"\0\x7f\0\0\1" + wire(known, V1, click(1001))[5:]]
+    send(stack, contract.retry_topic, values, headers=[*history, ("trace", b"\x03")])
+    before = len(read(stack, contract.dlq_topic))
+    pipeline.run()
+
+    assert_conserved(pipeline)
+    replayed = [row for row in pipeline.bronze() if row["topic"] == contract.retry_topic]
+    assert [(row["original"], row["attempt"]) for row in replayed] == [("ingest_clicks/1/5", 2)] * 2
+    assert Counter(row["accepted"] for row in replayed) == {True: 1, False: 1}
+    letters = read(stack, contract.dlq_topic)
+    assert len(letters) == before + 1
+    [again] = [letter for letter in letters if ("trace", b"\x03") in letter.headers()]
+    assert dict(history).items() <= dict(again.headers()).items()
+    assert dict(again.headers())["dl-next-due-at"] == b"2024-06-01T09:34:00Z"  # a minute, doubled twice
+
+
+def test_a_version_registered_while_the_stream_runs_is_read_without_a_restart(pipeline: Pipeline) -> None:
+    stack, spark = pipeline.stack, pipeline.spark
+    newer = clicks(V1, V2)
+    provision_subject(registry(stack), newer)
+    old, new = schema_id(stack, newer, 1), schema_id(stack, newer, 2)
+    values = [wire(old, V1, click(2000)), wire(new, V2, click(2001, referrer="mail"))]
+    send(stack, newer.stream, values)
+    pipeline.run()  # still with the contract of v1: what v2 added is not read yet
+    assert {row["number"] for row in pipeline.bronze() if row["accepted"]} >= {2000, 2001}
+    grown = made(stack, spark, newer)
+    send(stack, newer.stream, [wire(new, V2, click(2002, referrer="mail"))])
+    grown.run()
+    found = {
+        row["number"]: (row["schema_id"], row["referrer"]) for row in grown.bronze() if row["number"] in (2000, 2002)
+    }
+    assert found == {2000: (old, None), 2002: (new, "mail")}
+    assert_conserved(grown)
