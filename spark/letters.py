@@ -79,8 +79,8 @@ class Letters:
 
     def send(self, batch_id: int, letters: Callable[[], Iterable[Row]]) -> int:
         """Sends what `letters` gives in one transaction with the marker and returns the number; 0 if the letters of the
-        batch are out already. A failed transaction is tried again for `PATIENCE` seconds, with `letters` called anew: when a
-        commit's outcome is unknown, the marker tells it. Raises `LettersError`."""
+        batch are out already. A failed transaction is tried again for `PATIENCE` seconds, with `letters` called anew:
+        when a commit's outcome is unknown, the marker tells it. Raises `LettersError`, or `LettersFenced`."""
         attempts = Retrying(
             retry=retry_if_exception_type(LettersError),
             wait=wait_exponential_jitter(initial=0.2, max=5),
