@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+import pyarrow
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
+from pyspark.sql.pandas.types import to_arrow_schema
 
 from schemas.model import Aggregate, Contract
 from spark import tables
@@ -74,13 +76,19 @@ class BatchStore:
 
     def log_rows(self, name: str, rows: list[dict[str, Any]]) -> None:
         """Appends a few rows to the table `system/<name>`."""
-        schema = tables.SYSTEM[name]
-        values = [tuple(row[column] for column in schema.names) for row in rows]
-        self.append_log(name, self.spark.createDataFrame(values, schema))
+        # From Arrow, a frame needs no Python worker.
+        table = pyarrow.Table.from_pylist(rows, to_arrow_schema(tables.SYSTEM[name], timezone="UTC"))
+        self.append_log(name, self.spark.createDataFrame(table))
 
     def hours_frame(self, hours: Iterable[datetime]) -> DataFrame:
         """A few hours as a frame with the column `hour`."""
-        return self.spark.createDataFrame([(hour,) for hour in hours], "hour timestamp")
+        return self.spark.createDataFrame(
+            pyarrow.table({"hour": pyarrow.array(list(hours), pyarrow.timestamp("us", "UTC"))})
+        )
+
+    def runs_frame(self, run_ids: Iterable[str]) -> DataFrame:
+        """A few run ids as a frame with the column `run_id`."""
+        return self.spark.createDataFrame(pyarrow.table({"run_id": pyarrow.array(list(run_ids), pyarrow.string())}))
 
     def _read(self, uri: str) -> DataFrame:
         return self.spark.read.format("delta").load(uri)

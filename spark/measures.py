@@ -11,11 +11,13 @@ fit decimal(28,9) is left out of sums and averages.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import datasketches
+from pyspark.sql import Column, Window
+from pyspark.sql import functions as F
 from pyspark.sql.types import BinaryType, DataType, DecimalType, DoubleType, LongType
 
 from schemas.model import Aggregate, Contract, Measure
@@ -83,20 +85,23 @@ def final_type(measure: Measure, contract: Contract) -> DataType:
             return _field_type(measure, contract)
 
 
-def exact(measure: Measure, contract: Contract) -> str | None:
-    """Spark SQL aggregate over distinct events that gives the exact value where the states only estimate it; None
-    where the states are exact themselves."""
-    match measure.kind:
-        case "distinct":
-            # Spark's count(distinct) and percentile_disc give the same values at four times the CPU: most windows hold
-            # a handful of rows, and they shuffle twice and build a hash map for each.
-            return f"cast(size(collect_set({_value(measure, contract)})) as bigint)"
-        case "quantile":
-            values = f"cast({_value(measure, contract)} as double)"
-            position = f"cast(ceil({measure.rank}BD * count({values})) as int) - 1"
-            return f"get(sort_array(collect_list({values})), {position})"
-        case _:
-            return None
+def exact(measure: Measure, contract: Contract, group: Sequence[str]) -> Column:
+    """Of a measure that the states only estimate (`is_estimate`), a column of each distinct event whose greatest value
+    in the `group` (columns) is the exact one; null where the group has no value.
+
+    Ranks over a sorted group rather than Spark's `count(distinct …)` and `percentile_disc`: they cost a fraction (most
+    windows hold a handful of events, and those build a hash map for each), spill to disk, and give the same values.
+    """
+    value = F.expr(_value(measure, contract))
+    if measure.kind == "quantile":
+        value = value.cast("double")
+        sorted_ = Window.partitionBy(*group).orderBy(value.asc_nulls_last())
+        everything = sorted_.rowsBetween(Window.unboundedPreceding, Window.unboundedFollowing)
+        # A decimal literal: 0.07 * 100 is more than 7 in binary.
+        position = F.ceil(F.expr(f"{measure.rank}BD") * F.count(value).over(everything))
+        return F.when(F.row_number().over(sorted_) == position, value)
+    sorted_ = Window.partitionBy(*group).orderBy(value.asc_nulls_last())
+    return F.when(value.isNotNull(), F.dense_rank().over(sorted_).cast("bigint"))
 
 
 def is_estimate(measure: Measure) -> bool:

@@ -41,7 +41,7 @@ from spark.publications import Publication, publications, unique_run_id
 from spark.reconcile import Plan, TouchedHour, UnexplainedDifference, literal, plan
 from spark.session import session
 from spark.transforms import ledger
-from spark.transforms.aggregates import truncated
+from spark.transforms.aggregates import exact, folded, truncated
 from spark.transforms.layers import layers
 
 log = logging.getLogger("millrace.reconcile")
@@ -138,7 +138,6 @@ class Reconciliation:
             marked = self._inside(ledger.marked(copies, self.contract), planned, "event_time")
         return marked.withColumns(
             {
-                "hour": truncated("event_time", "1h"),
                 "is_late_hour": F.col("event_time") < before,
                 "is_new": F.col("batch") > planned.batch_before,
             }
@@ -149,7 +148,9 @@ class Reconciliation:
         found = []
         for aggregate in self.contract.aggregates:
             served = self._served(planned, rows, aggregate, published_runs)
-            different = ledger.differences(self.store.staged(aggregate), served, aggregate).persist()
+            different = ledger.differences(self.store.staged(aggregate), served, self.contract, aggregate).persist()
+            if different.isEmpty():
+                continue
             names = [F.lit(name) for name in aggregate.dimensions]
             values = [F.col(name).cast("string") for name in aggregate.dimensions]
             found.append(
@@ -165,19 +166,20 @@ class Reconciliation:
                     F.expr(literal(self.now)).alias("at"),
                 )
             )  # fmt: skip
-        return ledger.union(found)
+        nothing = self.store.spark.createDataFrame([], tables.SYSTEM["ledger"])
+        return ledger.union(found or [nothing])
 
     def _served(self, planned: Plan, rows: DataFrame, aggregate: Aggregate, published_runs: list[str]) -> DataFrame:
         """What was served so far for the windows of the plan's hours: the folded speed layer for new hours, the
         published rows for late ones."""
         partials = self.store.partials(aggregate, self.through)
         new = self._new(partials, planned, "window_start")
-        speed = ledger.speed_windows(new, self.contract, aggregate).withColumn("estimated", F.lit(True))
+        speed = folded(new, self.contract, aggregate, *aggregate.windows).withColumn("estimated", F.lit(True))
         if not planned.late_hours:
             return speed
         late = self.store.hours_frame(planned.late_hours)
         present = self.store.published(aggregate).join(F.broadcast(late), "hour", "left_semi")
-        runs = self.store.spark.createDataFrame([(run,) for run in published_runs], "run_id string")
+        runs = self.store.runs_frame(published_runs)
         # A run that died while it published has replaced these hours; what it replaced is computed again.
         orphaned = present.join(F.broadcast(runs), "run_id", "left_anti").select("hour").distinct().persist()
         served = present.join(F.broadcast(orphaned), "hour", "left_anti").select(
@@ -187,11 +189,11 @@ class Reconciliation:
             as_published = rows.where("is_late_hour and distinct_event and not is_new").join(
                 F.broadcast(orphaned), "hour", "left_semi"
             )
-            served = served.unionByName(ledger.exact_windows(as_published, self.contract, aggregate))
+            served = served.unionByName(exact(as_published, self.contract, aggregate, *aggregate.windows))
         return speed.unionByName(served.withColumn("estimated", F.lit(False)))
 
     def _stage(self, aggregate: Aggregate, rows: DataFrame) -> int:
-        windows = ledger.exact_windows(rows.where("distinct_event"), self.contract, aggregate)
+        windows = exact(rows.where("distinct_event"), self.contract, aggregate, *aggregate.windows)
         stamped = windows.withColumns({"hour": truncated("window_start", "1h"), "run_id": F.lit(self.run_id)})
         self.store.stage(aggregate, stamped)
         return self.store.staged(aggregate).count()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
-from schemas.model import Aggregate, Contract
+from schemas.model import Aggregate, Contract, Measure
 from schemas.model import Window as WindowName
 from spark import measures, tables
 from spark.transforms.windows import SECONDS
@@ -39,26 +39,58 @@ def rollup(partials: DataFrame, contract: Contract, aggregate: Aggregate, window
 def finalize(states: DataFrame, contract: Contract, aggregate: Aggregate, window: WindowName) -> DataFrame:
     """Merged states as values: `window`, `window_start`, `window_end`, the dimensions, the measures."""
     values = {measure.name: F.expr(measures.final(measure, contract, "spark")) for measure in aggregate.measures}
-    return _with_window(states, contract, aggregate, window, values)
+    return _finished(states.withColumn("window", F.lit(window)), contract, aggregate, values)
 
 
-def exact(events: DataFrame, contract: Contract, aggregate: Aggregate, window: WindowName) -> DataFrame:
-    """The columns of `finalize` straight from distinct events, with exact distincts and quantiles; the other measures
-    come from the same states as in the speed layer."""
-    states = {state.name: F.expr(state.make) for state in _exact_states(aggregate, contract)}
-    estimated = [measure for measure in aggregate.measures if measures.is_estimate(measure)]
-    direct = {f"exact_{m.name}": F.expr(str(measures.exact(m, contract))) for m in estimated}
-    grouped = (
-        events.groupBy(truncated("event_time", window).alias("window_start"), *_dimensions(aggregate))
-        .agg(*(column.alias(name) for name, column in (states | direct).items()))
-    )  # fmt: skip
+def folded(partials: DataFrame, contract: Contract, aggregate: Aggregate, *windows: WindowName) -> DataFrame:
+    """`finalize` of `rollup` for several windows in one pass, with null for the measures that are estimates."""
+    merged = {state.name: F.expr(state.merge["spark"]) for state in _exact_states(aggregate, contract)}
+    group = ["window", "window_start", *aggregate.dimensions]
+    grouped = in_windows(partials, "window_start", *windows).groupBy(*group)
+    states = grouped.agg(*(column.alias(name) for name, column in merged.items()))
     values = {
-        measure.name: F.col(f"exact_{measure.name}")
-        if measure in estimated
+        measure.name: F.lit(None)
+        if measures.is_estimate(measure)
         else F.expr(measures.final(measure, contract, "spark"))
         for measure in aggregate.measures
     }
-    return _with_window(grouped, contract, aggregate, window, values)
+    return _finished(states, contract, aggregate, values)
+
+
+def exact(events: DataFrame, contract: Contract, aggregate: Aggregate, *windows: WindowName) -> DataFrame:
+    """The columns of `finalize` straight from distinct events, with exact distincts and quantiles, for one or several
+    windows in one pass; the other measures come from the same states as in the speed layer."""
+    return exact_in_windows(in_windows(events, "event_time", *windows), contract, aggregate)
+
+
+def exact_in_windows(events: DataFrame, contract: Contract, aggregate: Aggregate) -> DataFrame:
+    """`exact` of events that have `window` and `window_start` already."""
+    group = ["window", "window_start", *aggregate.dimensions]
+    estimated = [measure for measure in aggregate.measures if measures.is_estimate(measure)]
+    ranked = events.withColumns({f"_{m.name}": measures.exact(m, contract, group) for m in estimated})
+    states = {state.name: F.expr(state.make) for state in _exact_states(aggregate, contract)}
+    direct = {f"exact_{m.name}": F.max(f"_{m.name}") for m in estimated}
+    grouped = ranked.groupBy(*group).agg(*(column.alias(name) for name, column in (states | direct).items()))
+    values = {
+        measure.name: _exactly(measure) if measure in estimated else F.expr(measures.final(measure, contract, "spark"))
+        for measure in aggregate.measures
+    }
+    return _finished(grouped, contract, aggregate, values)
+
+
+def _exactly(measure: Measure) -> Column:
+    value = F.col(f"exact_{measure.name}")
+    return F.coalesce(value, F.lit(0)) if measure.kind == "distinct" else value
+
+
+def in_windows(frame: DataFrame, time: str, *windows: WindowName) -> DataFrame:
+    """Each row once per window, with `window`, its start `window_start` and the `hour` that holds it."""
+    places = F.array(
+        *(F.struct(F.lit(w).alias("window"), truncated(time, w).alias("window_start")) for w in windows)
+    )  # fmt: skip
+    kept = [name for name in frame.columns if name not in ("window", "window_start", "hour")]
+    hour = F.col("hour") if "hour" in frame.columns else truncated(time, "1h").alias("hour")
+    return frame.select(*kept, hour, F.inline(places))
 
 
 def distinct_events(events: DataFrame, contract: Contract) -> DataFrame:
@@ -83,13 +115,13 @@ def _dimensions(aggregate: Aggregate) -> list[Column]:
     return [F.col(name) for name in aggregate.dimensions]
 
 
-def _with_window(
-    states: DataFrame, contract: Contract, aggregate: Aggregate, window: WindowName, values: dict[str, Column]
-) -> DataFrame:
-    end = F.timestamp_micros(F.unix_micros("window_start") + SECONDS[window] * 1_000_000)
+def _finished(states: DataFrame, contract: Contract, aggregate: Aggregate, values: dict[str, Column]) -> DataFrame:
+    """`states` with `window`, as values in their types, with the window's end."""
+    sizes = F.create_map(*(F.lit(word) for window, size in SECONDS.items() for word in (window, size * 1_000_000)))
+    end = F.timestamp_micros(F.unix_micros("window_start") + sizes[F.col("window")])
     types = {field.name: field.dataType for field in tables.batch_schema(contract, aggregate)}
     return states.select(
-        F.lit(window).alias("window"),
+        "window",
         "window_start",
         end.alias("window_end"),
         *_dimensions(aggregate),

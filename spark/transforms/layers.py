@@ -9,10 +9,13 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from schemas.model import Aggregate, Contract, Measure
+from schemas.model import Window as WindowName
 from spark import measures
 
-COUNTS = ("rows", "distinct_in_batch", "distinct_events", "speed", "batch_1m", "batch_5m", "batch_1h")
-"""The first three are of accepted rows of bronze; `speed` and `batch_…` are sums over the rows of those layers."""
+COUNTS = ("rows", "distinct_in_batch", "distinct_events", "speed")
+"""Of accepted rows of bronze, of those that deduplication within a batch and over all keeps, and of the partials."""
+
+WINDOWS: tuple[WindowName, ...] = ("1m", "5m", "1h")
 
 
 def counter(aggregate: Aggregate) -> Measure | None:
@@ -26,53 +29,62 @@ def layers(
     partials: Mapping[str, DataFrame],
     windows: Mapping[str, DataFrame],
     contract: Contract,
+    published: str = "true",
+    final: str = "true",
 ) -> DataFrame:
-    """One row per aggregate and hour (UTC) with `COUNTS`: 0 where a layer has nothing, null where the aggregate has no
-    such window.
+    """One row per aggregate and hour (UTC): `COUNTS`, and `batch_1m`, `batch_5m` and `batch_1h`, the sums over windows.
+    0 where a layer has nothing.
 
     `rows` are `ledger.marked` rows of bronze, `partials` and `windows` the rows of the speed and of the batch layer by
-    aggregate, all of the same hours. Aggregates without a measure that counts are left out.
+    aggregate, all of the same hours. `published` (SQL over `rows`) tells which rows the windows are made of, and
+    `final` (over `hour`) which hours they cover; in others, and for windows that the aggregate does not have,
+    `batch_…` is null. Aggregates without a measure that counts are left out.
     """
-    long = []
+    parts = []
     for aggregate in contract.aggregates:
         measure = counter(aggregate)
         if measure is None:
             continue
         [state] = measures.states(aggregate.model_copy(update={"measures": [measure]}), contract)
-        counted = F.expr(state.make)
-        long += [
-            _counts(rows, aggregate, "event_time", "rows", counted),
-            _counts(rows.where("distinct_in_batch"), aggregate, "event_time", "distinct_in_batch", counted),
-            _counts(rows.where("distinct_event"), aggregate, "event_time", "distinct_events", counted),
-            _counts(partials[aggregate.name], aggregate, "window_start", "speed", F.sum(state.name)),
-            _counts(
-                windows[aggregate.name], aggregate, "hour", F.concat(F.lit("batch_"), "window"), F.sum(measure.name)
-            ),
+        name = F.lit(aggregate.name).alias("aggregate")
+        of_rows = {
+            "rows": state.make,
+            "distinct_in_batch": f"{state.make} filter (where distinct_in_batch)",
+            "distinct_events": f"{state.make} filter (where distinct_event and ({published}))",
+        }
+        of_windows = {
+            f"batch_{window}": f"coalesce(sum(`{measure.name}`) filter (where window = '{window}'), 0)"
+            for window in aggregate.windows
+        }
+        parts += [
+            _by_hour(rows, "event_time", of_rows).select(name, "*"),
+            _by_hour(partials[aggregate.name], "window_start", {"speed": f"sum(`{state.name}`)"}).select(name, "*"),
+            _by_hour(windows[aggregate.name], "hour", of_windows).select(name, "*"),
         ]
-    found = reduce(DataFrame.unionByName, long)
-    lacking = [
-        F.when(F.col("aggregate") == aggregate.name, F.lit(f"batch_{window}"))
-        for aggregate in contract.aggregates
-        for window in ("1m", "5m", "1h")
-        if window not in aggregate.windows
-    ]
-    absent = F.array(*lacking) if lacking else F.array().cast("array<string>")
-    return found.groupBy("aggregate", "hour").agg(
+    together = reduce(lambda left, right: left.unionByName(right, allowMissingColumns=True), parts)
+    lacking = {
+        window: [aggregate.name for aggregate in contract.aggregates if window not in aggregate.windows]
+        for window in WINDOWS
+    }
+    return together.groupBy("aggregate", "hour").agg(
+        *(_total(name, together).alias(name) for name in COUNTS),
         *(
-            F.when(~F.coalesce(F.array_contains(absent, name), F.lit(False)), _total(name)).alias(name)
-            for name in COUNTS
-        )
-    )  # fmt: skip
+            F.when(
+                F.expr(final) & ~F.col("aggregate").isin(lacking[window]),
+                F.coalesce(
+                    F.sum(f"batch_{window}") if f"batch_{window}" in together.columns else F.lit(None), F.lit(0)
+                ),
+            ).alias(f"batch_{window}")
+            for window in WINDOWS
+        ),
+    )
 
 
-def _total(layer: str) -> Column:
-    return F.coalesce(F.sum(F.when(F.col("layer") == layer, F.col("n"))), F.lit(0))
+def _total(name: str, frame: DataFrame) -> Column:
+    return F.coalesce(F.sum(name), F.lit(0)) if name in frame.columns else F.lit(0)
 
 
-def _counts(frame: DataFrame, aggregate: Aggregate, time: str, layer: str | Column, counted: Column) -> DataFrame:
-    name = F.lit(layer) if isinstance(layer, str) else layer
-    return (
-        frame.groupBy(F.date_trunc("hour", F.col(time)).alias("hour"), name.alias("layer"))
-        .agg(counted.cast("bigint").alias("n"))
-        .select(F.lit(aggregate.name).alias("aggregate"), "hour", "layer", "n")
+def _by_hour(frame: DataFrame, time: str, counts: Mapping[str, str]) -> DataFrame:
+    return frame.groupBy(F.date_trunc("hour", F.col(time)).alias("hour")).agg(
+        *(F.expr(sql).cast("bigint").alias(name) for name, sql in counts.items())
     )

@@ -1,0 +1,173 @@
+"""The standing check of one stream's tables: events, speed, batch, the sums between them, and the served views.
+
+    spark-submit spark/jobs/quality.py --stream flights --run-id manual__2026-01-01T00:00:00+00:00
+
+Unlike the audit of `reconcile`, which sees the hours that it is about to publish, this one sees what is there: the
+newest `--days` of event time of every layer. Events and batch are compared at the cut of the last publication, events
+and speed at the cut of the newest settled batch, so a run beside the stream compares like with like.
+
+Each suite is a row of `system/quality` and a page of Data Docs. Exit code 1, with the failed expectations, if one
+fails. The last line of standard output is a JSON summary.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from infra.settings import PROJECT, Settings, settings
+from schemas.catalog import load
+from schemas.errors import MillraceError
+from schemas.model import Contract
+from spark import checkpoints, quality, suites, tables
+from spark.batch_store import BatchStore
+from spark.jobs.reconcile import NothingSettled
+from spark.publications import Publication, publications
+from spark.reconcile import literal
+from spark.serving.spark_views import register
+from spark.session import session
+from spark.transforms import ledger
+from spark.transforms.layers import layers
+
+log = logging.getLogger("millrace.quality")
+
+DAYS = 400
+"""Days of event time that are checked, back from the newest event."""
+
+AROUND = timedelta(days=3)
+"""How far before `final_through` the served views are checked; before that they are the batch tables."""
+
+
+@dataclass
+class Check:
+    """One run over the tables in `store`; `through` is the newest settled batch."""
+
+    store: BatchStore
+    contract: Contract
+    through: int
+    now: datetime
+    auditor: quality.Auditor
+    days: int = DAYS
+
+    def run(self) -> list[quality.Outcome]:
+        """The outcome of every suite: events, speed and batch per aggregate, layers, view."""
+        accepted = self.store.accepted(self.through)
+        newest = accepted.agg(F.max("event_time").alias("newest")).select(F.unix_micros("newest")).first()
+        assert newest is not None
+        since = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=newest[0] or 0) - timedelta(days=self.days)
+        since = since.replace(minute=0, second=0, microsecond=0)
+        recent = F.col("event_time") >= F.expr(literal(since))
+        fields = dict.fromkeys(["event_time", *self.contract.fields])
+        columns = ["topic", "partition", "offset", "batch", *fields]
+        rows = ledger.marked(accepted.where(recent).select(*columns), self.contract).persist()
+        published = publications(self.store.lake_uri, self.contract.stream)
+        try:
+            return list(self._outcomes(rows, since, published[-1] if published else None))
+        finally:
+            rows.unpersist()
+
+    def _outcomes(self, rows: DataFrame, since: datetime, last: Publication | None) -> list[quality.Outcome]:
+        contract = self.contract
+        events = suites.events(contract, whole_table=True, now=self.now)
+        found = [self._audit(events, rows.where("distinct_event"))]
+        partials, windows = {}, {}
+        for aggregate in contract.aggregates:
+            partials[aggregate.name] = self.store.partials(aggregate, self.through).where(
+                F.col("window_start") >= F.expr(literal(since))
+            )
+            found.append(self._audit(suites.partials(contract, aggregate), partials[aggregate.name]))
+            windows[aggregate.name] = self.store.published(aggregate).where(F.col("hour") >= F.expr(literal(since)))
+            found.append(self._audit(suites.windows(contract, aggregate, "batch"), windows[aggregate.name]))
+        if last is None:
+            log.info("nothing is published yet, so no layers are compared")
+            return found
+        counted = layers(
+            rows, partials, windows, contract,
+            published=f"batch <= {last.through_batch}", final=f"hour < {literal(last.final_through)}",
+        ).persist()  # fmt: skip
+        found.append(self.auditor.audit("layers", counted))
+        counted.unpersist()
+        found.append(self.auditor.audit("view", self._served(last.final_through)))
+        return found
+
+    def _audit(self, suite: suites.Suite, frame: DataFrame) -> quality.Outcome:
+        return self.auditor.audit(suite.name, suite.audited(frame), suite.expectations)
+
+    def _served(self, final_through: datetime) -> DataFrame:
+        """The served windows from `AROUND` before `final_through` on, all views together."""
+        register(self.store.spark, self.contract, self.store.lake_uri)
+        ends = F.col("window_end") <= F.expr(literal(final_through))
+        parts = [
+            self.store.spark.table(f"{aggregate.name}_{window}").select(
+                F.lit(aggregate.name).alias("aggregate"),
+                F.lit(window).alias("window"),
+                "window_start",
+                "window_end",
+                F.to_json(F.struct(*aggregate.dimensions)).alias("key"),
+                "source",
+                "final",
+                (F.col("final") == (F.col("source") == "batch")).alias("source_fits"),
+                (F.col("final") == ends).alias("final_fits"),
+            )
+            for aggregate in self.contract.aggregates
+            for window in aggregate.windows
+        ]
+        return ledger.union(parts).where(F.col("window_start") >= F.expr(literal(final_through - AROUND)))
+
+
+def check(config: Settings, stream: str, run_id: str, days: int) -> list[quality.Outcome]:
+    """Runs the stream's suites with `config`, writes their rows and builds Data Docs."""
+    loading = quality.warm_up()
+    contract = load(config.contracts / stream)
+    tables.create(config.lake_uri, contract)
+    through = checkpoints.settled_batch(contract, config)
+    if through is None:
+        raise NothingSettled(f"{stream} has no complete batch yet; start the streaming job and produce events first")
+    store = BatchStore(session(config, "batch", f"millrace-quality-{stream}"), config.lake_uri, contract)
+    now = datetime.now(UTC)
+    loading.join()
+    home, project = config.home / "great_expectations", PROJECT / "great_expectations"
+    auditor = quality.Auditor(project, home, config.data_docs_dir, stream, run_id, now)
+    outcomes = Check(store, contract, through, now, auditor, days).run()
+    store.log_rows("quality", [outcome.row(run_id, stream, now) for outcome in outcomes])
+    auditor.build_docs()
+    return outcomes
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Check the tables of a stream with Great Expectations.")
+    parser.add_argument("--stream", required=True, help="name of the stream")
+    parser.add_argument("--run-id", required=True, help="names the run in the quality log")
+    parser.add_argument("--days", type=int, default=DAYS, help="days of event time to check, back from the newest")
+    given = parser.parse_args(arguments)
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("millrace").setLevel(logging.INFO)
+    began = time.monotonic()
+    try:
+        outcomes = check(settings(), given.stream, given.run_id, given.days)
+        quality.require_success(given.stream, outcomes)
+    except MillraceError as error:
+        log.error("%s", error)
+        return 1
+    log.info("done in %.0f s", time.monotonic() - began)
+    summary: dict[str, Any] = {
+        "stream": given.stream,
+        "run_id": given.run_id,
+        "suites": {outcome.suite: outcome.success for outcome in outcomes},
+        "evaluated": sum(outcome.evaluated for outcome in outcomes),
+    }
+    sys.stdout.write(json.dumps(summary) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
