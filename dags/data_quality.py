@@ -33,7 +33,7 @@ def checked(served: Any, job: dict[str, Any]) -> dict[str, Any]:
     """The job's suites with their expectations met, and why those failed that did."""
     suites = served.execute(
         "select suite, evaluated - failed, evaluated from quality "
-        'where stream = $stream and "at" >= $since order by "at", suite',
+        "where stream = $stream and recorded_at >= $since order by recorded_at, suite",
         job,
     ).fetchall()
     return {

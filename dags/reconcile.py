@@ -38,7 +38,7 @@ def published(served: Any, job: dict[str, Any]) -> dict[str, Any]:
     ).fetchone()
     causes = dict(
         served.execute(
-            'select cause, count(*) from ledger where stream = $stream and "at" >= $since group by cause', job
+            "select cause, count(*) from ledger where stream = $stream and recorded_at >= $since group by cause", job
         ).fetchall()
     )
     failures = failed_suites(served, job)

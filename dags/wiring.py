@@ -131,7 +131,7 @@ def failed_suites(served: Any, job: dict[str, Any]) -> list[str]:
     """One line for each Great Expectations suite that failed in a job, with where to read more."""
     rows = served.execute(
         "select suite, failed, evaluated, failures, docs from quality "
-        'where stream = $stream and "at" >= $since and not success order by "at", suite',
+        "where stream = $stream and recorded_at >= $since and not success order by recorded_at, suite",
         job,
     ).fetchall()
     return [

@@ -62,7 +62,7 @@ class Outcome:
             "failed": len(self.failures),
             "failures": json.dumps(self.failures, default=str),
             "docs": self.docs,
-            "at": at,
+            "recorded_at": at,
         }
 
     def lines(self) -> list[str]:

@@ -16,6 +16,6 @@ def record(lake_uri: str, run_id: str, stream: str, at: datetime, counts: Mappin
     """Appends a row to `system/replays`: `read`, `retried`, `waiting` and `parked` letters of `counts`, at `at`
     (UTC)."""
     schema = to_arrow_schema(tables.SYSTEM["replays"], timezone="UTC")
-    given: dict[str, object] = {"run_id": run_id, "stream": stream, "at": at, **counts}
+    given: dict[str, object] = {"run_id": run_id, "stream": stream, "recorded_at": at, **counts}
     row = pa.Table.from_pylist([{name: given[name] for name in schema.names}], schema=schema)
     write_deltalake(tables.local_path(tables.system(lake_uri, "replays")), row, mode="append")

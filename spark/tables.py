@@ -110,7 +110,7 @@ SYSTEM |= {
             "repeats": LONG,
             "late": LONG,
             "replayed": LONG,
-            "at": TIMESTAMP,
+            "recorded_at": TIMESTAMP,
         }
     ),
     "quality": _struct(
@@ -123,14 +123,14 @@ SYSTEM |= {
             "failed": INT,
             "failures": STRING,
             "docs": STRING,
-            "at": TIMESTAMP,
+            "recorded_at": TIMESTAMP,
         }
     ),
     "replays": _struct(
         {
             "run_id": STRING,
             "stream": STRING,
-            "at": TIMESTAMP,
+            "recorded_at": TIMESTAMP,
             "read": LONG,
             "retried": LONG,
             "waiting": LONG,

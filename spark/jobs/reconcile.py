@@ -163,7 +163,7 @@ class Reconciliation:
                     "measure", "speed", "exact",
                     (F.col("exact") - F.col("speed")).alias("difference"),
                     "cause", "rows", "repeats", "late", "replayed",
-                    F.expr(literal(self.now)).alias("at"),
+                    F.expr(literal(self.now)).alias("recorded_at"),
                 )
             )  # fmt: skip
         nothing = self.store.spark.createDataFrame([], tables.SYSTEM["ledger"])

@@ -284,6 +284,6 @@ def test_a_late_event_makes_its_published_hour_dirty_and_the_ledger_says_so(
         assert served.execute(horizon).fetchall() >= through
         new = served.execute(
             "select distinct cause, hour(window_start) from ledger "
-            "where run_id = (select arg_max(run_id, at) from ledger)"
+            "where run_id = (select arg_max(run_id, recorded_at) from ledger)"
         ).fetchall()
     assert set(new) == {("replayed", 12), ("late", 14)}

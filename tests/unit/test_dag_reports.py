@@ -56,7 +56,7 @@ def test_a_publication_is_told_with_what_the_ledger_explains(lake: str, served: 
     add(lake, "publications", final_through=NOW, hours=2, rows=20, published_at=NOW + timedelta(seconds=5))
     add(lake, "publications", stream="flights", final_through=NOW, hours=3, published_at=NOW + timedelta(seconds=6))
     for cause in ("late", "duplicate", "late"):
-        add(lake, "ledger", cause=cause, at=NOW + timedelta(seconds=4))
+        add(lake, "ledger", cause=cause, recorded_at=NOW + timedelta(seconds=4))
     assert dags("reconcile").published(served, JOB) == {
         "published": True,
         "final_through": "2026-01-01T12:00:00+00:00",
@@ -68,8 +68,18 @@ def test_a_publication_is_told_with_what_the_ledger_explains(lake: str, served: 
 
 
 def test_a_refused_publication_says_why(lake: str, served: Any, dags: Any) -> None:
-    add(lake, "ledger", cause="unexplained", at=NOW)
-    add(lake, "quality", suite="staged", success=False, evaluated=9, failed=2, failures='["x"]', docs="/d", at=NOW)
+    add(lake, "ledger", cause="unexplained", recorded_at=NOW)
+    add(
+        lake,
+        "quality",
+        suite="staged",
+        success=False,
+        evaluated=9,
+        failed=2,
+        failures='["x"]',
+        docs="/d",
+        recorded_at=NOW,
+    )
     report = dags("reconcile").published(served, JOB)
     assert report["published"] is False
     assert report["failures"] == [
@@ -94,8 +104,8 @@ def test_reconciles_only_when_a_batch_was_ingested_after_the_last_publication(
 
 
 def test_suites_are_told_and_older_failures_are_not(lake: str, served: Any, dags: Any) -> None:
-    add(lake, "quality", suite="old", success=False, evaluated=9, failed=2, at=NOW - timedelta(hours=1))
-    add(lake, "quality", suite="events", success=True, evaluated=26, failed=0, at=NOW)
+    add(lake, "quality", suite="old", success=False, evaluated=9, failed=2, recorded_at=NOW - timedelta(hours=1))
+    add(lake, "quality", suite="events", success=True, evaluated=26, failed=0, recorded_at=NOW)
     assert dags("data_quality").checked(served, JOB) == {"suites": {"events": "26 of 26"}, "failures": []}
 
 
