@@ -75,11 +75,13 @@ def _stream(name: str) -> dict[str, Any]:
             connection.execute(f"select cause, count(*) from ledger where stream = '{name}' group by 1").fetchall()
         )
         found["last_quality"] = one(
-            "select run_id, max(recorded_at) as recorded_at, bool_and(success) as success, sum(evaluated)::bigint as evaluated, "
-            f"sum(failed)::bigint as failed from quality where stream = '{name}' group by 1 order by recorded_at desc limit 1"
+            "select run_id, max(recorded_at) as recorded_at, bool_and(success) as success, "
+            "sum(evaluated)::bigint as evaluated, sum(failed)::bigint as failed "
+            f"from quality where stream = '{name}' group by 1 order by recorded_at desc limit 1"
         )
         found["last_replay"] = one(
-            f"select recorded_at, read, retried, waiting, parked from replays where stream = '{name}' order by recorded_at desc limit 1"
+            "select recorded_at, read, retried, waiting, parked "
+            f"from replays where stream = '{name}' order by recorded_at desc limit 1"
         )
     try:
         broker = broker_offsets(config, contract.ingest_topics)

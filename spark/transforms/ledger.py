@@ -168,7 +168,7 @@ def _counted(measure: Measure, value: Column) -> Column:
 
 
 def _equal(measure: Measure, served: Column, exact: Column, estimated: Column) -> Column:
-    close = F.abs(served - exact) <= RELATIVE * F.greatest(F.abs(served), F.abs(exact))
+    close = (served == exact) | (F.abs(served - exact) <= RELATIVE * F.greatest(F.abs(served), F.abs(exact)))
     same = F.coalesce(close, served.isNull() & exact.isNull())
     return same | estimated if measures.is_estimate(measure) else same
 

@@ -118,5 +118,7 @@ def test_replays_are_recorded_one_row_each(lake: str, served: Any) -> None:
     counts = {"read": 3, "retried": 1, "waiting": 1, "parked": 1, "repeated": 0}
     replays.record(lake, "run-1", "weather", NOW, counts)
     replays.record(lake, "run-2", "weather", NOW, counts | {"read": 4})
-    rows = served.execute('select run_id, "read", retried, waiting, parked, "at" from replays order by 1').fetchall()
+    rows = served.execute(
+        'select run_id, "read", retried, waiting, parked, recorded_at from replays order by 1'
+    ).fetchall()
     assert rows == [("run-1", 3, 1, 1, 1, NOW), ("run-2", 4, 1, 1, 1, NOW)]
