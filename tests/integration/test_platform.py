@@ -23,6 +23,7 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.schema_registry import Schema
 from tenacity import retry, retry_if_result, stop_after_delay, wait_fixed
 
+from infra import driver
 from infra.airflow_api import Airflow, Run
 from infra.ingested import wait_until_ingested
 from infra.offsets import heartbeat
@@ -54,6 +55,7 @@ def airflow(stack: Settings) -> Iterator[Airflow]:
     yield session
     for dag_id in ("stream_supervisor", "reconcile", "data_quality", "replay_dead_letters"):
         session.pause(dag_id)
+    driver.stop(stack, timeout=30)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +78,7 @@ def wait_for(condition, timeout: float = 120):  # type: ignore[no-untyped-def]
 
 def run(airflow: Airflow, dag_id: str) -> Run:
     airflow.unpause(dag_id)
-    return airflow.wait(airflow.trigger(dag_id), timeout=300)
+    return airflow.wait(airflow.trigger(dag_id), timeout=540)
 
 
 def offsets_on_the_broker(stack: Settings, topics: tuple[str, ...]) -> Counter[tuple[str, int, int]]:
