@@ -82,17 +82,19 @@ class Injected:
         for number, message in enumerate(self._messages):
             # All draws are made for every message, so that one rate does not change what another one hits.
             duplicate, late, malformed, share, choice = (self._random.random() for _ in range(5))
-            if late < self._faults.late:
+            is_late = late < self._faults.late
+            if is_late:
                 heapq.heappush(held, (self._due(message, 1.0), 3 * number, message._replace(kind="late")))
             else:
                 yield message
             if duplicate < self._faults.duplicates:
                 # A late event's copy comes after it, so that it is the copy that repeats.
-                due = self._due(message, 1.0 if late < self._faults.late else share)
+                due = self._due(message, 1.0 if is_late else share)
                 heapq.heappush(held, (due, 3 * number + 1, message._replace(kind="duplicate")))
             if malformed < self._faults.malformed:
                 yield self._malformed(message, choice)
-            while held and held[0][0] <= message.event_time:
+            # An event that is held back itself has not gone out, so nothing may follow upon it.
+            while not is_late and held and held[0][0] <= message.event_time:
                 yield heapq.heappop(held)[2]
         while held:
             yield heapq.heappop(held)[2]
