@@ -83,11 +83,12 @@ class Reconciliation:
             self._publish(planned, 0)
             return self._summary(planned, 0, Counter())
         rows = self.rows(planned).persist()
-        found = None
         try:
             staged = sum(self._stage(aggregate, rows) for aggregate in self.contract.aggregates)
             log.info("staged %d windows", staged)
-            found = self.differences(planned, rows, [publication.run_id for publication in published]).persist()
+            # A checkpoint and not `persist`: Spark would compute cached rows again, from what is published by then, as
+            # soon as the batch tables change.
+            found = self.differences(planned, rows, [publication.run_id for publication in published]).localCheckpoint()
             counted = found.groupBy("cause").agg(F.count("*").alias("n")).collect()
             causes = Counter({row.cause: row.n for row in counted})
             log.info("ledger: %s", dict(causes) or "no differences")
@@ -101,8 +102,6 @@ class Reconciliation:
             self._publish(planned, staged)
         finally:
             rows.unpersist()
-            if found is not None:
-                found.unpersist()
         return self._summary(planned, staged, causes)
 
     # -- the steps -------------------------------------------------------------------------------------------------
