@@ -84,6 +84,10 @@ class Airflow:
     def pause(self, dag_id: str) -> None:
         self._dags.patch_dag(dag_id, DAGPatchBody(is_paused=True))
 
+    def runbook(self, dag_id: str) -> str:
+        """The DAG's documentation as its page in the UI shows it (Markdown)."""
+        return str(self._dags.get_dag_details(dag_id).doc_md or "")
+
     def trigger(self, dag_id: str, conf: dict[str, Any] | None = None) -> Run:
         """Start a run now. `logical_date` is null: a triggered run stands for no interval."""
         now = datetime.now(UTC)

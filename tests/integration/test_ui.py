@@ -45,13 +45,15 @@ def browser(stack: Settings) -> Iterator[Chrome]:
 
 
 @pytest.mark.timeout(180)
-def test_every_dag_is_listed_and_its_runbook_is_readable(stack: Settings, browser: Chrome) -> None:
+def test_every_dag_is_listed(stack: Settings, browser: Chrome) -> None:
     Airflow(stack).wait_for_dags(DAGS)
-    wait = WebDriverWait(browser, 60)
     browser.get(f"{stack.airflow_url}/dags")
-    wait.until(lambda b: all(dag in b.find_element(By.TAG_NAME, "body").text for dag in DAGS))
+    WebDriverWait(browser, 60).until(lambda b: all(dag in b.find_element(By.TAG_NAME, "body").text for dag in DAGS))
     browser.save_screenshot(str(SHOTS / "dags.png"))
+
+
+def test_every_dag_has_its_runbook(stack: Settings) -> None:
+    airflow = Airflow(stack)
+    airflow.wait_for_dags(DAGS)
     for dag in DAGS:
-        browser.get(f"{stack.airflow_url}/dags/{dag}/docs")
-        wait.until(lambda b: "What to do" in b.find_element(By.TAG_NAME, "body").text)
-        browser.save_screenshot(str(SHOTS / f"{dag}.png"))
+        assert "**When.**" in airflow.runbook(dag), dag
