@@ -83,7 +83,7 @@ class Letters:
         when a commit's outcome is unknown, the marker tells it. Raises `LettersError`, or `LettersFenced`."""
         attempts = Retrying(
             retry=retry_if_exception_type(LettersError),
-            wait=wait_exponential_jitter(initial=0.2, max=5),
+            wait=wait_exponential_jitter(multiplier=0.2, max=5),
             stop=stop_after_delay(PATIENCE),
             before_sleep=before_sleep_log(log, logging.WARNING),
             reraise=True,

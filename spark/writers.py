@@ -55,7 +55,7 @@ class Writers:
         if not self._known:
             for attempt in Retrying(
                 retry=retry_if_exception_type(RegistryUnavailable),
-                wait=wait_exponential_jitter(initial=0.2, max=5),
+                wait=wait_exponential_jitter(multiplier=0.2, max=5),
                 stop=stop_after_delay(self._patience),
                 reraise=True,
             ):
