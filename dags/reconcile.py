@@ -4,14 +4,16 @@ Recomputes, per stream, the hours that are closed and that new records have touc
 compares them with what the speed layer served; audits the result; and publishes it, which moves `final_through`.
 
 **When.** Hourly. A stream's hours close by its own event time (its newest event less its allowed lateness), so a
-replay of 2013 and a live stream are both right. The streams take turns: pool `batch` has one slot.
+replay of 2013 and a live stream are both right. One Spark application works on the streams in turn; a stream is left
+out while it has no rows yet, and when nothing was ingested since it last published. If none is left, the task is
+skipped.
 
-**Result.** The task of a stream returns what it published: `final_through`, hours, rows, and how many differences the
-ledger explains by which cause (tab *XCom*, and the end of its log). Skipped while a stream has no rows yet, and when
-nothing was ingested since it last published.
+**Result.** The task returns, by stream, what was published: `final_through`, hours, rows, and how many differences the
+ledger explains by which cause (tab *XCom*, and the end of its log).
 
-**When it fails.** Nothing was published, and the served numbers are as they were; the next run tries the same hours
-again together with the newer ones.
+**When it fails.** The log and the result say for which streams. Nothing was published of those, and their served
+numbers are as they were; the next run tries the same hours again together with the newer ones. The other streams are
+published.
 
 | message | do |
 |---|---|
@@ -26,7 +28,7 @@ from datetime import timedelta
 from typing import Any
 
 from airflow.sdk import DAG
-from wiring import DEFAULTS, SparkJob, at, failed_suites, streams
+from wiring import DEFAULTS, SparkJob, at, failed_suites
 
 
 def published(served: Any, job: dict[str, Any]) -> dict[str, Any]:
@@ -81,5 +83,4 @@ with DAG(
     default_args=DEFAULTS | {"retries": 1, "execution_timeout": timedelta(hours=2)},
     tags=["millrace", "batch"],
 ):
-    for stream in streams():
-        SparkJob(task_id=stream, job="reconcile", stream=stream, report=published, unneeded=nothing_new)
+    SparkJob(job="reconcile", report=published, unneeded=nothing_new)

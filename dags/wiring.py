@@ -67,31 +67,32 @@ Report = Callable[[Any, dict[str, Any]], dict[str, Any]]
 
 
 class SparkJob(SparkSubmitOperator):
-    """`spark/jobs/<job>.py --stream <stream> --run-id <run id>` by spark-submit, in the batch pool.
+    """`spark/jobs/<job>.py --run-id <run id> --stream <stream> …` by spark-submit, in the batch pool: one Spark
+    application for all streams, since starting one costs more than an hour's work of a stream.
 
-    Skipped, without starting Spark, while the stream has no rows yet and when `unneeded(stream)` gives a reason.
-    `report` says afterwards, from the tables, what the job did: that is logged and is the task's result, also when
-    the job failed. If it then has `failures`, they are the reason, and another try would find the same data.
+    A stream is left out while it has no rows yet and when `unneeded(stream)` gives a reason; the task is skipped,
+    without starting Spark, when none is left. `report` says afterwards, from the tables, what the job did for a stream:
+    that is logged and, by stream, the task's result, also when the job failed. If reports then have `failures`, they
+    are the reason, and another try would find the same data.
     """
 
     def __init__(
         self,
         *,
         job: str,
-        stream: str,
         report: Report,
         unneeded: Callable[[str], str | None] = lambda stream: None,
         **kwargs: Any,
     ) -> None:
         super().__init__(
+            task_id=job,
             application=str(PROJECT / "spark" / "jobs" / f"{job}.py"),
-            application_args=["--stream", stream, "--run-id", "{{ run_id }}"],
-            name=f"millrace-{job}-{stream}",
+            application_args=["--run-id", "{{ run_id }}"],
+            name=f"millrace-{job}",
             conn_id="spark_batch",
             pool=BATCH_POOL,
             **kwargs,
         )
-        self.stream = stream
         self.report = report
         self.unneeded = unneeded
 
@@ -99,32 +100,37 @@ class SparkJob(SparkSubmitOperator):
         from infra.settings import settings
         from spark.session import submit_conf
 
-        if not _has_rows(self.stream):
-            raise AirflowSkipException(f"bronze/{self.stream} holds no row yet: provision, stream and produce first")
-        if reason := self.unneeded(self.stream):
-            raise AirflowSkipException(reason)
+        left_out = {stream: reason for stream in streams() if (reason := _no_rows(stream) or self.unneeded(stream))}
+        for stream, reason in left_out.items():
+            self.log.info("%s is left out: %s", stream, reason)
+        chosen = [stream for stream in streams() if stream not in left_out]
+        if not chosen:
+            raise AirflowSkipException("; ".join(f"{stream}: {reason}" for stream, reason in left_out.items()))
+        self.application_args = [*(self.application_args or []), *(f"--stream={stream}" for stream in chosen)]
         self.conf = submit_conf(settings(), "batch")
         since = datetime.now(UTC)
         try:
             super().execute(context)
         except AirflowException as error:
-            report = self._reported(since)
-            context["ti"].xcom_push("return_value", report)
-            if failures := report.get("failures"):
+            reports = self._reports(chosen, since)
+            context["ti"].xcom_push("return_value", reports)
+            failures = [failure for report in reports.values() for failure in report.get("failures", [])]
+            if failures:
                 raise AirflowFailException("; ".join(failures)) from error
             raise
-        return self._reported(since)
+        return self._reports(chosen, since)
 
-    def _reported(self, since: datetime) -> dict[str, Any]:
+    def _reports(self, chosen: list[str], since: datetime) -> dict[str, Any]:
         from infra.settings import settings
         from schemas.catalog import load
         from spark.serving.duck import connect
 
-        config = settings()
-        with connect(config, [load(config.contracts / self.stream)]) as served:
-            report = self.report(served, {"stream": self.stream, "since": since})
-        self.log.info("%s", report)
-        return report
+        config, reports = settings(), {}
+        for stream in chosen:
+            with connect(config, [load(config.contracts / stream)]) as served:
+                reports[stream] = self.report(served, {"stream": stream, "since": since})
+            self.log.info("%s: %s", stream, reports[stream])
+        return reports
 
 
 def failed_suites(served: Any, job: dict[str, Any]) -> list[str]:
@@ -140,11 +146,14 @@ def failed_suites(served: Any, job: dict[str, Any]) -> list[str]:
     ]
 
 
-def _has_rows(stream: str) -> bool:
+def _no_rows(stream: str) -> str | None:
+    """Why there is nothing to work on: bronze has no row yet."""
     from deltalake import DeltaTable
 
     from infra.settings import settings
     from spark import tables
 
     path = tables.local_path(tables.bronze(settings().lake_uri, stream))
-    return DeltaTable.is_deltatable(path) and bool(DeltaTable(path).file_uris())
+    if DeltaTable.is_deltatable(path) and DeltaTable(path).file_uris():
+        return None
+    return f"bronze/{stream} holds no row yet: provision, stream and produce first"

@@ -11,9 +11,9 @@ from datetime import datetime
 from typing import Any
 
 import pyarrow
+from deltalake import DeltaTable
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
-from pyspark.sql.pandas.types import to_arrow_schema
 
 from schemas.model import Aggregate, Contract
 from spark import tables
@@ -60,25 +60,20 @@ class BatchStore:
 
     def forget_ledger(self, published_runs: Iterable[str]) -> None:
         """Removes the ledger rows of runs that never published: they died, or were refused."""
-        uri = tables.system(self.lake_uri, "ledger")
-        ledger = self._read(uri).where(F.col("stream") == self.contract.stream).select("run_id").distinct()
-        unpublished = {row.run_id for row in ledger.collect()} - set(published_runs)
+        ledger = DeltaTable(tables.local_path(tables.system(self.lake_uri, "ledger")))
+        mine = ledger.to_pyarrow_table(columns=["run_id"], filters=[("stream", "=", self.contract.stream)])
+        unpublished = set(mine["run_id"].to_pylist()) - set(published_runs)
         if unpublished:
             runs = ", ".join(_quoted(run) for run in sorted(unpublished))
-            self.spark.sql(
-                f"delete from delta.`{uri}` where stream = {_quoted(self.contract.stream)} and run_id in ({runs})"
-            )
+            ledger.delete(f"stream = {_quoted(self.contract.stream)} and run_id in ({runs})")
 
-    def append_log(self, name: str, rows: DataFrame) -> None:
-        """Appends `rows` to the table `system/<name>`."""
-        columns = tables.SYSTEM[name].names
-        rows.select(*columns).write.format("delta").mode("append").save(tables.system(self.lake_uri, name))
+    def append_ledger(self, rows: DataFrame) -> None:
+        columns = tables.SYSTEM["ledger"].names
+        rows.select(*columns).write.format("delta").mode("append").save(tables.system(self.lake_uri, "ledger"))
 
     def log_rows(self, name: str, rows: list[dict[str, Any]]) -> None:
         """Appends a few rows to the table `system/<name>`."""
-        # From Arrow, a frame needs no Python worker.
-        table = pyarrow.Table.from_pylist(rows, to_arrow_schema(tables.SYSTEM[name], timezone="UTC"))
-        self.append_log(name, self.spark.createDataFrame(table))
+        tables.append_rows(self.lake_uri, name, rows)
 
     def hours_frame(self, hours: Iterable[datetime]) -> DataFrame:
         """A few hours as a frame with the column `hour`."""
@@ -95,5 +90,5 @@ class BatchStore:
 
 
 def _quoted(text: str) -> str:
-    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"
+    """`text` as a literal of standard SQL, which is what deltalake reads."""
+    return "'" + text.replace("'", "''") + "'"

@@ -1,4 +1,4 @@
-"""Runs expectation suites on Spark DataFrames with Great Expectations, and keeps its Data Docs.
+"""Runs expectation suites on DataFrames with Great Expectations, and keeps its Data Docs.
 
 The project is data in `great_expectations/`; a run works on a copy under the platform's home. Great Expectations takes
 seconds to import, so this module imports it inside functions, and `warm_up` does so beside other work.
@@ -24,6 +24,7 @@ from schemas.errors import TerminalError
 from spark.suites import Expectation
 
 if TYPE_CHECKING:
+    import pandas
     from great_expectations.data_context.data_context.file_data_context import FileDataContext
 
 log = logging.getLogger("millrace.quality")
@@ -51,8 +52,8 @@ class Outcome:
     docs: str = ""
     """Path of its page in Data Docs, relative to their root, with a leading slash."""
 
-    def row(self, run_id: str, stream: str, at: datetime) -> dict[str, Any]:
-        """The columns of `system/quality`."""
+    def row(self, run_id: str, stream: str, through_batch: int, at: datetime) -> dict[str, Any]:
+        """The columns of `system/quality`; `through_batch` is the newest ingest batch that was looked at."""
         return {
             "run_id": run_id,
             "stream": stream,
@@ -62,6 +63,7 @@ class Outcome:
             "failed": len(self.failures),
             "failures": json.dumps(self.failures, default=str),
             "docs": self.docs,
+            "through_batch": through_batch,
             "recorded_at": at,
         }
 
@@ -96,7 +98,11 @@ class Auditor:
 
     def __init__(self, project: Path, home: Path, docs: Path, stream: str, run_id: str, now: datetime) -> None:
         self._context = _open(project, home, docs)
-        self._lake = self._context.data_sources.add_or_update_spark("lake", persist=False)
+        sources = self._context.data_sources
+        self._sources: dict[str, Any] = {
+            "lake": sources.add_or_update_spark("lake", persist=False),
+            "memory": sources.add_or_update_pandas("memory"),
+        }
         self._stream, self._home, self._docs = stream, home, docs
         self._run_name = re.sub(r"[^\w.-]+", "_", run_id)
         self._now = now
@@ -105,22 +111,25 @@ class Auditor:
     def audit(
         self,
         suite: str,
-        frame: DataFrame,
+        frame: DataFrame | pandas.DataFrame,
         expectations: list[Expectation] | None = None,
-        parameters: dict[str, Any] | None = None,
     ) -> Outcome:
         """The outcome of `suite` on `frame`; without `expectations` it is the project's hand-written suite of that
-        name. Values that fail are only looked for (`EXAMPLES` of each) when something fails, in a second pass."""
-        definition = self._definition(suite, expectations)
-        result = self._run(definition, frame, parameters or {}, 0)
+        name. Values that fail are only looked for (`EXAMPLES` of each) when something fails, in a second pass.
+
+        Spark's fixed cost is a few tenths of a second an expectation: hand over small results as pandas frames.
+        """
+        source = "lake" if isinstance(frame, DataFrame) else "memory"
+        definition = self._definition(suite, source, expectations)
+        result = self._run(definition, frame, 0)
         if not result.success:
-            result = self._run(definition, frame, parameters or {}, EXAMPLES)
+            result = self._run(definition, frame, EXAMPLES)
         outcome = Outcome(
             suite=suite,
             success=bool(result.success),
             evaluated=len(result.results),
             failures=[_failure(one) for one in result.results if not one.success],
-            docs=self._page(definition),
+            docs=self._page(definition, source),
         )
         for line in outcome.lines():
             log.info("%s", line)
@@ -132,7 +141,7 @@ class Auditor:
             _prune(folder)
         self._context.build_data_docs(resource_identifiers=self._resources)
 
-    def _definition(self, suite: str, expectations: list[Expectation] | None) -> Any:
+    def _definition(self, suite: str, source: str, expectations: list[Expectation] | None) -> Any:
         import great_expectations as gx
 
         context, name = self._context, f"{self._stream}.{suite}"
@@ -142,22 +151,23 @@ class Auditor:
             found = context.suites.add_or_update(
                 gx.ExpectationSuite(name=name, expectations=[dict(one) for one in expectations])
             )
-        asset = self._lake.add_dataframe_asset(name=name)
+        asset = self._sources[source].add_dataframe_asset(name=name)
         data = asset.add_batch_definition_whole_dataframe("rows")
         return context.validation_definitions.add_or_update(gx.ValidationDefinition(name=name, data=data, suite=found))
 
-    def _run(self, definition: Any, frame: DataFrame, parameters: dict[str, Any], examples: int) -> Any:
+    def _run(self, definition: Any, frame: DataFrame | pandas.DataFrame, examples: int) -> Any:
         from great_expectations.core.run_identifier import RunIdentifier
 
         return definition.run(
             batch_parameters={"dataframe": frame},
-            expectation_parameters=parameters,
-            # With no examples asked for, an expectation on rows costs no job of its own: all are counted in one.
-            result_format={"result_format": "BASIC", "partial_unexpected_count": examples},
+            # Whether an expectation on rows holds is found for all of them in one job; examples cost one job each.
+            result_format={"result_format": "BASIC", "partial_unexpected_count": examples}
+            if examples
+            else "BOOLEAN_ONLY",
             run_id=RunIdentifier(run_name=self._run_name, run_time=self._now),
         )
 
-    def _page(self, definition: Any) -> str:
+    def _page(self, definition: Any, source: str) -> str:
         from great_expectations.core.run_identifier import RunIdentifier
         from great_expectations.data_context.types.resource_identifiers import (
             ExpectationSuiteIdentifier,
@@ -168,7 +178,7 @@ class Auditor:
         result = ValidationResultIdentifier(
             expectation_suite_identifier=suite,
             run_id=RunIdentifier(run_name=self._run_name, run_time=self._now),
-            batch_identifier=f"lake-{definition.name}",
+            batch_identifier=f"{source}-{definition.name}",
         )
         self._resources += [suite, result]
         [site] = self._context.get_docs_sites_urls(resource_identifier=result, only_if_exists=False)

@@ -56,6 +56,7 @@ _ROLE: dict[Role, dict[str, str]] = {
     "batch": {
         "spark.sql.shuffle.partitions": "4",
         "spark.sql.ansi.enabled": "true",
+        "spark.sql.execution.arrow.pyspark.enabled": "true",  # for the small results that are audited in memory
     },
 }
 
@@ -75,10 +76,7 @@ def submit_conf(settings: Settings, role: Role) -> dict[str, str]:
     return {
         "spark.master": master,
         "spark.driver.memory": settings.stream_memory if streaming else settings.batch_memory,
-        "spark.driver.extraJavaOptions": (
-            f"{_AVRO_LIMITS} -XX:+UseSerialGC -Djava.net.preferIPv4Stack=true"
-            f"{'' if streaming else f' {settings.batch_java_options}'}"
-        ).strip(),
+        "spark.driver.extraJavaOptions": (f"{_AVRO_LIMITS} -XX:+UseSerialGC -Djava.net.preferIPv4Stack=true"),
         "spark.executor.extraJavaOptions": _AVRO_LIMITS,
         "spark.pyspark.python": sys.executable,
         **shipped,

@@ -21,5 +21,9 @@ def records(spark: SparkSession, contract: Contract, settings: Settings) -> Data
         # ACLs name consumer groups, so generated ones need a prefix.
         "groupIdPrefix": f"stream.{contract.stream}",
         "kafka.isolation.level": "read_committed",
+        # Each batch reads to a known end, where the default long poll of 500 ms would be waited for in vain; and a poll
+        # of 500 records costs more than the records.
+        "kafka.fetch.max.wait.ms": "20",
+        "kafka.max.poll.records": "10000",
     }
     return spark.readStream.format("kafka").options(**connection, **options).load()

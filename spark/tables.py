@@ -8,10 +8,12 @@ replay task writes.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
-from deltalake import DeltaTable, Schema
+import pyarrow
+from deltalake import DeltaTable, Schema, write_deltalake
+from pyspark.sql.pandas.types import to_arrow_schema
 from pyspark.sql.types import (
     ArrayType,
     BinaryType,
@@ -123,6 +125,7 @@ SYSTEM |= {
             "failed": INT,
             "failures": STRING,
             "docs": STRING,
+            "through_batch": LONG,
             "recorded_at": TIMESTAMP,
         }
     ),
@@ -227,6 +230,15 @@ def _ensure(uri: str, schema: StructType, partition_by: list[str], stats_columns
         return None
     table.alter.add_columns(added)
     return f"added {', '.join(field.name for field in added)} to {uri}"
+
+
+# -- a few rows ------------------------------------------------------------------------------------------------------
+
+
+def append_rows(lake_uri: str, name: str, rows: list[dict[str, Any]]) -> None:
+    """Appends `rows` to the table `system/<name>`, without a JVM: a commit takes Spark a second and more."""
+    arrow = pyarrow.Table.from_pylist(rows, to_arrow_schema(SYSTEM[name], timezone="UTC"))
+    write_deltalake(local_path(system(lake_uri, name)), arrow, mode="append")
 
 
 # -- what a streaming batch writes and reads -----------------------------------------------------------------------

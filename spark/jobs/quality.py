@@ -1,9 +1,9 @@
-"""The standing check of one stream's tables: events, speed, batch, the sums between them, and the served views.
+"""The standing check of streams' tables: events, speed, batch, the sums between them, and the served views.
 
-    spark-submit spark/jobs/quality.py --stream flights --run-id manual__2026-01-01T00:00:00+00:00
+    spark-submit spark/jobs/quality.py --run-id manual__2026-01-01T00:00:00+00:00 --stream flights --stream weather
 
 Unlike the audit of `reconcile`, which sees the hours that it is about to publish, this one sees what is there: the
-newest `--days` of event time of every layer. Events and batch are compared at the cut of the last publication, events
+newest `DAYS` of event time of every layer. Events and batch are compared at the cut of the last publication, events
 and speed at the cut of the newest settled batch, so a run beside the stream compares like with like.
 
 Each suite is a row of `system/quality` and a page of Data Docs. Exit code 1, with the failed expectations, if one
@@ -12,11 +12,8 @@ fails. The last line of standard output is a JSON summary.
 
 from __future__ import annotations
 
-import argparse
-import json
 import logging
 import sys
-import time
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -24,12 +21,12 @@ from typing import Any
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from infra.settings import PROJECT, Settings, settings
+from infra.settings import PROJECT, Settings
 from schemas.catalog import load
-from schemas.errors import MillraceError
 from schemas.model import Contract
 from spark import checkpoints, quality, suites, tables
 from spark.batch_store import BatchStore
+from spark.jobs import each
 from spark.jobs.reconcile import NothingSettled
 from spark.publications import Publication, publications
 from spark.reconcile import literal
@@ -93,10 +90,9 @@ class Check:
         counted = layers(
             rows, partials, windows, contract,
             published=f"batch <= {last.through_batch}", final=f"hour < {literal(last.final_through)}",
-        ).persist()  # fmt: skip
-        found.append(self.auditor.audit("layers", counted))
-        counted.unpersist()
-        found.append(self.auditor.audit("view", self._served(last.final_through)))
+        )  # fmt: skip
+        found.append(self.auditor.audit("layers", counted.toPandas()))
+        found.append(self.auditor.audit("view", self._served(last.final_through).toPandas()))
         return found
 
     def _audit(self, suite: suites.Suite, frame: DataFrame) -> quality.Outcome:
@@ -124,50 +120,30 @@ class Check:
         return ledger.union(parts).where(F.col("window_start") >= F.expr(literal(final_through - AROUND)))
 
 
-def check(config: Settings, stream: str, run_id: str, days: int) -> list[quality.Outcome]:
-    """Runs the stream's suites with `config`, writes their rows and builds Data Docs."""
+def check(config: Settings, stream: str, run_id: str) -> dict[str, Any]:
+    """Runs the stream's suites with `config`, writes their rows, builds Data Docs and returns a summary. Raises
+    `NothingSettled`, and `FailedExpectations` with every one that failed."""
     loading = quality.warm_up()
     contract = load(config.contracts / stream)
     tables.create(config.lake_uri, contract)
     through = checkpoints.settled_batch(contract, config)
     if through is None:
         raise NothingSettled(f"{stream} has no complete batch yet; start the streaming job and produce events first")
-    store = BatchStore(session(config, "batch", f"millrace-quality-{stream}"), config.lake_uri, contract)
+    store = BatchStore(session(config, "batch", "millrace-quality"), config.lake_uri, contract)
     now = datetime.now(UTC)
     loading.join()
     home, project = config.home / "great_expectations", PROJECT / "great_expectations"
     auditor = quality.Auditor(project, home, config.data_docs_dir, stream, run_id, now)
-    outcomes = Check(store, contract, through, now, auditor, days).run()
-    store.log_rows("quality", [outcome.row(run_id, stream, now) for outcome in outcomes])
+    outcomes = Check(store, contract, through, now, auditor).run()
+    store.log_rows("quality", [outcome.row(run_id, stream, through, now) for outcome in outcomes])
     auditor.build_docs()
-    return outcomes
-
-
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Check the tables of a stream with Great Expectations.")
-    parser.add_argument("--stream", required=True, help="name of the stream")
-    parser.add_argument("--run-id", required=True, help="names the run in the quality log")
-    parser.add_argument("--days", type=int, default=DAYS, help="days of event time to check, back from the newest")
-    given = parser.parse_args(arguments)
-    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    logging.getLogger("millrace").setLevel(logging.INFO)
-    began = time.monotonic()
-    try:
-        outcomes = check(settings(), given.stream, given.run_id, given.days)
-        quality.require_success(given.stream, outcomes)
-    except MillraceError as error:
-        log.error("%s", error)
-        return 1
-    log.info("done in %.0f s", time.monotonic() - began)
-    summary: dict[str, Any] = {
-        "stream": given.stream,
-        "run_id": given.run_id,
+    quality.require_success(stream, outcomes)
+    return {
+        "stream": stream,
         "suites": {outcome.suite: outcome.success for outcome in outcomes},
         "evaluated": sum(outcome.evaluated for outcome in outcomes),
     }
-    sys.stdout.write(json.dumps(summary) + "\n")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(each.main("Check the tables of streams with Great Expectations.", check))

@@ -1,11 +1,11 @@
-"""The batch layer of one stream: recompute, compare, audit, publish.
+"""The batch layer, stream by stream: recompute, compare, audit, publish.
 
-    spark-submit spark/jobs/reconcile.py --stream flights --run-id manual__2026-01-01T00:00:00+00:00
+    spark-submit spark/jobs/reconcile.py --run-id manual__2026-01-01T00:00:00+00:00 --stream flights --stream weather
 
-Recomputes the closed hours that are new or that new rows have touched (`spark.reconcile`), exactly and from bronze, at
-the cut of the newest settled batch; stages the result; explains where it differs from what was served
-(`spark.transforms.ledger`); audits the staged rows and their events with Great Expectations; and publishes: the hours
-in one commit per aggregate, the ledger, and last the row of `publications` that moves `final_through`.
+For each stream it recomputes the closed hours that are new or that new rows have touched (`spark.reconcile`), exactly
+and from bronze, at the cut of the newest settled batch; stages the result; explains where it differs from what was
+served (`spark.transforms.ledger`); audits the staged rows and their events with Great Expectations; and publishes: the
+hours in one commit per aggregate, the ledger, and last the row of `publications` that moves `final_through`.
 
 A run may die at any point and be run again. Until the last step nothing counts as published: what a dead run left in
 the batch tables is recognised by a run id without a publication, compared as if it were not there, and replaced; its
@@ -17,26 +17,24 @@ The last line of standard output is a JSON summary.
 
 from __future__ import annotations
 
-import argparse
-import json
 import logging
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from infra.settings import PROJECT, Settings, settings
+from infra.settings import PROJECT, Settings
 from schemas.catalog import load
-from schemas.errors import MillraceError, TransientError
+from schemas.errors import TransientError
 from schemas.model import Aggregate, Contract
 from spark import checkpoints, quality, suites, tables
 from spark.batch_store import BatchStore
+from spark.jobs import each
 from spark.publications import Publication, publications, unique_run_id
 from spark.reconcile import Plan, TouchedHour, UnexplainedDifference, literal, plan
 from spark.session import session
@@ -44,11 +42,14 @@ from spark.transforms import ledger
 from spark.transforms.aggregates import exact, folded, truncated
 from spark.transforms.layers import layers
 
+if TYPE_CHECKING:
+    import pandas
+
 log = logging.getLogger("millrace.reconcile")
 
 NOTHING_FINAL = datetime(1, 1, 1, tzinfo=UTC)
 
-Audit = Callable[[str, DataFrame, list[suites.Expectation] | None], quality.Outcome]
+Audit = Callable[[str, "DataFrame | pandas.DataFrame", list[suites.Expectation] | None], quality.Outcome]
 """Runs a suite (by name, with generated expectations, or with None the hand-written one) on a frame."""
 
 
@@ -209,10 +210,9 @@ class Reconciliation:
             everything = self.store.partials(aggregate, self.through)
             partials[aggregate.name] = self._inside(everything, planned, "window_start")
             staged[aggregate.name] = self.store.staged(aggregate)
-        counted = layers(rows, partials, staged, self.contract).persist()
-        outcomes.append(self.audit("layers", counted, None))
-        counted.unpersist()
-        self.store.log_rows("quality", [o.row(self.run_id, self.contract.stream, self.now) for o in outcomes])
+        outcomes.append(self.audit("layers", layers(rows, partials, staged, self.contract).toPandas(), None))
+        stream, through = self.contract.stream, self.through
+        self.store.log_rows("quality", [o.row(self.run_id, stream, through, self.now) for o in outcomes])
         quality.require_success(self.contract.stream, outcomes)
 
     def _refuse(self, unexplained: DataFrame, known: set[str]) -> None:
@@ -230,7 +230,7 @@ class Reconciliation:
     def _write_ledger(self, found: DataFrame, known: set[str], *, empty: bool) -> None:
         self.store.forget_ledger(known)
         if not empty:
-            self.store.append_log("ledger", found)
+            self.store.append_ledger(found)
 
     def _publish(self, planned: Plan, staged: int) -> None:
         row = Publication(
@@ -276,7 +276,8 @@ def _time(micros: int) -> datetime:
 
 
 def reconcile(config: Settings, stream: str, run_id: str) -> dict[str, Any]:
-    """Runs the stream's reconciliation with `config` and returns its summary."""
+    """Runs the stream's reconciliation with `config` and returns its summary. Raises `NothingSettled`, and what
+    `Reconciliation.run` raises."""
     loading = quality.warm_up()
     contract = load(config.contracts / stream)
     now = datetime.now(UTC)
@@ -284,11 +285,13 @@ def reconcile(config: Settings, stream: str, run_id: str) -> dict[str, Any]:
     through = checkpoints.settled_batch(contract, config)
     if through is None:
         raise NothingSettled(f"{stream} has no complete batch yet; start the streaming job and produce events first")
-    spark = session(config, "batch", f"millrace-reconcile-{stream}")
+    spark = session(config, "batch", "millrace-reconcile")
     store = BatchStore(spark, config.lake_uri, contract)
     auditor: list[quality.Auditor] = []
 
-    def audit(suite: str, frame: DataFrame, expectations: list[suites.Expectation] | None) -> quality.Outcome:
+    def audit(
+        suite: str, frame: DataFrame | pandas.DataFrame, expectations: list[suites.Expectation] | None
+    ) -> quality.Outcome:
         if not auditor:
             loading.join()
             home, project = config.home / "great_expectations", PROJECT / "great_expectations"
@@ -302,23 +305,5 @@ def reconcile(config: Settings, stream: str, run_id: str) -> dict[str, Any]:
             one.build_docs()
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Recompute, compare, audit and publish the closed hours of a stream.")
-    parser.add_argument("--stream", required=True, help="name of the stream")
-    parser.add_argument("--run-id", required=True, help="names the run in publications, ledger and quality")
-    given = parser.parse_args(arguments)
-    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    logging.getLogger("millrace").setLevel(logging.INFO)
-    began = time.monotonic()
-    try:
-        summary = reconcile(settings(), given.stream, given.run_id)
-    except MillraceError as error:
-        log.error("%s", error)
-        return 1
-    log.info("done in %.0f s", time.monotonic() - began)
-    sys.stdout.write(json.dumps(summary) + "\n")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(each.main("Recompute, compare, audit and publish the closed hours of streams.", reconcile))

@@ -103,6 +103,37 @@ def test_reconciles_only_when_a_batch_was_ingested_after_the_last_publication(
     assert nothing_new("weather") is None
 
 
+def test_checks_only_what_changed_since_it_was_found_in_order(
+    lake: str, tmp_path: Path, dags: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("infra.settings.settings", lambda: Settings(home=tmp_path, lake=lake))
+    commits = tmp_path / "checkpoints" / "weather" / "g1" / "commits"
+    commits.mkdir(parents=True)
+    (commits / "0").touch()
+    unchanged = dags("data_quality").unchanged
+    assert unchanged("weather") is None, "never checked"
+    seen = {"through_batch": 1 << 40, "evaluated": 1, "failed": 0}
+    add(lake, "quality", run_id="r", suite="staged.x", success=True, recorded_at=NOW, **seen)
+    assert unchanged("weather") is None, "an audit is no check of what is there"
+    add(lake, "quality", run_id="c", suite="events", success=True, recorded_at=NOW, **seen)
+    add(lake, "quality", run_id="c", suite="speed.x", success=True, recorded_at=NOW, **seen)
+    assert (
+        unchanged("weather") == "nothing was ingested or published since it was found in order at 2026-01-01 12:00 UTC"
+    )
+    add(lake, "quality", run_id="d", suite="speed.x", success=True, recorded_at=NOW + timedelta(hours=1), **seen)
+    add(lake, "quality", run_id="d", suite="view", success=False, recorded_at=NOW + timedelta(hours=1), **seen)
+    assert unchanged("weather") is None, "it was not in order"
+    add(lake, "quality", run_id="e", suite="speed.x", success=True, recorded_at=NOW + timedelta(hours=2), **seen)
+    assert unchanged("weather")
+    (commits / "1").touch()
+    assert unchanged("weather") is None, "a batch came"
+    (commits / "1").unlink()
+    add(
+        lake, "publications", run_id="p", final_through=NOW, through_batch=1 << 40, published_at=NOW + timedelta(days=1)
+    )
+    assert unchanged("weather") is None, "hours were published"
+
+
 def test_suites_are_told_and_older_failures_are_not(lake: str, served: Any, dags: Any) -> None:
     add(lake, "quality", suite="old", success=False, evaluated=9, failed=2, recorded_at=NOW - timedelta(hours=1))
     add(lake, "quality", suite="events", success=True, evaluated=26, failed=0, recorded_at=NOW)

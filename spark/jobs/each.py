@@ -1,0 +1,46 @@
+"""What the batch jobs have in common: their arguments, and one stream after the other in one Spark application."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from infra.settings import Settings, settings
+from schemas.errors import MillraceError
+
+log = logging.getLogger("millrace.batch")
+
+Work = Callable[[Settings, str, str], dict[str, Any]]
+"""Settings, stream and run id to a summary that JSON can hold."""
+
+
+def main(description: str, work: Work, arguments: list[str] | None = None) -> int:
+    """Does `work` for each `--stream` and returns the exit code: 0, or 1 if a stream failed. A stream that fails does
+    not keep the others from their turn. The last line of standard output is JSON: the summaries in a list."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--stream", required=True, action="append", help="name of a stream; may be given again")
+    parser.add_argument("--run-id", required=True, help="names the run in the tables of `system/`")
+    given = parser.parse_args(arguments)
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("millrace").setLevel(logging.INFO)
+    summaries, failed = [], []
+    for stream in given.stream:
+        began = time.monotonic()
+        try:
+            summaries.append(work(settings(), stream, given.run_id))
+        except MillraceError as error:
+            log.error("%s", error)
+            failed.append(stream)
+        except Exception:  # Spark's own, of any kind
+            log.exception("%s failed", stream)
+            failed.append(stream)
+        log.info("%s: done in %.0f s", stream, time.monotonic() - began)
+    if failed:
+        log.error("failed: %s", ", ".join(failed))
+    sys.stdout.write(json.dumps(summaries) + "\n")
+    return 1 if failed else 0

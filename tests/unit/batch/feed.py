@@ -1,0 +1,153 @@
+"""A small stream for the tests of the batch layer, written to real Delta tables as the streaming driver writes it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+from deltalake import DeltaTable, write_deltalake
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+from pyspark.sql.pandas.types import to_arrow_schema
+
+from schemas.model import Contract
+from spark import quality, tables
+from spark.batch_store import BatchStore
+from spark.checkpoints import batch_number
+from spark.jobs.reconcile import Audit, Reconciliation
+from spark.suites import Expectation
+from spark.transforms.aggregates import distinct_events, partials
+
+AVRO = {
+    "type": "record",
+    "name": "Sale",
+    "fields": [
+        {"name": "at", "type": {"type": "long", "logicalType": "timestamp-micros"}},
+        {"name": "id", "type": "long"},
+        {"name": "shop", "type": "string"},
+        {"name": "price", "type": ["null", "double"], "default": None},
+        {"name": "buyer", "type": ["null", "string"], "default": None},
+    ],
+}
+MEASURES = [
+    {"name": "sales", "kind": "count"},
+    {"name": "priced", "kind": "count", "of": "price"},
+    {"name": "mean_price", "kind": "avg", "of": "price"},
+    {"name": "p95_price", "kind": "quantile", "of": "price", "rank": 0.95},
+    {"name": "buyers", "kind": "distinct", "of": "buyer"},
+]
+EXTREMES = [
+    {"name": "turnover", "kind": "sum", "of": "price"},
+    {"name": "cheapest", "kind": "min", "of": "price"},
+    {"name": "last_buyer", "kind": "max", "of": "buyer"},
+    {"name": "buys", "kind": "count"},
+]
+
+T0 = datetime(2024, 3, 31, 0, tzinfo=UTC)
+"""The start of the first hour; the clocks in Europe skip the next one."""
+
+NOW = datetime(2024, 4, 2, tzinfo=UTC)
+
+
+def contract(**changes: Any) -> Contract:
+    """Sales by shop, with an allowed lateness of an hour."""
+    return Contract.model_validate(
+        {
+            "stream": "sales",
+            "description": "",
+            "owner": "",
+            "key": ["shop"],
+            "event_id": ["at", "id"],
+            "event_time": "at",
+            "allowed_lateness": "1h",
+            "folder": Path("sales"),
+            "versions": (AVRO,),
+            "rules": [{"name": "price_is_positive", "predicate": "price is null or price > 0", "reason": "price"}],
+            "aggregates": [
+                {"name": "by_shop", "description": "", "dimensions": ["shop"], "measures": MEASURES},
+                {"name": "by_buyer", "description": "", "dimensions": ["buyer"], "measures": EXTREMES},
+            ],
+            "quality": {"ranges": {"price": [0, 1000]}, "values": {"shop": ["a", "b"]}},
+        }
+        | changes
+    )
+
+
+def at(hour: float, minute: float = 0) -> datetime:
+    return T0 + timedelta(hours=hour, minutes=minute)
+
+
+def sale(
+    id_: int, when: datetime, shop: str = "a", price: float | None = 10.0, buyer: str | None = "ann"
+) -> dict[str, Any]:
+    return {"id": id_, "at": when, "shop": shop, "price": price, "buyer": buyer}
+
+
+def hours_of_sales(*hours: int, each: int = 6, first_id: int = 0) -> list[dict[str, Any]]:
+    """`each` sales in each hour, ten minutes apart, over both shops and three buyers."""
+    return [
+        sale(first_id + hour * 100 + n, at(hour, 10 * n % 60), "ab"[n % 2], 1.0 + n, ["ann", "bob", None][n % 3])
+        for hour in hours
+        for n in range(each)
+    ]
+
+
+def passing(suite: str, frame: DataFrame, expectations: list[Expectation] | None) -> quality.Outcome:
+    """For tests that are not about the audit."""
+    return quality.Outcome(suite, True, 0)
+
+
+@dataclass
+class Feed:
+    """Bronze and speed of `contract` in a lake of its own; `send` is a micro-batch."""
+
+    spark: SparkSession
+    lake_uri: str
+    contract: Contract = field(default_factory=contract)
+    batch: int = 0
+
+    def __post_init__(self) -> None:
+        tables.create(self.lake_uri, self.contract)
+
+    @property
+    def through(self) -> int:
+        return batch_number(1, self.batch)
+
+    @property
+    def store(self) -> BatchStore:
+        return BatchStore(self.spark, self.lake_uri, self.contract)
+
+    def send(self, sales: list[dict[str, Any]], attempt: int = 0) -> None:
+        self.batch += 1
+        schema = tables.bronze_schema(self.contract)
+        nothing = dict.fromkeys(schema.names)
+        rows = [
+            nothing
+            | one
+            | {
+                "topic": "sales", "partition": 0, "offset": self.batch * 10_000 + place, "batch": self.through,
+                "attempt": attempt, "event_time": one["at"], "accepted": True,
+            }
+            for place, one in enumerate(sales)
+        ]  # fmt: skip
+        arrow = pyarrow.Table.from_pylist(rows, to_arrow_schema(schema, timezone="UTC"))
+        write_deltalake(tables.local_path(tables.bronze(self.lake_uri, "sales")), arrow, mode="append")
+        events = distinct_events(self.spark.createDataFrame(arrow), self.contract)
+        for aggregate in self.contract.aggregates:
+            found = partials(events, self.contract, aggregate).withColumn("batch", F.lit(self.through))
+            tables.append(found, tables.speed(self.lake_uri, "sales", aggregate.name), "sales.g1", self.batch)
+
+    def reconcile(self, run_id: str, audit: Audit = passing, now: datetime = NOW) -> dict[str, Any]:
+        return Reconciliation(self.store, self.contract, run_id, self.through, now, audit).run()
+
+    def rows(self, uri: str) -> list[dict[str, Any]]:
+        return DeltaTable(tables.local_path(uri)).to_pyarrow_table().to_pylist()
+
+    def published(self, aggregate: str = "by_shop") -> list[dict[str, Any]]:
+        return self.rows(tables.batch(self.lake_uri, "sales", aggregate))
+
+    def log(self, name: str) -> list[dict[str, Any]]:
+        return self.rows(tables.system(self.lake_uri, name))
