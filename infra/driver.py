@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
+from tenacity import Retrying, retry_if_exception_type, retry_if_result, stop_after_delay, wait_fixed
 
 from infra.lease import Lease, LeaseLost
 from infra.settings import PROJECT, Settings
@@ -212,8 +212,9 @@ def wait_started(settings: Settings, driver: Driver, timeout: float = 120) -> di
 
 def stop(settings: Settings, timeout: float = 60, epoch: int | None = None) -> bool:
     """Stops the driver and everything in its session; returns whether anything ran. First the marker, and `timeout`
-    seconds to finish the batch and leave; then SIGTERM and ten seconds; then SIGKILL. `timeout=0` kills at once, for
-    what is left of a lost driver: it holds nothing that a restart would not redo. With `epoch`, only that driver."""
+    seconds to finish the batch and leave; then SIGTERM and as many, ten at most; then SIGKILL. `timeout=0` kills at
+    once, for what is left of a lost driver: it holds nothing that a restart would not redo. With `epoch`, only that
+    driver."""
     folder = place(settings)
     driver = recorded(folder)
     if driver is None or (epoch is not None and driver.epoch != epoch) or not driver.processes():
@@ -222,7 +223,7 @@ def stop(settings: Settings, timeout: float = 60, epoch: int | None = None) -> b
     if timeout > 0:
         (folder / "stop").touch()
         _gone(driver, timeout)
-        ways.insert(0, (signal.SIGTERM, 10.0))
+        ways.insert(0, (signal.SIGTERM, min(timeout, 10.0)))
     for way, patience in ways:
         for process in driver.processes():
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -273,8 +274,14 @@ def _lives(process: psutil.Process) -> bool:
 
 
 def _gone(driver: Driver, timeout: float) -> bool:
-    psutil.wait_procs(driver.processes(), timeout=timeout)
-    return not driver.processes()
+    """Whether nothing of the session lives within `timeout` seconds; the dead that nobody buries yet do not count."""
+    asked = Retrying(
+        retry=retry_if_result(bool),
+        wait=wait_fixed(0.05),
+        stop=stop_after_delay(timeout),
+        retry_error_callback=lambda last: last.outcome and last.outcome.result(),
+    )
+    return not asked(driver.processes)
 
 
 def _now() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -25,7 +26,7 @@ AVRO = {
     "type": "record",
     "name": "Sale",
     "fields": [
-        {"name": "at", "type": {"type": "long", "logicalType": "timestamp-micros"}},
+        {"name": "sold_at", "type": {"type": "long", "logicalType": "timestamp-micros"}},
         {"name": "id", "type": "long"},
         {"name": "shop", "type": "string"},
         {"name": "price", "type": ["null", "double"], "default": None},
@@ -60,8 +61,8 @@ def contract(**changes: Any) -> Contract:
             "description": "",
             "owner": "",
             "key": ["shop"],
-            "event_id": ["at", "id"],
-            "event_time": "at",
+            "event_id": ["sold_at", "id"],
+            "event_time": "sold_at",
             "allowed_lateness": "1h",
             "folder": Path("sales"),
             "versions": (AVRO,),
@@ -83,7 +84,7 @@ def at(hour: float, minute: float = 0) -> datetime:
 def sale(
     id_: int, when: datetime, shop: str = "a", price: float | None = 10.0, buyer: str | None = "ann"
 ) -> dict[str, Any]:
-    return {"id": id_, "at": when, "shop": shop, "price": price, "buyer": buyer}
+    return {"id": id_, "sold_at": when, "shop": shop, "price": price, "buyer": buyer}
 
 
 def hours_of_sales(*hours: int, each: int = 6, first_id: int = 0) -> list[dict[str, Any]]:
@@ -120,6 +121,13 @@ class Feed:
     def store(self) -> BatchStore:
         return BatchStore(self.spark, self.lake_uri, self.contract)
 
+    @classmethod
+    def copied(cls, spark: SparkSession, lake: str, folder: Path) -> Feed:
+        """A feed that goes on from a copy of another one's lake."""
+        shutil.copytree(lake, folder / "lake")
+        newest = DeltaTable(str(folder / "lake" / "bronze" / "sales")).to_pyarrow_table(columns=["batch"])["batch"]
+        return cls(spark, f"file:{folder}/lake", batch=max(newest.to_pylist()) - batch_number(1, 0))
+
     def send(self, sales: list[dict[str, Any]], attempt: int = 0) -> None:
         self.batch += 1
         schema = tables.bronze_schema(self.contract)
@@ -129,7 +137,7 @@ class Feed:
             | one
             | {
                 "topic": "sales", "partition": 0, "offset": self.batch * 10_000 + place, "batch": self.through,
-                "attempt": attempt, "event_time": one["at"], "accepted": True,
+                "attempt": attempt, "event_time": one["sold_at"], "accepted": True,
             }
             for place, one in enumerate(sales)
         ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""One Spark session for all unit tests."""
+"""One Spark session for all tests that need one in their own process."""
 
 from __future__ import annotations
 

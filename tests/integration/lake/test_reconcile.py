@@ -6,20 +6,23 @@ import math
 from collections import Counter
 from collections.abc import Callable
 from datetime import UTC
+from pathlib import Path
 from typing import Any
 
 import duckdb
 import pyarrow
 import pytest
 from deltalake import DeltaTable
+from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
+from infra.settings import PROJECT
 from schemas.model import Aggregate
-from spark import tables
+from spark import quality, tables
 from spark.batch_store import BatchStore
 from spark.measures import KLL_K
 from spark.reconcile import UnexplainedDifference
-from tests.unit.batch.feed import Feed, at, contract, hours_of_sales, sale
+from tests.integration.lake.feed import NOW, Feed, at, contract, hours_of_sales, sale
 
 PLACE = ["batch", "topic", "partition", "offset"]
 SIZES = {"1m": "1 minute", "5m": "5 minutes", "1h": "1 hour"}
@@ -28,19 +31,19 @@ SIZES = {"1m": "1 minute", "5m": "5 minutes", "1h": "1 hour"}
 def expected(feed: Feed, window: str) -> dict[tuple[Any, ...], tuple[Any, ...]]:
     """The windows of `by_shop` before final_through, from the rows of bronze by plain SQL in DuckDB."""
     bronze = DeltaTable(tables.local_path(tables.bronze(feed.lake_uri, "sales"))).to_pyarrow_table()
-    naive = bronze["at"].cast(pyarrow.timestamp("us"))
+    naive = bronze["sold_at"].cast(pyarrow.timestamp("us"))
     final = max(row["final_through"] for row in feed.log("publications")).replace(tzinfo=None)
     connection = duckdb.connect()
-    connection.register("bronze", bronze.select([*feed.contract.fields, *PLACE]).set_column(0, "at", naive))
+    connection.register("bronze", bronze.select([*feed.contract.fields, *PLACE]).set_column(0, "sold_at", naive))
     found = connection.execute(
         f"""
         with events as (
             select distinct on ({", ".join(feed.contract.event_id)}) * from bronze
             order by batch, topic, partition, "offset"
         )
-        select time_bucket(interval '{SIZES[window]}', at) as start, shop, count(*), count(price), avg(price),
+        select time_bucket(interval '{SIZES[window]}', sold_at) as start, shop, count(*), count(price), avg(price),
             quantile_disc(price, 0.95 order by price), count(distinct buyer)
-        from events where time_bucket(interval '{SIZES[window]}', at) + interval '{SIZES[window]}' <= ?
+        from events where time_bucket(interval '{SIZES[window]}', sold_at) + interval '{SIZES[window]}' <= ?
         group by all
         """,
         [final],
@@ -70,68 +73,67 @@ def causes(feed: Feed) -> Counter[str]:
     return Counter(row["cause"] for row in feed.log("ledger"))
 
 
-def test_published_windows_are_exact_and_the_ledger_explains_repeats(feed: Feed) -> None:
-    first, second = hours_of_sales(0, 2, each=9), hours_of_sales(1, 3, 4, each=7)
-    feed.send([*first, *first[:3]])  # repeats within a batch: the speed layer drops them itself
-    feed.send([*second, first[4], first[4], second[0]])  # one of an earlier batch
-    summary = feed.reconcile("r1")
-    assert summary["final_through"] == at(3).isoformat()
-    assert summary["hours"] == 3
-    assert_published_equals_oracle(feed)
-    by_hour = [row for row in feed.log("ledger") if row["window"] == "1h" and row["aggregate"] == "by_shop"]
+def test_the_first_hours_are_exact_and_the_ledger_explains_repeats(published: Feed) -> None:
+    assert_published_equals_oracle(published)
+    assert {row["hour"] for row in published.published()} == {at(0), at(1), at(2)}
+    by_hour = [row for row in published.log("ledger") if row["window"] == "1h" and row["aggregate"] == "by_shop"]
     [counted] = [row for row in by_hour if row["measure"] == "sales"]
     assert (counted["speed"], counted["exact"], counted["difference"]) == (6.0, 5.0, -1.0)
     assert (counted["cause"], dict(counted["keys"]), counted["window_start"]) == ("duplicate", {"shop": "a"}, at(0))
     assert (counted["rows"], counted["repeats"], counted["late"], counted["replayed"]) == (9, 4, 0, 0)
-    assert set(causes(feed)) == {"duplicate"}
+    assert set(causes(published)) == {"duplicate"}
 
 
-def test_a_run_without_news_changes_nothing(feed: Feed) -> None:
-    feed.send(hours_of_sales(0, 1, 2))
-    feed.reconcile("r1")
+def test_each_run_recomputes_what_changed_and_explains_it(published: Feed) -> None:
+    feed = published
     before = {name: feed.log(name) for name in ("publications", "ledger", "quality")}, feed.published()
-    summary = feed.reconcile("r2")
+    summary = feed.reconcile("idle")
     assert (summary["hours"], summary["rows"], summary["ledger"]) == (0, 0, {})
-    feed.send(hours_of_sales(2, first_id=50))  # an open hour
-    feed.reconcile("r3")
+    feed.send(hours_of_sales(4, first_id=50))  # an open hour
+    feed.reconcile("open")
     assert ({name: feed.log(name) for name in ("publications", "ledger", "quality")}, feed.published()) == before
 
-
-def test_an_event_hours_late_dirties_exactly_its_hour(feed: Feed) -> None:
-    feed.send(hours_of_sales(0, 1, 2, 5))
-    feed.reconcile("r1")
-    assert causes(feed) == {}
-    feed.send([sale(7777, at(1, 10), "b", 500.0, "zoe")])
-    summary = feed.reconcile("r2")
-    assert summary["hours"] == 1
+    known = len(feed.log("ledger"))
+    feed.send([sale(7777, at(1, 10), "b", 500.0, "zoe")])  # hours late
+    assert feed.reconcile("late")["hours"] == 1
     assert_published_equals_oracle(feed)
-    runs = {(row["hour"], row["run_id"]) for row in feed.published()}
-    assert runs == {(at(0), "r1"), (at(1), "r2"), (at(2), "r1")}
-    assert set(causes(feed)) == {"late"}
-    [minute] = [row for row in feed.log("ledger") if row["window"] == "1m" and row["measure"] == "p95_price"]
+    assert {(row["hour"], row["run_id"]) for row in feed.published()} == {(at(0), "r1"), (at(1), "late"), (at(2), "r1")}
+    new = [row for row in feed.log("ledger") if row["run_id"] == "late"]
+    assert {row["cause"] for row in new} == {"late"}
+    assert len(feed.log("ledger")) == known + len(new)
+    [minute] = [row for row in new if row["window"] == "1m" and row["measure"] == "p95_price"]
     assert (minute["speed"], minute["exact"], minute["rows"], minute["late"]) == (2.0, 500.0, 2, 1)
     # the buyer is new, so the window was not served before: nothing was counted, and there was no sum
-    new = {row["measure"]: row for row in feed.log("ledger") if dict(row["keys"]) == {"buyer": "zoe"}}
-    assert (new["buys"]["speed"], new["turnover"]["speed"], new["turnover"]["exact"]) == (0.0, None, 500.0)
+    zoe = {row["measure"]: row for row in new if dict(row["keys"]) == {"buyer": "zoe"}}
+    assert (zoe["buys"]["speed"], zoe["turnover"]["speed"], zoe["turnover"]["exact"]) == (0.0, None, 500.0)
 
-
-def test_a_late_repeat_is_no_difference_and_a_replayed_letter_is_named(feed: Feed) -> None:
-    sales = hours_of_sales(0, 1, 2, 5)
-    feed.send(sales)
-    feed.reconcile("r1")
-    feed.send([sales[0]])
-    assert feed.reconcile("r2")["ledger"] == {}
-    feed.send([sale(8888, at(2, 20), "a", 3.0)], attempt=1)
-    feed.reconcile("r3")
-    assert set(causes(feed)) == {"replayed"}
-    assert {row["replayed"] for row in feed.log("ledger")} == {1}
+    feed.send([sale(7777, at(1, 10), "b", 500.0, "zoe")])  # a late repeat of a published event is no difference
+    feed.send([sale(8888, at(2, 20), "a", 3.0)], attempt=1)  # and a replayed dead letter is named
+    feed.reconcile("replayed")
+    assert {row["cause"] for row in feed.log("ledger") if row["run_id"] == "replayed"} == {"replayed"}
+    assert {row["replayed"] for row in feed.log("ledger") if row["run_id"] == "replayed"} == {1}
     assert_published_equals_oracle(feed)
+
+
+def test_a_failing_expectation_publishes_nothing(published: Feed, tmp_path: Path) -> None:
+    """With the project's own suites in Great Expectations; the view goes on serving what it served."""
+    project = PROJECT / "great_expectations"
+    auditor = quality.Auditor(project, tmp_path / "gx", tmp_path / "docs", "sales", "r2", NOW)
+    before = published.published(), published.log("publications"), published.log("ledger")
+    published.send([sale(9000, at(1, 15), "b", 5000.0), *hours_of_sales(5)])  # no rule forbids it, but the range does
+    with pytest.raises(quality.FailedExpectations, match=r"expect_column_values_to_be_between\(column=price.*5000"):
+        published.reconcile("r2", auditor.audit)
+    assert (published.published(), published.log("publications"), published.log("ledger")) == before
+    failed = [row for row in published.log("quality") if not row["success"]]
+    assert {row["suite"] for row in failed} >= {"events"}
+    assert {row["suite"] for row in published.log("quality") if row["success"]} >= {"layers"}
+    auditor.build_docs()
+    assert (tmp_path / "docs" / failed[0]["docs"].lstrip("/")).is_file()
 
 
 def test_a_tampered_speed_layer_is_unexplained_and_publishes_nothing(feed: Feed) -> None:
     feed.send(hours_of_sales(0, 1, 3))
-    aggregate = feed.contract.aggregates[0]
-    uri = tables.speed(feed.lake_uri, "sales", aggregate.name)
+    uri = tables.speed(feed.lake_uri, "sales", feed.contract.aggregates[0].name)
     tampered = feed.spark.read.format("delta").load(uri).where(F.col("window_start") == at(1, 20))
     tables.append(tampered.localCheckpoint(), uri, "tamper", 1)
     with pytest.raises(UnexplainedDifference, match=r"by_shop_1m .* 01:20.*sales was served as 2.0, exact is 1.0"):
@@ -145,7 +147,6 @@ def test_a_tampered_speed_layer_is_unexplained_and_publishes_nothing(feed: Feed)
 
 
 def test_estimates_are_no_difference(feed: Feed) -> None:
-    feed.contract = contract(aggregates=[contract().aggregates[0].model_dump()])
     many = [sale(n, at(0, n / 20), "a", float(n % 977) + 0.5, f"buyer {n}") for n in range(1100)]
     assert len(many) > KLL_K
     feed.send(many[:600])
@@ -155,7 +156,7 @@ def test_estimates_are_no_difference(feed: Feed) -> None:
 
 
 def test_identity_without_event_time_counts_once_over_all_hours(feed: Feed) -> None:
-    feed.contract = contract(event_id=["id"])
+    feed.contract = contract(event_id=["id"], aggregates=feed.contract.model_dump()["aggregates"])
     feed.send([sale(1, at(0)), sale(2, at(1)), sale(3, at(4))])
     feed.send([sale(1, at(1, 30))])
     feed.reconcile("r1")
@@ -193,10 +194,8 @@ def crash_at(step: str, monkeypatch: pytest.MonkeyPatch) -> None:
             dying("stage", is_second, after=False)
         case "replaced in part":
             dying("replace", is_second, after=False)
-        case "replaced":
-            dying("replace", is_second, after=True)
         case "ledger written":
-            dying("append_log", lambda name, _: name == "ledger", after=True)
+            dying("append_ledger", lambda _: True, after=True)
         case "publication missing":
             dying("log_rows", lambda name, _: name == "publications", after=False)
         case "publication written":
@@ -216,50 +215,50 @@ def tables_of(feed: Feed) -> dict[str, Any]:
     return found | {name: plain(feed.log(name)) for name in ("ledger", "publications")}
 
 
+@pytest.fixture(scope="module")
+def calm(spark: SparkSession, first: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the lake says when the run of the next test does not die."""
+    feed = Feed.copied(spark, first, tmp_path_factory.mktemp("calm"))
+    feed.send(SECOND)
+    feed.reconcile("r2")
+    return tables_of(feed)
+
+
+SECOND = [*hours_of_sales(3, 6), sale(7777, at(1, 10), "b", 500.0, "zoe"), hours_of_sales(0, 2, each=9)[5]]
+"""New hours, an event for a late one, and a repeat."""
+
+
 @pytest.mark.parametrize(
-    "step",
-    ["staged in part", "replaced in part", "replaced", "ledger written", "publication missing", "publication written"],
+    "step", ["staged in part", "replaced in part", "ledger written", "publication missing", "publication written"]
 )
 def test_a_run_killed_at_any_step_and_run_again_gives_the_same_tables(
-    feed: Feed, step: str, monkeypatch: pytest.MonkeyPatch
+    published: Feed, calm: dict[str, Any], step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The killed run publishes new hours and publishes late ones again; more arrives before it is run again."""
-    sales = hours_of_sales(0, 1, 2, 4)
-    feed.send(sales)
-    feed.reconcile("r1")
-    feed.send([*hours_of_sales(3, 6), sale(7777, at(1, 10), "b", 500.0, "zoe"), sales[-1]])
+    """The killed run publishes new hours for the first time and a late one again."""
+    published.send(SECOND)
     with monkeypatch.context() as patched:
         crash_at(step, patched)
         with pytest.raises(Crash):
-            feed.reconcile("r2")
-    feed.reconcile("r2")
-    assert_published_equals_oracle(feed)
-    crashed = tables_of(feed)
-
-    calm = Feed(feed.spark, f"{feed.lake_uri}-calm")
-    calm.send(sales)
-    calm.reconcile("r1")
-    calm.send([*hours_of_sales(3, 6), sale(7777, at(1, 10), "b", 500.0, "zoe"), sales[-1]])
-    calm.reconcile("r2")
-    assert tables_of(calm) == crashed
-    assert set(causes(feed)) == {"late", "duplicate"}
+            published.reconcile("r2")
+    published.reconcile("r2")
+    assert_published_equals_oracle(published)
+    assert tables_of(published) == calm
 
 
 def test_news_between_a_killed_run_and_its_repetition_are_explained(
-    feed: Feed, monkeypatch: pytest.MonkeyPatch
+    published: Feed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    feed.send(hours_of_sales(0, 1, 2, 4))
-    feed.reconcile("r1")
-    feed.send([sale(7777, at(1, 10), "b", 500.0, "zoe")])
+    published.send([sale(7777, at(1, 10), "b", 500.0, "zoe")])
     with monkeypatch.context() as patched:
         crash_at("replaced in part", patched)
         with pytest.raises(Crash):
-            feed.reconcile("r2")
-    feed.send([sale(7778, at(1, 11), "b", 600.0, "zoe")])
-    feed.reconcile("r2")
-    assert_published_equals_oracle(feed)
+            published.reconcile("r2")
+    published.send([sale(7778, at(1, 11), "b", 600.0, "zoe")])
+    published.reconcile("r2")
+    assert_published_equals_oracle(published)
     [hour] = [
-        row for row in feed.log("ledger")
-        if row["window"] == "1h" and row["measure"] == "sales" and dict(row["keys"]) == {"shop": "b"}
+        row for row in published.log("ledger")
+        if row["run_id"] == "r2" and row["window"] == "1h" and row["measure"] == "sales"
+        and dict(row["keys"]) == {"shop": "b"}
     ]  # fmt: skip
-    assert (hour["speed"], hour["exact"], hour["late"], hour["cause"]) == (3.0, 5.0, 2, "late")
+    assert (hour["exact"] - hour["speed"], hour["late"], hour["cause"]) == (2.0, 2, "late")

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from spark.publications import Publication, unique_run_id
 from spark.reconcile import TouchedHour, literal, plan
-from tests.unit.batch.feed import NOW, T0, at
 
 LATENESS = timedelta(hours=1)
+T0 = datetime(2024, 3, 31, tzinfo=UTC)
+NOW = datetime(2024, 4, 2, tzinfo=UTC)
+
+
+def at(hour: float, minute: float = 0) -> datetime:
+    return T0 + timedelta(hours=hour, minutes=minute)
 
 
 def touched(hour: int, minute: int = 30, new: int = 1) -> TouchedHour:
