@@ -84,6 +84,7 @@ def test_the_first_hours_are_exact_and_the_ledger_explains_repeats(published: Fe
     assert set(causes(published)) == {"duplicate"}
 
 
+@pytest.mark.long
 def test_each_run_recomputes_what_changed_and_explains_it(published: Feed) -> None:
     feed = published
     before = {name: feed.log(name) for name in ("publications", "ledger", "quality")}, feed.published()
@@ -131,6 +132,7 @@ def test_a_failing_expectation_publishes_nothing(published: Feed, tmp_path: Path
     assert (tmp_path / "docs" / failed[0]["docs"].lstrip("/")).is_file()
 
 
+@pytest.mark.long
 def test_a_tampered_speed_layer_is_unexplained_and_publishes_nothing(feed: Feed) -> None:
     feed.send(hours_of_sales(0, 1, 3))
     uri = tables.speed(feed.lake_uri, "sales", feed.contract.aggregates[0].name)
@@ -146,6 +148,7 @@ def test_a_tampered_speed_layer_is_unexplained_and_publishes_nothing(feed: Feed)
     assert_published_equals_oracle(feed)
 
 
+@pytest.mark.long
 def test_estimates_are_no_difference(feed: Feed) -> None:
     many = [sale(n, at(0, n / 20), "a", float(n % 977) + 0.5, f"buyer {n}") for n in range(1100)]
     assert len(many) > KLL_K
@@ -155,6 +158,7 @@ def test_estimates_are_no_difference(feed: Feed) -> None:
     assert_published_equals_oracle(feed)
 
 
+@pytest.mark.long
 def test_identity_without_event_time_counts_once_over_all_hours(feed: Feed) -> None:
     feed.contract = contract(event_id=["id"], aggregates=feed.contract.model_dump()["aggregates"])
     feed.send([sale(1, at(0)), sale(2, at(1)), sale(3, at(4))])
@@ -229,7 +233,14 @@ SECOND = [*hours_of_sales(3, 6), sale(7777, at(1, 10), "b", 500.0, "zoe"), hours
 
 
 @pytest.mark.parametrize(
-    "step", ["staged in part", "replaced in part", "ledger written", "publication missing", "publication written"]
+    "step",
+    [
+        "publication missing",  # everything is replaced and nothing is published: the most that can be half done
+        *(
+            pytest.param(step, marks=pytest.mark.long)
+            for step in ("staged in part", "replaced in part", "ledger written", "publication written")
+        ),
+    ],
 )
 def test_a_run_killed_at_any_step_and_run_again_gives_the_same_tables(
     published: Feed, calm: dict[str, Any], step: str, monkeypatch: pytest.MonkeyPatch
@@ -245,6 +256,7 @@ def test_a_run_killed_at_any_step_and_run_again_gives_the_same_tables(
     assert tables_of(published) == calm
 
 
+@pytest.mark.long
 def test_news_between_a_killed_run_and_its_repetition_are_explained(
     published: Feed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
