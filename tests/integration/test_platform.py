@@ -1,7 +1,7 @@
 """The whole way of an event through a real Airflow, Kafka, registry and Spark, judged by independent oracles.
 
 The tests of this module tell one story in file order: provision, stream, a driver killed in mid-batch, reconciliation,
-quality, dead letters that come back, and a late event that makes a published hour dirty.
+quality, dead letters that come back, a late event that makes a published hour dirty, and a new stream.
 """
 
 from __future__ import annotations
@@ -289,3 +289,71 @@ def test_a_late_event_makes_its_published_hour_dirty_and_the_ledger_says_so(
             "where run_id = (select arg_max(run_id, recorded_at) from ledger)"
         ).fetchall()
     assert set(new) == {("replayed", 12), ("late", 14)}
+
+
+TIDE = {
+    "type": "record",
+    "name": "Tide",
+    "fields": [
+        {"name": "measured_at", "type": {"type": "long", "logicalType": "timestamp-micros"}},
+        {"name": "gauge", "type": "string"},
+        {"name": "level", "type": "double"},
+    ],
+}
+TIDES = """
+stream: tides
+description: Water levels at gauges.
+owner: harbour
+topic: {partitions: 2, replication: 1, retention: 30d}
+compatibility: BACKWARD
+key: [gauge]
+event_id: [measured_at, gauge]
+event_time: measured_at
+allowed_lateness: 1h
+rules:
+  - {name: level_is_physical, predicate: level between -20 and 20, reason: level is outside -20 to 20 metres}
+aggregates:
+  - name: tides_by_gauge
+    description: Levels by gauge.
+    dimensions: [gauge]
+    windows: [1m, 5m, 1h]
+    measures:
+      - {name: readings, kind: count}
+      - {name: highest, kind: max, of: level}
+"""
+
+
+def test_a_new_stream_is_files(stack: Settings, airflow: Airflow) -> None:
+    """P9: a folder makes topics, a subject, tables, windows, checks, replay and DAG tasks."""
+    folder = stack.contracts / "tides"
+    folder.mkdir()
+    (folder / "v1.avsc").write_text(json.dumps(TIDE))
+    (folder / "stream.yaml").write_text(TIDES)
+    assert wait_for(lambda: "tides" in airflow.task_states(run(airflow, "provision")), timeout=240)
+    driver.stop(stack, timeout=60)  # the supervisor's next driver reads the new stream
+    tides = catalog(stack.contracts)["tides"]
+    start = datetime(2026, 1, 1, tzinfo=UTC)
+    readings = [
+        {"measured_at": start + timedelta(minutes=n), "gauge": "north" if n % 2 else "south", "level": n / 100}
+        for n in range(300)
+    ]
+    spike = {"measured_at": start, "gauge": "east", "level": 99.0}
+    assert produce(tides, [*readings, spike], settings=stack).failed == 0
+    wait_until_ingested(stack, [tides], timeout=180)
+    assert_conserved(stack, tides)
+    run(airflow, "reconcile")
+    assert "tides" in airflow.task_states(run(airflow, "replay_dead_letters"))
+    with connect(stack) as served:
+        hours = served.execute(
+            "select hour(window_start), gauge, readings, highest, final from tides_by_gauge_1h order by 1, 2"
+        ).fetchall()
+        reasons = served.execute("select error_class, reason from tides_dead_letters").fetchall()
+        checked = served.execute("select bool_and(success) from quality where stream = 'tides'").fetchall()
+    # the newest reading is of 04:59, so with an hour of lateness the hours before 03:00 are final
+    assert hours == [
+        (hour, gauge, 30, (60 * hour + 58 + odd) / 100, hour < 3)
+        for hour in range(5)
+        for odd, gauge in ((1, "north"), (0, "south"))
+    ]
+    assert reasons == [("rule", "level is outside -20 to 20 metres")]
+    assert checked == [(True,)]
