@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from infra.commands.progress import Say
+    from infra.settings import Settings
     from producers.inject import Faults
     from schemas.model import Contract
 
@@ -41,11 +44,8 @@ def demo(
     """
     from rich.console import Console
 
-    from infra.airflow_api import Airflow
     from infra.commands.produce import contract_of
-    from infra.commands.progress import narrated
     from infra.commands.status import facts, show
-    from infra.ingested import wait_until_ingested
     from infra.local import stack
     from infra.settings import settings
     from producers.inject import Faults
@@ -54,6 +54,30 @@ def demo(
     contracts = [contract_of(name) for name in STREAMS]
     faults = Faults(duplicates, late, malformed, seed=seed)
     console = Console(stderr=json_)
+    with stack.stopped_on_interrupt(config, console.print):
+        _run(config, contracts, faults, limit, speed, again, console)
+    document = facts()
+    if json_:
+        typer.echo(json.dumps(document))
+    else:
+        show(document)
+
+
+def _run(
+    config: Settings,
+    contracts: list[Contract],
+    faults: Faults,
+    limit: int,
+    speed: float,
+    again: bool,
+    console: Console,
+) -> None:
+    """Every step of the demo, told on `console`."""
+    from infra.airflow_api import Airflow
+    from infra.commands.progress import narrated
+    from infra.ingested import wait_until_ingested
+    from infra.local import stack
+
     stack.up(config, (), console.print)
     airflow = Airflow(config)
     with narrated(console) as step:
@@ -81,11 +105,6 @@ def demo(
         for dag_id in ("reconcile", "data_quality"):
             step(f"{dag_id}: {DUTIES[dag_id]}", waiting(dag_id))
         step(f"replay_dead_letters: {DUTIES['replay_dead_letters']}", beside)
-    document = facts()
-    if json_:
-        typer.echo(json.dumps(document))
-    else:
-        show(document)
 
 
 def _replay(contract: Contract, limit: int, faults: Faults, speed: float, again: bool, say: Say) -> None:

@@ -208,6 +208,22 @@ def _undone_on_failure(settings: Settings, supervisor: Supervisor, report: Repor
 
 
 @contextmanager
+def stopped_on_interrupt(settings: Settings, report: Report) -> Iterator[None]:
+    """Ctrl-C inside the block stops everything again, unless something ran before."""
+    ran = Supervisor(settings).process() is not None
+    try:
+        yield
+    except KeyboardInterrupt:
+        with _deaf_to_interrupts():
+            if ran:
+                report("interrupted; what ran before goes on, and `millrace down` stops it")
+            else:
+                report("interrupted: stopping everything")
+                down(settings, report)
+        raise
+
+
+@contextmanager
 def _deaf_to_interrupts() -> Iterator[None]:
     """A second Ctrl-C must not stop the cleaning up after the first."""
     if threading.current_thread() is not threading.main_thread():

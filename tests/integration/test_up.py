@@ -61,6 +61,20 @@ def test_an_interrupted_up_leaves_no_process(own: Settings, number: signal.Signa
     assert Supervisor(own).process() is None
 
 
+def test_an_interrupt_after_the_start_leaves_no_process_either(own: Settings) -> None:
+    """What `millrace demo` relies on while it drives Airflow."""
+
+    def interrupted() -> None:
+        with stack.stopped_on_interrupt(own, print):
+            stack.up(own, ["postgres"])
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert leftovers(own) == []
+    assert Supervisor(own).process() is None
+
+
 def test_a_service_that_cannot_start_is_explained_and_all_is_undone(own: Settings) -> None:
     stack.up(own, ["postgres"])
     stack.down(own)
