@@ -19,7 +19,9 @@ published.
 |---|---|
 | an expectation on staged rows failed | the new numbers are wrong: see the Data Docs and `staged/<stream>/…` |
 | `unexplained` differences | speed and batch disagree without a cause: a defect; query the view `ledger` |
-| anything else | the end of the task's log holds Spark's own error; one retry is made, since a run can be repeated |
+| anything else | the end of the task's log holds Spark's own error |
+
+One retry is made: a run can be repeated, and streams that were published are left out of it.
 """
 
 from __future__ import annotations
@@ -58,7 +60,7 @@ def published(served: Any, job: dict[str, Any]) -> dict[str, Any]:
 
 
 def nothing_new(stream: str) -> str | None:
-    """Why a reconciliation would find nothing to do: no batch was ingested after those in the last publication."""
+    """Why a reconciliation would find nothing to do: no batch is complete, or none since the last publication."""
     from infra.settings import settings
     from schemas.catalog import load
     from spark.checkpoints import settled_batch
@@ -67,7 +69,9 @@ def nothing_new(stream: str) -> str | None:
     config = settings()
     done = publications(config.lake_uri, stream)
     settled = settled_batch(load(config.contracts / stream), config)
-    if done and settled is not None and settled <= done[-1].through_batch:
+    if settled is None:
+        return "no batch is complete yet"
+    if done and settled <= done[-1].through_batch:
         return f"nothing was ingested since the publication of {done[-1].published_at:%Y-%m-%d %H:%M} UTC"
     return None
 

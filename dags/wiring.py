@@ -73,7 +73,8 @@ class SparkJob(SparkSubmitOperator):
     A stream is left out while it has no rows yet and when `unneeded(stream)` gives a reason; the task is skipped,
     without starting Spark, when none is left. `report` says afterwards, from the tables, what the job did for a stream:
     that is logged and, by stream, the task's result, also when the job failed. If reports then have `failures`, they
-    are the reason, and another try would find the same data.
+    are the reason that Airflow shows. A run that somebody triggers with `{"force": true}` leaves out no stream that has
+    rows.
     """
 
     def __init__(
@@ -100,7 +101,8 @@ class SparkJob(SparkSubmitOperator):
         from infra.settings import settings
         from spark.session import submit_conf
 
-        left_out = {stream: reason for stream in streams() if (reason := _no_rows(stream) or self.unneeded(stream))}
+        forced = bool((context["dag_run"].conf or {}).get("force"))
+        left_out = {stream: reason for stream in streams() if (reason := self._reason_against(stream, forced))}
         for stream, reason in left_out.items():
             self.log.info("%s is left out: %s", stream, reason)
         chosen = [stream for stream in streams() if stream not in left_out]
@@ -116,19 +118,34 @@ class SparkJob(SparkSubmitOperator):
             context["ti"].xcom_push("return_value", reports)
             failures = [failure for report in reports.values() for failure in report.get("failures", [])]
             if failures:
-                raise AirflowFailException("; ".join(failures)) from error
+                raise AirflowException("; ".join(failures)) from error
             raise
         return self._reports(chosen, since)
+
+    def _reason_against(self, stream: str, forced: bool) -> str | None:
+        """Why a stream is left out. What is wrong with one stream is left for the job to say, in that stream's turn."""
+        from schemas.errors import MillraceError
+
+        try:
+            return _no_rows(stream) or (None if forced else self.unneeded(stream))
+        except MillraceError as error:
+            self.log.warning("%s: %s", stream, error)
+            return None
 
     def _reports(self, chosen: list[str], since: datetime) -> dict[str, Any]:
         from infra.settings import settings
         from schemas.catalog import load
+        from schemas.errors import MillraceError
         from spark.serving.duck import connect
 
-        config, reports = settings(), {}
+        config = settings()
+        reports: dict[str, Any] = {}
         for stream in chosen:
-            with connect(config, [load(config.contracts / stream)]) as served:
-                reports[stream] = self.report(served, {"stream": stream, "since": since})
+            try:
+                with connect(config, [load(config.contracts / stream)]) as served:
+                    reports[stream] = self.report(served, {"stream": stream, "since": since})
+            except MillraceError as error:
+                reports[stream] = {"failures": [f"{stream}: {error}"]}
             self.log.info("%s: %s", stream, reports[stream])
         return reports
 

@@ -8,9 +8,10 @@ table. Of the hours of event time that it finds
 - *late* hours lie before the last `final_through` and got rows from batches after the last publication's: they are
   published again.
 
-An hour is closed when it ends at or before the watermark, the newest accepted event time less the contract's allowed
-lateness. So the cost of a run follows the new data, and a stream's hours close by its own events: replays of the past
-and live streams behave alike.
+An hour is closed when it ends at or before the watermark: the newest accepted event time (or the time of its record in
+Kafka, if that is earlier: a wrong clock must not close the hours that are still being written) less the contract's
+allowed lateness. So the cost of a run follows the new data, and a stream's hours close by its own events: replays of
+the past and live streams behave alike.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ def produce(
     speed: Annotated[float, typer.Option(min=0, help="Event seconds per second; 0 is flat out.")] = 0,
     duplicates: Annotated[float, typer.Option(min=0, max=1, help="Share of events sent twice.")] = 0,
     late: Annotated[float, typer.Option(min=0, max=1, help="Share of events held back.")] = 0,
-    late_by: Annotated[int, typer.Option(min=0, help="Hours of event time that late events are held back.")] = 6,
+    late_by: Annotated[int, typer.Option(min=1, help="Hours of event time that late events are held back.")] = 6,
     malformed: Annotated[float, typer.Option(min=0, max=1, help="Share of extra records nobody can accept.")] = 0,
     seed: Annotated[int, typer.Option(help="Seed of the faults.")] = 0,
     json_: Annotated[bool, typer.Option("--json", help="End with one JSON document.")] = False,

@@ -72,10 +72,15 @@ def _print_csv(names: list[str], rows: list[tuple[object, ...]]) -> None:
 def _print_table(names: list[str], rows: list[tuple[object, ...]], limit: int) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(*names, header_style="bold")
+    table = Table(header_style="bold")
+    for name in names:
+        table.add_column(Text(name))
     for row in rows[:limit]:
-        table.add_row(*("" if value is None else value if isinstance(value, str) else _text(value) for value in row))
+        # As text: brackets in data are no markup.
+        cells = ("" if value is None else value if isinstance(value, str) else _text(value) for value in row)
+        table.add_row(*(Text(cell) for cell in cells))
     console = Console()
     console.print(table)
     more = f", {len(rows) - limit:,} more not shown (--limit)" if len(rows) > limit else ""

@@ -29,10 +29,13 @@ def facts() -> dict[str, Any]:
 
 
 def _driver() -> dict[str, Any]:
+    from infra import driver
     from infra.offsets import heartbeat
     from infra.settings import settings
 
     beat = heartbeat(settings()) or {}
+    if beat.get("state") == "running" and driver.running(settings()) is None:
+        beat |= {"state": "not running", "error": "it died; the DAG stream_supervisor starts it again"}
     return {key: beat.get(key) for key in ("state", "epoch", "pid", "started_at", "updated_at", "error")}
 
 
@@ -166,6 +169,8 @@ def show(document: dict[str, Any]) -> None:
     down = sorted(name for name, state in services.items() if state != "RUNNING")
     console.print(
         "Services       " + (f"[red]not running: {', '.join(down)}[/]" if down else f"all {len(services)} running")
+        if services
+        else "Services       none is running; `millrace up` starts them"
     )
     config = settings()
     if (config.secrets_dir / "airflow-admin").exists():

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 
-from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
+from tenacity import Retrying, retry_if_exception_type, retry_if_result, stop_after_delay, wait_fixed
 
 from infra.local import doctor
 from infra.local.jars import Progress
@@ -30,10 +30,6 @@ LIVES = 5
 
 class StackError(TerminalError):
     """A service did not become healthy, or something could not be stopped; the message names it and its log."""
-
-
-class _NotYet(TransientError):
-    """A condition that is waited for does not hold yet."""
 
 
 def up(settings: Settings, services: Collection[str] = (), on_progress: Report | None = None) -> None:
@@ -176,10 +172,12 @@ def _stop(supervisor: Supervisor, services: Sequence[str], report: Report) -> No
         report(f"{', '.join(running)}: stopping")
     for program in running:
         supervisor.stop(program)
-    for attempt in Retrying(retry=retry_if_exception_type(_NotYet), stop=stop_after_delay(90), wait=wait_fixed(0.2)):
-        with attempt:
-            if any(_runs(state) for program, state in supervisor.states().items() if program in running):
-                raise _NotYet(f"{', '.join(running)} did not stop")
+    Retrying(
+        retry=retry_if_result(bool),
+        stop=stop_after_delay(90),
+        wait=wait_fixed(0.2),
+        retry_error_callback=lambda _: report(f"{', '.join(running)}: still there after 90 s"),  # `down` ends them
+    )(lambda: any(_runs(state) for program, state in supervisor.states().items() if program in running))
 
 
 def _stop_driver(settings: Settings, report: Report) -> None:

@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from pyspark.sql import SparkSession
+
 from infra.settings import Settings, settings
 from schemas.errors import MillraceError
 
@@ -40,6 +42,8 @@ def main(description: str, work: Work, arguments: list[str] | None = None) -> in
             log.exception("%s failed", stream)
             failed.append(stream)
         log.info("%s: done in %.0f s", stream, time.monotonic() - began)
+        if (active := SparkSession.getActiveSession()) is not None:
+            active.catalog.clearCache()  # what a stream has cached is nothing to the next one
     if failed:
         log.error("failed: %s", ", ".join(failed))
     sys.stdout.write(json.dumps(summaries) + "\n")

@@ -128,7 +128,7 @@ class Feed:
         newest = DeltaTable(str(folder / "lake" / "bronze" / "sales")).to_pyarrow_table(columns=["batch"])["batch"]
         return cls(spark, f"file:{folder}/lake", batch=max(newest.to_pylist()) - batch_number(1, 0))
 
-    def send(self, sales: list[dict[str, Any]], attempt: int = 0) -> None:
+    def send(self, sales: list[dict[str, Any]], attempt: int = 0, arrived: datetime | None = None) -> None:
         self.batch += 1
         schema = tables.bronze_schema(self.contract)
         nothing = dict.fromkeys(schema.names)
@@ -137,7 +137,7 @@ class Feed:
             | one
             | {
                 "topic": "sales", "partition": 0, "offset": self.batch * 10_000 + place, "batch": self.through,
-                "attempt": attempt, "event_time": one["sold_at"], "accepted": True,
+                "attempt": attempt, "event_time": one["sold_at"], "kafka_timestamp": arrived, "accepted": True,
             }
             for place, one in enumerate(sales)
         ]  # fmt: skip

@@ -149,6 +149,13 @@ def test_a_tampered_speed_layer_is_unexplained_and_publishes_nothing(feed: Feed)
 
 
 @pytest.mark.long
+def test_an_event_from_the_future_closes_no_hour_before_its_time(feed: Feed) -> None:
+    feed.send([*hours_of_sales(0, 1, 2), sale(4711, at(24 * 365))], arrived=at(2, 59))
+    assert feed.reconcile("r1")["final_through"] == at(1).isoformat()
+    assert_published_equals_oracle(feed)
+
+
+@pytest.mark.long
 def test_estimates_are_no_difference(feed: Feed) -> None:
     many = [sale(n, at(0, n / 20), "a", float(n % 977) + 0.5, f"buyer {n}") for n in range(1100)]
     assert len(many) > KLL_K
