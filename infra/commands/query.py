@@ -76,12 +76,14 @@ def _print_table(names: list[str], rows: list[tuple[object, ...]], limit: int) -
 
     table = Table(header_style="bold")
     for name in names:
-        table.add_column(Text(name))
+        table.add_column(Text(name), overflow="fold")
     for row in rows[:limit]:
         # As text: brackets in data are no markup.
         cells = ("" if value is None else value if isinstance(value, str) else _text(value) for value in row)
         table.add_row(*(Text(cell) for cell in cells))
     console = Console()
+    if not console.is_terminal:
+        console.width = 10_000  # a file or a pipe has no edge
     console.print(table)
     more = f", {len(rows) - limit:,} more not shown (--limit)" if len(rows) > limit else ""
     console.print(f"{min(len(rows), limit):,} rows{more}", style="dim")

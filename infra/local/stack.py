@@ -67,18 +67,19 @@ def up(settings: Settings, services: Collection[str] = (), on_progress: Report |
             _wait(settings, supervisor, name, ready, report)
 
 
-def down(settings: Settings, on_progress: Report | None = None) -> None:
-    """Stops everything of this home in order, the stream driver too. Raises `StackError` if anything is left."""
+def down(settings: Settings, on_progress: Report | None = None, patience: float = 60) -> None:
+    """Stops everything of this home in order, the stream driver too, which gets `patience` seconds to finish its batch.
+    Raises `StackError` if anything is left."""
     report = on_progress or (lambda _: None)
     supervisor = Supervisor(settings)
     if supervisor.process() is not None:
         _stop(supervisor, ["airflow", "docs"], report)  # else Airflow would start the driver again
-        _stop_driver(settings, report)
+        _stop_driver(settings, report, patience)
         _stop(supervisor, ["registry", "kafka"], report)
         _stop(supervisor, ["postgres"], report)
         supervisor.shut_down()
     else:
-        _stop_driver(settings, report)
+        _stop_driver(settings, report, patience)
     left = end(leftovers(settings))
     if left:
         names = ", ".join(f"{process.pid} ({process.name()})" for process in left)
@@ -180,11 +181,11 @@ def _stop(supervisor: Supervisor, services: Sequence[str], report: Report) -> No
     )(lambda: any(_runs(state) for program, state in supervisor.states().items() if program in running))
 
 
-def _stop_driver(settings: Settings, report: Report) -> None:
+def _stop_driver(settings: Settings, report: Report, patience: float) -> None:
     """Stops the streaming driver, which lives in a session of its own, outside supervisor."""
     from infra import driver
 
-    if driver.stop(settings):
+    if driver.stop(settings, timeout=patience):
         report("stream driver: stopped")
 
 
@@ -217,7 +218,7 @@ def stopped_on_interrupt(settings: Settings, report: Report) -> Iterator[None]:
                 report("interrupted; what ran before goes on, and `millrace down` stops it")
             else:
                 report("interrupted: stopping everything")
-                down(settings, report)
+                down(settings, report, patience=2)  # a batch that is cut short runs again
         raise
 
 
