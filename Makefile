@@ -30,7 +30,7 @@ clean:  ## stop everything and remove its state (settings.env and the caches sta
 	home="$${MILLRACE_HOME:-.millrace}"
 	rm -rf "$$home"/{airflow,checkpoints,data,data_docs,great_expectations,lake,logs,run,secrets}
 
-test: lint unit integration  ## everything: lint, unit and integration tests
+test: lint unit integration  ## lint, unit and integration tests
 
 lint: environment  ## ruff and mypy
 	$(RUN) ruff check

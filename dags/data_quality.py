@@ -7,8 +7,8 @@ ranges, identity, freshness, row counts, and sums that must agree between the la
 
 **Result.** The task returns, by stream, the suites with how many of their expectations hold (tab *XCom*), and the Data
 Docs hold every expectation with the values that broke it (`millrace status` prints their address). A stream is
-left out while it has no rows yet, and when nothing changed since it was last found in order. After a change of a
-contract or a suite, trigger a run with the configuration `{"force": true}`, which leaves nothing out.
+left out while none of its batches is complete, and when nothing changed since it was last found in order. After a
+change of a contract or a suite, trigger a run with the configuration `{"force": true}`: it checks again all the same.
 
 **When it fails.** The message names the suites and their failed expectations. It is not tried again: the data would
 be the same. What is served stays served; `reconcile` audits its own result before it publishes, so a red run here
@@ -64,10 +64,7 @@ def unchanged(stream: str) -> str | None:
             {"stream": stream},
         ).fetchone()
     green, through_batch, at = last or (False, None, None)
-    settled = settled_batch(contract, config)
-    if settled is None:
-        return "no batch is complete yet"
-    if contract.quality.freshness or not green or through_batch != settled:
+    if contract.quality.freshness or not green or through_batch != settled_batch(contract, config):
         return None
     if published and published[-1].published_at > at:
         return None

@@ -5,8 +5,8 @@ compares them with what the speed layer served; audits the result; and publishes
 
 **When.** Hourly. A stream's hours close by its own event time (its newest event less its allowed lateness), so a
 replay of 2013 and a live stream are both right. One Spark application works on the streams in turn; a stream is left
-out while it has no rows yet, and when nothing was ingested since it last published. If none is left, the task is
-skipped.
+out while none of its batches is complete, and when nothing was ingested since it last published. If none is left, the
+task is skipped.
 
 **Result.** The task returns, by stream, what was published: `final_through`, hours, rows, and how many differences the
 ledger explains by which cause (tab *XCom*, and the end of its log).
@@ -60,7 +60,7 @@ def published(served: Any, job: dict[str, Any]) -> dict[str, Any]:
 
 
 def nothing_new(stream: str) -> str | None:
-    """Why a reconciliation would find nothing to do: no batch is complete, or none since the last publication."""
+    """Why a reconciliation would find nothing to do: no batch was ingested after those in the last publication."""
     from infra.settings import settings
     from schemas.catalog import load
     from spark.checkpoints import settled_batch
@@ -69,9 +69,7 @@ def nothing_new(stream: str) -> str | None:
     config = settings()
     done = publications(config.lake_uri, stream)
     settled = settled_batch(load(config.contracts / stream), config)
-    if settled is None:
-        return "no batch is complete yet"
-    if done and settled <= done[-1].through_batch:
+    if done and settled is not None and settled <= done[-1].through_batch:
         return f"nothing was ingested since the publication of {done[-1].published_at:%Y-%m-%d %H:%M} UTC"
     return None
 

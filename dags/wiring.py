@@ -70,11 +70,11 @@ class SparkJob(SparkSubmitOperator):
     """`spark/jobs/<job>.py --run-id <run id> --stream <stream> …` by spark-submit, in the batch pool: one Spark
     application for all streams, since starting one costs more than an hour's work of a stream.
 
-    A stream is left out while it has no rows yet and when `unneeded(stream)` gives a reason; the task is skipped,
-    without starting Spark, when none is left. `report` says afterwards, from the tables, what the job did for a stream:
-    that is logged and, by stream, the task's result, also when the job failed. If reports then have `failures`, they
-    are the reason that Airflow shows. A run that somebody triggers with `{"force": true}` leaves out no stream that has
-    rows.
+    A stream is left out while none of its batches is complete and when `unneeded(stream)` gives a reason; the task is
+    skipped, without starting Spark, when none is left. `report` says afterwards, from the tables, what the job did for
+    a stream: that is logged and, by stream, the task's result, also when the job failed. If reports then have
+    `failures`, they are the reason that Airflow shows. With `{"force": true}` as the run's configuration `unneeded` is
+    not asked.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class SparkJob(SparkSubmitOperator):
         from schemas.errors import MillraceError
 
         try:
-            return _no_rows(stream) or (None if forced else self.unneeded(stream))
+            return _nothing_settled(stream) or (None if forced else self.unneeded(stream))
         except MillraceError as error:
             self.log.warning("%s: %s", stream, error)
             return None
@@ -163,14 +163,13 @@ def failed_suites(served: Any, job: dict[str, Any]) -> list[str]:
     ]
 
 
-def _no_rows(stream: str) -> str | None:
-    """Why there is nothing to work on: bronze has no row yet."""
-    from deltalake import DeltaTable
-
+def _nothing_settled(stream: str) -> str | None:
+    """Why there is nothing to work on: no batch is complete yet."""
     from infra.settings import settings
-    from spark import tables
+    from schemas.catalog import load
+    from spark.checkpoints import settled_batch
 
-    path = tables.local_path(tables.bronze(settings().lake_uri, stream))
-    if DeltaTable.is_deltatable(path) and DeltaTable(path).file_uris():
-        return None
-    return f"bronze/{stream} holds no row yet: provision, stream and produce first"
+    config = settings()
+    if settled_batch(load(config.contracts / stream), config) is None:
+        return f"no batch of {stream} is complete yet: provision, stream and produce first"
+    return None

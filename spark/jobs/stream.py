@@ -201,7 +201,7 @@ def _patient(check: Callable[[], None]) -> Callable[[], None]:
     """`check`, asked again for a while when its server does not answer."""
     return Retrying(
         retry=retry_if_exception_type(LeaseUnreachable),
-        wait=wait_exponential_jitter(initial=0.2, max=5),
+        wait=wait_exponential_jitter(multiplier=0.2, max=5),
         stop=stop_after_delay(PATIENCE),
         reraise=True,
     ).wraps(check)

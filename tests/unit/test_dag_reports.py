@@ -43,6 +43,15 @@ def dags(monkeypatch: pytest.MonkeyPatch) -> Any:
     return importlib.import_module
 
 
+@pytest.fixture
+def commits(lake: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The commit log of the stream's checkpoint, empty, under the settings that the DAGs see."""
+    monkeypatch.setattr("infra.settings.settings", lambda: Settings(home=tmp_path, lake=lake))
+    folder = tmp_path / "checkpoints" / "weather" / "g1" / "commits"
+    folder.mkdir(parents=True)
+    return folder
+
+
 def add(lake: str, name: str, **row: Any) -> None:
     schema = to_arrow_schema(tables.SYSTEM[name], timezone="UTC")
     full = {field: row.get(field) for field in schema.names} | {"stream": row.get("stream", "weather")}
@@ -89,11 +98,8 @@ def test_a_refused_publication_says_why(lake: str, served: Any, dags: Any) -> No
 
 
 def test_reconciles_only_when_a_batch_was_ingested_after_the_last_publication(
-    lake: str, tmp_path: Path, dags: Any, monkeypatch: pytest.MonkeyPatch
+    lake: str, commits: Path, dags: Any
 ) -> None:
-    monkeypatch.setattr("infra.settings.settings", lambda: Settings(home=tmp_path, lake=lake))
-    commits = tmp_path / "checkpoints" / "weather" / "g1" / "commits"
-    commits.mkdir(parents=True)
     (commits / "0").touch()
     nothing_new = dags("reconcile").nothing_new
     assert nothing_new("weather") is None, "never published"
@@ -103,12 +109,7 @@ def test_reconciles_only_when_a_batch_was_ingested_after_the_last_publication(
     assert nothing_new("weather") is None
 
 
-def test_checks_only_what_changed_since_it_was_found_in_order(
-    lake: str, tmp_path: Path, dags: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("infra.settings.settings", lambda: Settings(home=tmp_path, lake=lake))
-    commits = tmp_path / "checkpoints" / "weather" / "g1" / "commits"
-    commits.mkdir(parents=True)
+def test_checks_only_what_changed_since_it_was_found_in_order(lake: str, commits: Path, dags: Any) -> None:
     (commits / "0").touch()
     unchanged = dags("data_quality").unchanged
     assert unchanged("weather") is None, "never checked"
@@ -132,6 +133,16 @@ def test_checks_only_what_changed_since_it_was_found_in_order(
         lake, "publications", run_id="p", final_through=NOW, through_batch=1 << 40, published_at=NOW + timedelta(days=1)
     )
     assert unchanged("weather") is None, "hours were published"
+
+
+def test_a_stream_is_left_out_without_a_batch_and_without_need_unless_forced(commits: Path, dags: Any) -> None:
+    job = dags("wiring").SparkJob(job="quality", report=lambda *_: {}, unneeded=lambda _: "nothing is new")
+    waiting = "no batch of weather is complete yet: provision, stream and produce first"
+    assert job._reason_against("weather", forced=True) == waiting
+    (commits / "0").touch()
+    assert job._reason_against("weather", forced=False) == "nothing is new"
+    assert job._reason_against("weather", forced=True) is None
+    assert job._reason_against("no_such_contract", forced=False) is None, "the job says what is wrong, in its turn"
 
 
 def test_suites_are_told_and_older_failures_are_not(lake: str, served: Any, dags: Any) -> None:
