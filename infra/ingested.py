@@ -23,7 +23,7 @@ class NotIngested(TransientError):
 def wait_until_running(settings: Settings, timeout: float = 180) -> None:
     """Block until the driver says that its queries run. Raises `NotRunning` after `timeout` seconds."""
 
-    @retry(wait=wait_fixed(0.5), stop=stop_after_delay(timeout), retry=retry_if_result(lambda state: state != "running"))
+    @retry(wait=wait_fixed(0.5), stop=stop_after_delay(timeout), retry=retry_if_result(lambda it: it != "running"))
     def state() -> str | None:
         return (heartbeat(settings) or {}).get("state")
 
