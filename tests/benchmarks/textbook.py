@@ -8,6 +8,7 @@ at least once.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 
 from delta.tables import DeltaTable
@@ -50,9 +51,9 @@ def _events(spark: SparkSession, settings: Settings, contract: Contract) -> Data
         .option("kafka.max.poll.records", 10_000)
         .load()
     )
-    return records.select(from_avro(F.expr("substring(value, 6)"), contract.versions[-1]).alias("event")).select(
-        "event.*"
-    )
+    return records.select(
+        from_avro(F.expr("substring(value, 6)"), json.dumps(contract.schema_now)).alias("event")
+    ).select("event.*")
 
 
 def _windowed(events: DataFrame, settings: Settings, window: str) -> StreamingQuery:
