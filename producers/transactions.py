@@ -114,8 +114,11 @@ class Session:
                 raise KafkaException(answer.error)
         return {answer.partition: answer.offset if answer.offset >= 0 else OFFSET_BEGINNING for answer in answers}
 
-    def letters(self, partition: int, start: int, end: int, most: int) -> Iterator[Letter]:
-        """At most `most` letters of `partition` from `start` to before `end`; `position` goes along.
+    def letters(
+        self, partition: int, start: int, end: int, most: int | None = None, topic: str | None = None
+    ) -> Iterator[Letter]:
+        """At most `most` letters of `partition` (of another `topic`, if one is given) from `start` to before `end`;
+        `position` goes along.
 
         Raises KafkaException, and `SessionError` if nothing comes though the end is not reached.
         """
@@ -123,7 +126,9 @@ class Session:
             self.position = end
             return
         self.position = start
-        self._consumer.assign([TopicPartition(self._topic, partition, start)])
+        topic = topic or self._topic
+        most = end - max(start, 0) if most is None else most
+        self._consumer.assign([TopicPartition(topic, partition, start)])
         found = 0
         heard = time.monotonic()
         while found < most and self.position < end:
@@ -140,20 +145,22 @@ class Session:
                 self.position = offset + 1
                 yield _letter(message)
             if time.monotonic() - heard > SECONDS:
-                raise SessionError(f"{self._topic}/{partition} is silent at offset {self.position}, before its end")
+                raise SessionError(f"{topic}/{partition} is silent at offset {self.position}, before its end")
         self._consumer.unassign()
 
-    def transaction(self, letters: Sequence[tuple[str, Letter]], last: Letter) -> None:
+    def transaction(self, letters: Sequence[tuple[str, Letter]], last: Letter | None = None) -> None:
         """Sends `letters` to the topics beside them and commits the offset after `last`, all or nothing. A letter for
-        the topic it came from stays in its partition. Raises KafkaException (the outcome may be unknown: the next
+        the session's topic stays in its partition. Raises KafkaException (the outcome may be unknown: the next
         session's `committed` tells), and `Fenced`."""
         with _fencing():
             self._producer.begin_transaction()
             try:
                 for topic, letter in letters:
                     self._send(topic, letter)
-                offset = TopicPartition(self._topic, last.partition, last.offset + 1)
-                self._producer.send_offsets_to_transaction([offset], self._consumer.consumer_group_metadata(), SECONDS)
+                if last is not None:
+                    offset = TopicPartition(self._topic, last.partition, last.offset + 1)
+                    group = self._consumer.consumer_group_metadata()
+                    self._producer.send_offsets_to_transaction([offset], group, SECONDS)
                 self._producer.commit_transaction(SECONDS)
             except BaseException:
                 with contextlib.suppress(KafkaException):  # if this fails too, the next session or the broker aborts

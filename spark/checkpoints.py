@@ -7,15 +7,22 @@ folder: Delta would silently skip the writes of a fresh checkpoint that kept its
 
 from __future__ import annotations
 
+import json
 import re
 
 from pyarrow import fs
 
+from infra.offsets import Offsets
 from infra.settings import Settings
+from schemas.errors import TransientError
 from schemas.model import Contract
 from spark.tables import local_path
 
 _BITS = 40
+
+
+class NothingSettled(TransientError):
+    """No batch of the stream is complete yet."""
 
 
 def batch_number(generation: int, batch_id: int) -> int:
@@ -45,12 +52,46 @@ def settled_batch(contract: Contract, settings: Settings) -> int | None:
     """The newest batch whose ingest is complete in every table and on the dead-letter topic: the newest entry of the
     newest generation's commit log, as a `batch` number. None before the first. A new generation without a commit
     answers with the last of the generation before, which is complete as well."""
+    return max(_settled_batches(contract, settings), default=None)
+
+
+def settled_offsets(contract: Contract, settings: Settings, through: int) -> Offsets:
+    """How far the batches up to the settled batch `through` reach: the offset after the last record, of every partition
+    that was read. A generation that began again from an earlier offset takes nothing back of what was covered."""
+    earlier = [batch for batch in _settled_batches(contract, settings) if generation_of(batch) < generation_of(through)]
+    ends: Offsets = {}
+    for batch in (*earlier, through):
+        folder = location(settings, contract.stream, generation_of(batch))
+        for place, end in _offsets(f"{folder}/offsets/{batch & (1 << _BITS) - 1}").items():
+            ends[place] = max(end, ends.get(place, 0))
+    return ends
+
+
+def first_offsets(contract: Contract, settings: Settings) -> Offsets:
+    """Where the oldest generation began to read: what the lake has promised to hold. A partition that is not among
+    them was added later, and is read from its beginning."""
     folder = f"{settings.checkpoints_uri}/{contract.stream}"
-    for number in sorted(_numbers(folder, r"g(\d+)"), reverse=True):
-        commits = _numbers(f"{folder}/g{number}/commits", r"(\d+)")
-        if commits:
-            return batch_number(number, max(commits))
-    return None
+    oldest = min(_numbers(folder, r"g(\d+)"), default=None)
+    return {} if oldest is None else _offsets(f"{folder}/g{oldest}/sources/0/0")
+
+
+def _settled_batches(contract: Contract, settings: Settings) -> list[int]:
+    """The newest settled batch of each generation that has one."""
+    folder = f"{settings.checkpoints_uri}/{contract.stream}"
+    newest = {number: _numbers(f"{folder}/g{number}/commits", r"(\d+)") for number in _numbers(folder, r"g(\d+)")}
+    return [batch_number(number, max(commits)) for number, commits in newest.items() if commits]
+
+
+def _offsets(uri: str) -> Offsets:
+    """The offsets in a file of Spark's: after lines about the format, one of JSON by topic and partition."""
+    system, path = fs.FileSystem.from_uri(local_path(uri))
+    with system.open_input_stream(path) as file:
+        topics = json.loads(file.read().splitlines()[-1])
+    return {
+        (topic, int(partition)): offset
+        for topic, partitions in topics.items()
+        for partition, offset in partitions.items()
+    }
 
 
 def _numbers(uri: str, pattern: str) -> list[int]:

@@ -2,7 +2,7 @@
 
 Names, schemas and creation need no JVM. Every path is a URI under `settings().lake_uri`. Each table has one writing
 process: the streaming driver writes bronze and speed, the batch jobs everything else but `system/replays`, which the
-replay task writes.
+replay task writes, and `system/audits`, which the audit task of `reconcile` writes.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def staged(lake_uri: str, stream: str, aggregate: str) -> str:
 
 
 def system(lake_uri: str, name: str) -> str:
-    """`name` is a key of `SYSTEM`: publications, ledger, quality, replays."""
+    """`name` is a key of `SYSTEM`: publications, ledger, quality, replays, audits."""
     return f"{lake_uri}/system/{name}"
 
 
@@ -138,6 +138,26 @@ SYSTEM |= {
             "retried": LONG,
             "waiting": LONG,
             "parked": LONG,
+        }
+    ),
+    "audits": _struct(
+        {
+            "run_id": STRING,
+            "stream": STRING,
+            "topic": STRING,
+            "partition": INT,
+            "from_offset": LONG,
+            "to_offset": LONG,
+            "rows": LONG,
+            "doubled": LONG,
+            "gaps": MapType(STRING, LONG),
+            "missing": LONG,
+            "residual": LONG,
+            "not_ingested": LONG,
+            "findings": ArrayType(_struct({"first": LONG, "last": LONG, "reason": STRING})),
+            "through_batch": LONG,
+            "version": LONG,
+            "recorded_at": TIMESTAMP,
         }
     ),
 }

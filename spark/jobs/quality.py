@@ -27,7 +27,6 @@ from schemas.model import Contract
 from spark import checkpoints, quality, suites, tables
 from spark.batch_store import BatchStore
 from spark.jobs import each
-from spark.jobs.reconcile import NothingSettled
 from spark.publications import Publication, publications
 from spark.reconcile import literal
 from spark.serving.spark_views import register
@@ -130,7 +129,9 @@ def check(config: Settings, stream: str, run_id: str) -> dict[str, Any]:
     tables.create(config.lake_uri, contract)
     through = checkpoints.settled_batch(contract, config)
     if through is None:
-        raise NothingSettled(f"{stream} has no complete batch yet; start the streaming job and produce events first")
+        raise checkpoints.NothingSettled(
+            f"{stream} has no complete batch yet; start the streaming job and produce events first"
+        )
     store = BatchStore(session(config, "batch", "millrace-quality"), config.lake_uri, contract)
     now = datetime.now(UTC)
     loading.join()

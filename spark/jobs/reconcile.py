@@ -30,7 +30,6 @@ from pyspark.sql import functions as F
 
 from infra.settings import PROJECT, Settings
 from schemas.catalog import load
-from schemas.errors import TransientError
 from schemas.model import Aggregate, Contract
 from spark import checkpoints, quality, suites, tables
 from spark.batch_store import BatchStore
@@ -51,10 +50,6 @@ NOTHING_FINAL = datetime(1, 1, 1, tzinfo=UTC)
 
 Audit = Callable[[str, "DataFrame | pandas.DataFrame", list[suites.Expectation] | None], quality.Outcome]
 """Runs a suite (by name, with generated expectations, or with None the hand-written one) on a frame."""
-
-
-class NothingSettled(TransientError):
-    """No batch of the stream is complete yet."""
 
 
 @dataclass
@@ -287,7 +282,9 @@ def reconcile(config: Settings, stream: str, run_id: str) -> dict[str, Any]:
     tables.create(config.lake_uri, contract)
     through = checkpoints.settled_batch(contract, config)
     if through is None:
-        raise NothingSettled(f"{stream} has no complete batch yet; start the streaming job and produce events first")
+        raise checkpoints.NothingSettled(
+            f"{stream} has no complete batch yet; start the streaming job and produce events first"
+        )
     spark = session(config, "batch", "millrace-reconcile")
     store = BatchStore(spark, config.lake_uri, contract)
     auditor: list[quality.Auditor] = []

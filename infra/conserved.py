@@ -1,0 +1,216 @@
+"""The conservation audit of a stream: the offsets on the broker against the coordinates in bronze.
+
+The audit is cut at the newest settled batch: each partition of `<stream>` and `<stream>.retry` from the first offset
+that the lake has promised to hold to the offset where that batch ended. What Kafka has beyond is not ingested yet, and
+not lost. Where coordinates are not consecutive, the broker is read (`infra.gaps`); what nothing explains is the
+residual.
+
+What the last clean audit has proved is not proved again as long as bronze has only been appended to since, and still
+has as many rows of those batches; so an audit's cost follows the new data. Anything else that happened to the table
+(rows deleted, restored, appended to an old batch) makes the audit count it all.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+
+from confluent_kafka import Message
+
+from infra.gaps import Gaps
+from infra.ingested import wait_until_ingested
+from infra.offsets import Offsets, broker_offsets
+from infra.settings import Settings
+from producers import repair
+from schemas.errors import TerminalError
+from schemas.model import Contract
+from spark import audits, checkpoints, conservation
+from spark.audits import Audit
+from spark.conservation import Conserved, Finding, Held, Place, Range
+from spark.coordinates import Coordinates
+
+log = logging.getLogger(__name__)
+
+SHOWN = 5
+"""Ranges of offsets that a message names at most, of each kind and partition."""
+
+Identity = tuple[str, int]
+
+
+class NotConserved(TerminalError):
+    """Offsets on the broker are not exactly one row of bronze each."""
+
+
+def audit(
+    settings: Settings, contract: Contract, run_id: str, now: datetime | None = None, *, accept: bool = False
+) -> Audit:
+    """Audits the stream and returns the account, which is recorded nowhere yet. With `accept` what is lost for good
+    or for now is taken as explained by that.
+
+    Raises `checkpoints.NothingSettled`, and `TransientError` while Kafka does not answer.
+    """
+    through = checkpoints.settled_batch(contract, settings)
+    if through is None:
+        raise checkpoints.NothingSettled(f"no batch of {contract.stream} is complete yet, so there is nothing to audit")
+    ends = checkpoints.settled_offsets(contract, settings, through)
+    broker = broker_offsets(settings, contract.ingest_topics)
+    earlier = audits.audits(settings.lake_uri, contract.stream)
+    known = audits.proved(earlier)
+    with Coordinates(settings.lake_uri, contract.stream) as bronze:
+        base = next((audit for audit in reversed(earlier) if not audit.residual), None)
+        before, held = _measured(bronze, ends, base)
+        promised = _promised(contract, settings, earlier, held)
+        starts = {place: before[place].to_offset if place in before else promised(place) for place in ends}
+        explained, unknown = {}, {}
+        for place in ends:
+            gaps = conservation.gaps(held.get(place), starts[place], ends[place])
+            explained[place], unknown[place] = conservation.split(gaps, known.get(place, []))
+        found = _found(settings, contract, bronze, unknown)
+    if accept:
+        found = {place: [_accepted(finding) for finding in findings] for place, findings in found.items()}
+    partitions = [
+        conservation.account(
+            place, starts[place], ends[place], broker.get(place, 0), held.get(place), explained[place], found[place],
+            before.get(place),
+        )
+        for place in sorted(ends)
+    ]  # fmt: skip
+    return Audit(run_id, contract.stream, through, bronze.version, now or datetime.now(UTC), tuple(partitions))
+
+
+def send_missing(
+    settings: Settings,
+    contract: Contract,
+    found: Audit,
+    timeout: float = 300,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> int:
+    """Sends what `found` is missing and Kafka still has to the retry topic, waits until the stream has ingested it, and
+    returns the number of records. Raises `RepairError`, and `NotIngested` after `timeout` seconds."""
+    missing = {
+        partition.place: [finding.range for finding in partition.findings if finding.reason == "missing"]
+        for partition in found.partitions
+    }
+    if not any(missing.values()):
+        return 0
+    ingested = {partition.place: partition.to_offset for partition in found.partitions}
+    sent = repair.repair(contract, settings, missing, ingested)
+    log.info("%s: %d missing records were sent again", contract.stream, sent)
+    wait_until_ingested(settings, [contract], timeout, on_progress)
+    return sent
+
+
+def require_conserved(found: Audit) -> None:
+    """Raises `NotConserved`, with where and what to do, if there is a residual."""
+    if not found.residual:
+        return
+    wrong = "; ".join(_complaint(partition) for partition in found.partitions if partition.residual)
+    reasons = {finding.reason for partition in found.partitions for finding in partition.findings}
+    ways = {
+        "missing": f"`millrace audit {found.stream} --repair` sends what is missing again",
+        "expired": 'Kafka has dropped what is expired; a run of reconcile with {"accept": true} goes on without it',
+        "doubled": "doubled rows must be deleted from bronze, with the streaming driver stopped",
+    }
+    advice = "; ".join(way for reason, way in ways.items() if reason in reasons)
+    raise NotConserved(
+        f"{found.stream}: {found.residual:,} of {found.offsets:,} offsets are not exactly one row of bronze: {wrong}. "
+        f"{advice}"
+    )
+
+
+# -- the steps of an audit -----------------------------------------------------------------------------------------
+
+
+def _measured(
+    bronze: Coordinates, ends: Offsets, base: Audit | None
+) -> tuple[dict[Place, Conserved], dict[Place, Held]]:
+    """What need not be proved again, and what bronze holds beside that: newer batches, or everything."""
+    if base is not None and bronze.only_grew_since(base.version):
+        before = {partition.place: partition for partition in base.partitions}
+        newer = conservation.held(bronze.breaks(ends, base.through_batch))
+        began = {place: partition.to_offset for place, partition in before.items()}
+        if (
+            bronze.all_rows() == base.rows + bronze.rows(base.through_batch)
+            and all(mine.first >= began.get(place, 0) for place, mine in newer.items())
+            and all(ends.get(place, 0) >= offset for place, offset in began.items())
+        ):
+            return before, newer
+    if base is not None:
+        log.info("bronze was more than appended to since the last clean audit: all of it is counted")
+    return {}, conservation.held(bronze.breaks(ends, -1))
+
+
+def _promised(
+    contract: Contract, settings: Settings, earlier: list[Audit], held: dict[Place, Held]
+) -> Callable[[Place], int]:
+    """The first offset of a partition that the lake has promised to hold: where the ingest began to read it. A lost
+    checkpoint takes no promise back: neither that of an earlier audit nor that of a row."""
+    began = checkpoints.first_offsets(contract, settings)
+    audited = {partition.place: partition.from_offset for partition in earlier[-1].partitions} if earlier else {}
+
+    def promised(place: Place) -> int:
+        first = began.get(place, 0)
+        return min(first, audited.get(place, first), held[place].first if place in held else first)
+
+    return promised
+
+
+def _found(
+    settings: Settings, contract: Contract, bronze: Coordinates, unknown: dict[Place, list[Range]]
+) -> dict[Place, list[Finding]]:
+    """What the broker says about gaps, and bronze about the records that were sent again."""
+
+    def note(message: Message) -> Identity:
+        topic, partition, offset = message.topic() or "", message.partition() or 0, message.offset() or 0
+        return repair.identity(contract, topic, partition, offset, message.headers() or [])  # type: ignore[arg-type]
+
+    if not any(unknown.values()):
+        return {place: [] for place in unknown}
+    found: dict[Place, list[Finding]] = {}
+    identities: dict[Place, dict[int, Identity]] = {}
+    with Gaps(settings, contract.stream, note) as gaps:
+        for (topic, partition), mine in unknown.items():
+            found[topic, partition], identities[topic, partition] = gaps.explained(topic, partition, mine)
+    if any(finding.reason in ("missing", "expired") for findings in found.values() for finding in findings):
+        again = bronze.sent_again(contract.retry_topic)
+        for place, findings in found.items():
+            found[place] = list(_less_repaired(contract, place, findings, identities[place], again))
+    return found
+
+
+def _less_repaired(
+    contract: Contract,
+    place: Place,
+    findings: list[Finding],
+    identities: dict[int, Identity],
+    again: set[Identity],
+) -> Iterator[Finding]:
+    """`findings`, with what was lost told from what was lost and came back on the retry topic."""
+
+    def came_back(offset: int) -> bool:
+        return (identities.get(offset) or repair.identity(contract, *place, offset, [])) in again
+
+    for finding in findings:
+        if finding.reason not in ("missing", "expired"):
+            yield finding
+            continue
+        back = conservation.ranges(offset for offset in range(finding.first, finding.last + 1) if came_back(offset))
+        repaired, lost = conservation.split([finding.range], [Finding(*range_, "repaired") for range_ in back])
+        yield from repaired
+        yield from (Finding(*range_, finding.reason) for range_ in lost)
+
+
+def _accepted(finding: Finding) -> Finding:
+    return finding._replace(reason="accepted") if finding.reason in ("missing", "expired") else finding
+
+
+def _complaint(partition: Conserved) -> str:
+    parts = []
+    for reason in ("missing", "expired", "doubled"):
+        ranges = [finding.range for finding in partition.findings if finding.reason == reason]
+        if ranges:
+            shown = ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in ranges[:SHOWN])
+            more = ", …" if len(ranges) > SHOWN else ""
+            parts.append(f"{sum(range_.size for range_ in ranges):,} {reason} ({shown}{more})")
+    return f"{partition.topic}/{partition.partition}: {', '.join(parts)}"

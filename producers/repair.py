@@ -1,0 +1,71 @@
+"""Sends records that Kafka holds and bronze lacks once more, to `<stream>.retry`, so that the ingest reads them again.
+
+A record goes as it is: key, value, timestamp and headers. The headers `dl-id` and `dl-attempt` say whose place it takes
+(see `identity`): to the rest of the platform it is the record that was lost. It happens exactly once: records are sent
+in transactions of `transactional.id` `repair.<stream>`; opening one ends any other repair's; and what is on the retry
+topic by then and is not ingested yet is not sent again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+
+from confluent_kafka import KafkaException
+
+from infra.offsets import Offsets
+from infra.settings import Settings
+from producers.letters import Header, Letter
+from producers.replay import TRANSACTION_LETTERS
+from producers.transactions import Fenced, Session, SessionError
+from schemas.errors import TransientError
+from schemas.model import Contract
+from spark.conservation import Place, Range
+
+
+class RepairError(TransientError):
+    """A repair could not finish. What was committed stays; the next one sends what is left."""
+
+
+def identity(contract: Contract, topic: str, partition: int, offset: int, headers: Sequence[Header]) -> tuple[str, int]:
+    """Which record it is, and the attempt: its own topic/partition/offset and 0, but a letter that was replayed to the
+    retry topic is the letter that its headers name."""
+    letter = Letter(partition, offset, None, None, None, tuple(headers) if topic == contract.retry_topic else ())
+    attempt = letter.header("dl-attempt") or ""
+    return letter.header("dl-id") or f"{topic}/{partition}/{offset}", int(attempt) if attempt.isdecimal() else 0
+
+
+def repair(contract: Contract, settings: Settings, missing: Mapping[Place, Sequence[Range]], ingested: Offsets) -> int:
+    """Sends the `missing` records of `<stream>` and `<stream>.retry` and returns their number. `ingested` is the offset
+    up to which each partition of the retry topic is in bronze.
+
+    Raises `RepairError` if Kafka fails or another repair of the stream took over.
+    """
+    try:
+        with Session(settings, contract.retry_topic, f"repair.{contract.stream}") as session:
+            waiting = {
+                letter.identity
+                for partition, end in session.ends().items()
+                for letter in session.letters(partition, ingested.get((contract.retry_topic, partition), 0), end)
+            }
+            letters = (
+                letter for letter in _lost(contract, session, missing) if letter.identity not in waiting
+            )  # fmt: skip
+            sent = 0
+            while some := list(islice(letters, TRANSACTION_LETTERS)):
+                session.transaction([(contract.retry_topic, letter) for letter in some])
+                sent += len(some)
+            return sent
+    except Fenced as error:
+        raise RepairError(f"another repair of {contract.stream} has taken over: {error}") from error
+    except (KafkaException, SessionError) as error:
+        raise RepairError(f"Kafka failed the repair of {contract.stream}: {error}; run it again") from error
+
+
+def _lost(contract: Contract, session: Session, missing: Mapping[Place, Sequence[Range]]) -> Iterator[Letter]:
+    """The missing records as they are sent: each to the partition it was in, so that a key's order is kept."""
+    for (topic, partition), ranges in missing.items():
+        for first, last in ranges:
+            for letter in session.letters(partition, first, last + 1, topic=topic):
+                id_, attempt = identity(contract, topic, partition, letter.offset, letter.headers)
+                yield letter.with_headers({"dl-id": id_, "dl-attempt": str(attempt)})

@@ -1,0 +1,92 @@
+"""The log of conservation audits, one row per run, topic and partition. Written by the DAG `reconcile` alone, and read
+without a JVM."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import groupby
+from typing import Any
+
+from deltalake import DeltaTable
+
+from spark import tables
+from spark.conservation import PROOFS, Conserved, Finding, Place
+
+
+@dataclass(frozen=True)
+class Audit:
+    """An audit of one stream. Times are UTC."""
+
+    run_id: str
+    stream: str
+    through_batch: int
+    """The newest settled batch, whose end offsets are the pinned ends."""
+    version: int
+    """The version of bronze that was read."""
+    recorded_at: datetime
+    partitions: tuple[Conserved, ...]
+
+    @property
+    def residual(self) -> int:
+        return sum(partition.residual for partition in self.partitions)
+
+    @property
+    def rows(self) -> int:
+        return sum(partition.rows for partition in self.partitions)
+
+    @property
+    def offsets(self) -> int:
+        return sum(partition.to_offset - partition.from_offset for partition in self.partitions)
+
+
+def audits(lake_uri: str, stream: str) -> list[Audit]:
+    """The stream's audits, oldest first; none while the log does not exist."""
+    path = tables.local_path(tables.system(lake_uri, "audits"))
+    if not DeltaTable.is_deltatable(path):
+        return []
+    rows = DeltaTable(path).to_pyarrow_table(filters=[("stream", "=", stream)]).to_pylist()
+    rows.sort(key=lambda row: (row["recorded_at"], row["run_id"], row["topic"], row["partition"]))
+    return [
+        Audit(run_id, stream, through_batch, version, recorded_at.astimezone(UTC), tuple(map(_conserved, group)))
+        for (recorded_at, run_id, through_batch, version), group in groupby(
+            rows, key=lambda row: (row["recorded_at"], row["run_id"], row["through_batch"], row["version"])
+        )
+    ]
+
+
+def record(lake_uri: str, audit: Audit) -> None:
+    """Appends an audit to `system/audits`."""
+    about = {
+        "run_id": audit.run_id,
+        "stream": audit.stream,
+        "through_batch": audit.through_batch,
+        "version": audit.version,
+        "recorded_at": audit.recorded_at,
+    }
+    tables.append_rows(lake_uri, "audits", [about | _row(partition) for partition in audit.partitions])
+
+
+def proved(earlier: Iterable[Audit]) -> dict[Place, list[Finding]]:
+    """The gaps that audits have explained, in order: what is proved once stays proved, also when Kafka has dropped the
+    offsets since."""
+    found: dict[Place, set[Finding]] = {}
+    for audit in earlier:
+        for partition in audit.partitions:
+            found.setdefault(partition.place, set()).update(f for f in partition.findings if f.reason in PROOFS)
+    return {place: sorted(findings) for place, findings in found.items()}
+
+
+def _row(partition: Conserved) -> dict[str, Any]:
+    return vars(partition) | {
+        "gaps": list(partition.gaps.items()),
+        "findings": [finding._asdict() for finding in partition.findings],
+        "residual": partition.residual,
+    }
+
+
+def _conserved(row: dict[str, Any]) -> Conserved:
+    given = {name: row[name] for name in Conserved.__dataclass_fields__}
+    findings = tuple(Finding(**finding) for finding in row["findings"])
+    return Conserved(**given | {"gaps": dict(row["gaps"]), "findings": findings})
