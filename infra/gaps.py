@@ -137,8 +137,5 @@ class Gaps(Generic[Note]):
 
 def _outside(low: int, high: int) -> list[Finding]:
     """The offsets that a broker does not hold, which has those from `low` to before `high`."""
-    return [
-        finding
-        for finding in (Finding(0, low - 1, "expired"), Finding(high, 2**63 - 1, "expired"))
-        if finding.range.size > 0
-    ]
+    below, above = Finding(0, low - 1, "expired"), Finding(high, 2**63 - 1, "expired")
+    return [below, above] if low else [above]

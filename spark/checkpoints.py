@@ -87,11 +87,7 @@ def _offsets(uri: str) -> Offsets:
     system, path = fs.FileSystem.from_uri(local_path(uri))
     with system.open_input_stream(path) as file:
         topics = json.loads(file.read().splitlines()[-1])
-    return {
-        (topic, int(partition)): offset
-        for topic, partitions in topics.items()
-        for partition, offset in partitions.items()
-    }
+    return {(topic, int(number)): offset for topic, found in topics.items() for number, offset in found.items()}
 
 
 def _numbers(uri: str, pattern: str) -> list[int]:

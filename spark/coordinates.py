@@ -38,9 +38,8 @@ class Coordinates:
         self._connection.execute("load delta")
         self._connection.execute(f"set memory_limit = '{MEMORY}'")
         self._connection.execute("set temp_directory = $spill", {"spill": spill})
-        self._connection.execute(
-            f"create view bronze as from delta_scan('{self._path.replace(chr(39), chr(39) * 2)}', version = {self.version})"
-        )
+        quoted = self._path.replace("'", "''")
+        self._connection.execute(f"create view bronze as from delta_scan('{quoted}', version = {self.version})")
 
     def __enter__(self) -> Coordinates:
         return self
@@ -73,8 +72,7 @@ class Coordinates:
             {"after_batch": after_batch},
         )
         while rows := found.fetchmany(10_000):
-            for row in rows:
-                yield Break(*row)
+            yield from (Break(topic, partition, offset, before) for topic, partition, offset, before in rows)
 
     def rows(self, after_batch: int) -> int:
         """The number of rows of batches after `after_batch`."""
