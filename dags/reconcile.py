@@ -1,27 +1,35 @@
 """# reconcile
 
-Recomputes, per stream, the hours that are closed and that new records have touched, exactly and from the raw events;
-compares them with what the speed layer served; audits the result; and publishes it, which moves `final_through`.
+Proves, per stream, that nothing is lost: each offset of `<stream>` and `<stream>.retry` up to the newest complete batch
+is exactly one row of bronze (task `audit`). Then recomputes the hours that are closed and that new records have touched,
+exactly and from the raw events; compares them with what the speed layer served; audits the result; and publishes it,
+which moves `final_through` (task `reconcile`).
 
 **When.** Hourly. A stream's hours close by its own event time (its newest event less its allowed lateness), so a
 replay of 2013 and a live stream are both right. One Spark application works on the streams in turn; a stream is left
 out while none of its batches is complete, and when nothing was ingested since it last published. If none is left, the
 task is skipped.
 
-**Result.** The task returns, by stream, what was published: `final_through`, hours, rows, and how many differences the
-ledger explains by which cause (tab *XCom*, and the end of its log).
+**Result.** `audit` returns, by stream, the offsets that it accounts for, the gaps by their reason and the residual; the
+view `audits` has them by partition, with the offsets. `reconcile` returns what was published: `final_through`, hours,
+rows, and how many differences the ledger explains by which cause (tab *XCom*, and the end of its log).
 
 **When it fails.** The log and the result say for which streams. Nothing was published of those, and their served
 numbers are as they were; the next run tries the same hours again together with the newer ones. The other streams are
-published.
+published. A stream that the audit found a residual in is withheld: numbers that lack records must not become final.
 
 | message | do |
 |---|---|
+| offsets `missing` | rows of bronze are lost and Kafka has them: trigger a run with `{"repair": true}` |
+| offsets `expired` | lost for good: restore bronze, or go on without them by a run with `{"accept": true}` |
+| offsets `doubled` | rows are there twice: delete one of each, with the streaming driver stopped |
+| *is not audited in this run* | the task `audit` says why |
 | an expectation on staged rows failed | the new numbers are wrong: see the Data Docs and `staged/<stream>/…` |
 | `unexplained` differences | speed and batch disagree without a cause: a defect; query the view `ledger` |
 | anything else | the end of the task's log holds Spark's own error |
 
-One retry is made: a run can be repeated, and streams that were published are left out of it.
+One retry is made: a run can be repeated, and streams that were published are left out of it. With `{"force": true}` a
+residual and the lack of news keep no stream from its turn.
 """
 
 from __future__ import annotations
@@ -29,8 +37,8 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-from airflow.sdk import DAG
-from wiring import DEFAULTS, SparkJob, at, failed_suites
+from airflow.sdk import DAG, TriggerRule, task
+from wiring import DEFAULTS, SparkJob, at, duty, failed_suites, nothing_settled, streams
 
 
 def published(served: Any, job: dict[str, Any]) -> dict[str, Any]:
@@ -74,9 +82,25 @@ def nothing_new(stream: str) -> str | None:
     return None
 
 
+def residual(stream: str, run_id: str) -> str | None:
+    """Why the stream's numbers must not be published: the run's audit found a residual, or there is none."""
+    from infra.conserved import NotConserved, require_conserved
+    from infra.settings import settings
+    from spark.audits import audits
+
+    own = [audit for audit in audits(settings().lake_uri, stream) if audit.run_id == run_id]
+    if not own:
+        return f"{stream} is not audited in this run"
+    try:
+        require_conserved(own[-1])
+    except NotConserved as error:
+        return str(error)
+    return None
+
+
 with DAG(
     "reconcile",
-    description="Recomputes closed hours exactly, audits them and publishes them",
+    description="Proves that nothing is lost, recomputes closed hours exactly, audits them and publishes them",
     doc_md=__doc__,
     schedule=at("0 * * * *"),
     catchup=False,
@@ -85,4 +109,48 @@ with DAG(
     default_args=DEFAULTS | {"retries": 1, "execution_timeout": timedelta(hours=2)},
     tags=["millrace", "batch"],
 ):
-    SparkJob(job="reconcile", report=published, unneeded=nothing_new)
+
+    @task
+    @duty
+    def audit(run_id: str, conf: dict[str, bool], ti: Any) -> dict[str, Any]:
+        """Returns, by stream, how its offsets are accounted for, also when it fails."""
+        import logging
+
+        from infra import conserved
+        from infra.settings import settings
+        from schemas.catalog import load
+        from schemas.errors import MillraceError
+        from spark import audits
+
+        log, config = logging.getLogger("airflow.task"), settings()
+        found: dict[str, Any] = {}
+        failures: list[MillraceError] = []
+        for stream in streams():
+            try:
+                if reason := nothing_settled(stream):
+                    log.info("%s is left out: %s", stream, reason)
+                    continue
+                contract = load(config.contracts / stream)
+                account = conserved.audit(config, contract, run_id, accept=bool(conf.get("accept")))
+                if conf.get("repair") and conserved.send_missing(config, contract, account):
+                    account = conserved.audit(config, contract, run_id, accept=bool(conf.get("accept")))
+                audits.record(config.lake_uri, account)
+                found[stream] = {"offsets": account.offsets, "gaps": account.gaps, "residual": account.residual}
+                log.info("%s: %s", stream, found[stream])
+                conserved.require_conserved(account)
+            except MillraceError as error:  # the other streams have their turn
+                log.error("%s", error)
+                failures.append(error)
+        if failures:
+            ti.xcom_push("return_value", found)
+            raise next((error for error in failures if isinstance(error, TransientError)), ...)
+        return found
+
+    reconcile = SparkJob(
+        job="reconcile",
+        report=published,
+        unneeded=nothing_new,
+        withheld=residual,
+        trigger_rule=TriggerRule.ALL_DONE,  # it goes on with the streams that are conserved
+    )
+    audit("{{ run_id }}", "{{ dag_run.conf }}") >> reconcile  # type: ignore[arg-type]

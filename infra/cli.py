@@ -7,6 +7,7 @@ import sys
 
 import typer
 
+from infra.commands.audit import audit
 from infra.commands.bench import bench
 from infra.commands.check import check
 from infra.commands.demo import demo
@@ -46,7 +47,7 @@ app = typer.Typer(
 
 for panel, commands in {
     "Run it": (demo, up, down),
-    "Look at it": (status, query, logs, doctor),
+    "Look at it": (status, query, audit, logs, doctor),
     "Streams": (produce, check),
 }.items():
     for command in commands:

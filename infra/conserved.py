@@ -45,8 +45,8 @@ class NotConserved(TerminalError):
 def audit(
     settings: Settings, contract: Contract, run_id: str, now: datetime | None = None, *, accept: bool = False
 ) -> Audit:
-    """Audits the stream and returns the account, which is recorded nowhere yet. With `accept` what is lost for good
-    or for now is taken as explained by that.
+    """Audits the stream and returns the account, which is recorded nowhere yet. With `accept` what neither bronze nor
+    Kafka holds any more is taken as explained by that, from this audit on.
 
     Raises `checkpoints.NothingSettled`, and `TransientError` while Kafka does not answer.
     """
@@ -202,7 +202,7 @@ def _less_repaired(
 
 
 def _accepted(finding: Finding) -> Finding:
-    return finding._replace(reason="accepted") if finding.reason in ("missing", "expired") else finding
+    return finding._replace(reason="accepted") if finding.reason == "expired" else finding
 
 
 def _complaint(partition: Conserved) -> str:

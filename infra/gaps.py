@@ -36,6 +36,7 @@ class Gaps(Generic[Note]):
 
     def __init__(self, settings: Settings, stream: str, note: Callable[[Message], Note]) -> None:
         self._client: dict[str, Any] = settings.kafka_client("audit")
+        self._admin = AdminClient(self._client)
         self._note = note
         self._consumers = {level: self._consumer(level, stream) for level in ("read_uncommitted", "read_committed")}
 
@@ -131,7 +132,7 @@ class Gaps(Generic[Note]):
 
     def _is_compacted(self, topic: str) -> bool:
         resource = ConfigResource(ResourceType.TOPIC, topic)
-        [answer] = AdminClient(self._client).describe_configs([resource], request_timeout=SECONDS).values()
+        [answer] = self._admin.describe_configs([resource], request_timeout=SECONDS).values()
         return "compact" in answer.result()["cleanup.policy"].value
 
 

@@ -1,0 +1,405 @@
+"""The conservation audit against a real broker and a real lake: what it proves, what it finds, and what repair sends.
+
+What must come out is known from what the test itself sent, deleted and doubled. Bronze and the checkpoint's logs are
+written here record by record, so that the tests can lose what they like; `test_ingest` audits the driver's own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pytest
+from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
+from deltalake import DeltaTable, write_deltalake
+from pyspark.sql.pandas.types import to_arrow_schema
+
+from infra.conserved import NotConserved, audit, require_conserved
+from infra.offsets import broker_offsets
+from infra.provisioning import provision_topics
+from infra.settings import PROJECT, Settings
+from producers.repair import repair
+from schemas.catalog import load
+from schemas.model import Contract
+from spark import audits, checkpoints, tables
+from spark.audits import Audit
+from spark.conservation import Conserved, Finding, Range
+from spark.coordinates import Coordinates
+
+STAMP = 1_767_225_600_123
+"""Kafka's time of every record here, in milliseconds."""
+
+
+class Stream:
+    """A stream of one partition, with topics of its own: `send`, `ingest`, and what a test does to bronze."""
+
+    def __init__(self, stack: Settings, contract: Contract, home: Path) -> None:
+        self.settings = stack.model_copy(
+            update={
+                "lake": f"file:{home}/lake", "checkpoints": f"file:{home}/checkpoints",
+                "contracts": contract.folder.parent,
+            }
+        )  # fmt: skip
+        self.contract, self.name = contract, contract.stream
+        self.path = tables.local_path(tables.bronze(self.settings.lake_uri, self.name))
+        self._folder = home / "checkpoints" / self.name / "g1"
+        self._ends = {(topic, 0): 0 for topic in contract.ingest_topics}
+        self._batches, self._runs = count(), count(1)
+        self._write("sources/0/0", "\0v1\n" + self._offsets())
+        tables.create(self.settings.lake_uri, contract)
+
+    # -- what arrives ------------------------------------------------------------------------------------------------
+
+    def send(self, number: int = 1, topic: str | None = None, headers: Sequence[tuple[str, bytes]] = ()) -> list[int]:
+        """Sends records outside of transactions and returns their offsets."""
+        producer = Producer(self.settings.kafka_client("producer") | {"enable.idempotence": True})
+        return self._produce(producer, number, topic or self.name, headers)
+
+    def transaction(self, number: int, *, commit: bool) -> list[int]:
+        """Sends records to the stream's topic in a transaction."""
+        producer = Producer(self.settings.kafka_client("producer") | {"transactional.id": f"producer.{self.name}"})
+        producer.init_transactions(30)
+        producer.begin_transaction()
+        offsets = self._produce(producer, number, self.name, ())
+        producer.commit_transaction(30) if commit else producer.abort_transaction(30)
+        return offsets
+
+    def _produce(
+        self, producer: Producer, number: int, topic: str, headers: Sequence[tuple[str, bytes]]
+    ) -> list[int]:
+        offsets: list[int] = []
+
+        def arrived(error: KafkaError | None, message: Message) -> None:
+            assert error is None
+            offsets.append(message.offset() or 0)
+
+        for n in range(number):
+            value, key = uuid.uuid4().bytes, b"\xff" if n % 2 else None
+            producer.produce(
+                topic, value, key, 0, timestamp=STAMP, headers=[("trace", b"\0\xff"), *headers], on_delivery=arrived
+            )
+        assert producer.flush(30) == 0
+        return offsets
+
+    def records(self, topic: str, start: int = 0) -> dict[int, Message]:
+        """Every committed record of the topic, by offset, as a plain consumer reads it."""
+        consumer = Consumer(
+            self.settings.kafka_client("admin")
+            | {"group.id": "reader", "isolation.level": "read_committed", "enable.partition.eof": True}
+        )
+        consumer.assign([TopicPartition(topic, 0, start)])
+        found: dict[int, Message] = {}
+        while True:
+            message = consumer.poll(20)
+            assert message is not None, f"{topic} is silent"
+            if message.error() is not None:
+                assert message.error().code() == KafkaError._PARTITION_EOF
+                consumer.close()
+                return found
+            found[message.offset() or 0] = message
+
+    # -- what the driver does ----------------------------------------------------------------------------------------
+
+    def ingest(self, *, losing: Sequence[int] = ()) -> None:
+        """A micro-batch: what Kafka has since the last one becomes rows of bronze; the offsets of the stream's topic
+        in `losing` do not."""
+        batch_id = next(self._batches)
+        broker = broker_offsets(self.settings, self.contract.ingest_topics)
+        rows = [
+            (topic, offset, message)
+            for (topic, _), start in self._ends.items()
+            if start < broker[topic, 0]
+            for offset, message in self.records(topic, start).items()
+            if not (topic == self.name and offset in losing)
+        ]
+        self._ends = broker
+        self._write(f"offsets/{batch_id}", "v1\n{}\n" + self._offsets())
+        self.append([self._row(topic, offset, message, batch_id) for topic, offset, message in rows])
+        self._write(f"commits/{batch_id}", "v1\n{}")
+
+    def append(self, rows: list[dict[str, Any]]) -> None:
+        schema = tables.bronze_schema(self.contract)
+        whole = [dict.fromkeys(schema.names) | row for row in rows]
+        write_deltalake(
+            self.path, pyarrow.Table.from_pylist(whole, to_arrow_schema(schema, timezone="UTC")), mode="append"
+        )
+
+    def rows(self, *offsets: int) -> list[dict[str, Any]]:
+        """Rows of bronze of the stream's topic."""
+        columns = ["topic", "partition", "offset", "batch", "attempt", "accepted"]
+        rows = DeltaTable(self.path).to_pyarrow_table(columns=columns).to_pylist()
+        return [row for row in rows if row["topic"] == self.name and row["offset"] in offsets]
+
+    def delete(self, *offsets: int, topic: str | None = None) -> None:
+        chosen = ", ".join(map(str, offsets))
+        DeltaTable(self.path).delete(f'topic = \'{topic or self.name}\' and "offset" in ({chosen})')
+
+    def _row(self, topic: str, offset: int, message: Message, batch_id: int) -> dict[str, Any]:
+        headers = dict(message.headers() or []) if topic == self.contract.retry_topic else {}
+        original = headers.get("dl-id")
+        return {
+            "topic": topic, "partition": 0, "offset": offset, "batch": checkpoints.batch_number(1, batch_id),
+            "original": original and original.decode(), "attempt": int(headers.get("dl-attempt", b"0")),
+            "kafka_timestamp": datetime.fromtimestamp(STAMP / 1000, UTC), "accepted": False,
+        }  # fmt: skip
+
+    def _offsets(self) -> str:
+        return json.dumps({topic: {str(partition): end} for (topic, partition), end in self._ends.items()})
+
+    def _write(self, name: str, text: str) -> None:
+        path = self._folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+    # -- what is audited ---------------------------------------------------------------------------------------------
+
+    def audit(self, **options: Any) -> Audit:
+        """An audit that is recorded, as those of the DAG are."""
+        found = audit(self.settings, self.contract, f"run-{next(self._runs)}", **options)
+        audits.record(self.settings.lake_uri, found)
+        assert audits.audits(self.settings.lake_uri, self.name)[-1] == found
+        for one in found.partitions:
+            offsets = one.to_offset - one.from_offset
+            assert offsets == one.rows - one.doubled + sum(one.gaps.values()) + one.missing, one
+        return found
+
+    def main(self, found: Audit) -> Conserved:
+        """The account of the stream's own topic."""
+        return next(partition for partition in found.partitions if partition.topic == self.name)
+
+    def retry(self, found: Audit) -> Conserved:
+        return next(partition for partition in found.partitions if partition.topic == self.contract.retry_topic)
+
+
+@pytest.fixture
+def stream(stack: Settings, tmp_path: Path) -> Iterator[Stream]:
+    name = f"audited_{uuid.uuid4().hex[:8]}"
+    folder = tmp_path / "contracts" / name
+    folder.mkdir(parents=True)
+    yaml = (PROJECT / "schemas" / "weather" / "stream.yaml").read_text()
+    (folder / "stream.yaml").write_text(
+        yaml.replace("stream: weather", f"stream: {name}")
+        .replace("partitions: 3", "partitions: 1")
+        .replace("retention: 30d", "retention: 36500d")
+    )
+    (folder / "v1.avsc").write_text((PROJECT / "schemas" / "weather" / "v1.avsc").read_text())
+    contract = load(folder)
+    admin = AdminClient(stack.kafka_client("admin"))
+    provision_topics(admin, contract)
+    yield Stream(stack, contract, tmp_path)
+    for future in admin.delete_topics(list(contract.topics)).values():
+        future.result()
+
+
+def findings(*offsets: int, reason: str) -> set[Finding]:
+    return {Finding(offset, offset, reason) for offset in offsets}  # type: ignore[arg-type]
+
+
+def test_transactions_leave_gaps_that_are_proved(stream: Stream) -> None:
+    stream.send(20)
+    stream.transaction(5, commit=True)
+    aborted = stream.transaction(7, commit=False)
+    stream.send(3)
+    stream.transaction(2, commit=True)
+    stream.ingest()
+    stream.send(4)  # after the pinned end: for the next audit
+
+    found = stream.audit()
+    mine = stream.main(found)
+    assert found.residual == 0
+    assert (mine.rows, mine.gaps, mine.not_ingested) == (20 + 5 + 3 + 2, {"marker": 3, "aborted": 7}, 4)
+    assert (mine.from_offset, mine.to_offset) == (0, 20 + 6 + 8 + 3 + 3)
+    assert Finding(aborted[0], aborted[-1], "aborted") in mine.findings
+    assert Finding(aborted[-1] + 1, aborted[-1] + 1, "marker") in mine.findings
+    require_conserved(found)
+
+
+def test_what_is_proved_is_not_counted_again(stream: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    breaks = Coordinates.breaks
+
+    def watched(self: Coordinates, ends: Any, after_batch: int) -> Any:
+        read.append(after_batch)
+        return breaks(self, ends, after_batch)
+
+    monkeypatch.setattr(Coordinates, "breaks", watched)
+    stream.transaction(5, commit=True)
+    stream.ingest()
+    first = stream.audit()
+    stream.transaction(6, commit=True)
+    stream.ingest()
+    DeltaTable(stream.path).optimize.compact()
+    second = stream.audit()
+    assert read == [-1, first.through_batch]
+    assert stream.main(second).gaps == {"marker": 2}
+    assert stream.main(second).findings == (Finding(12, 12, "marker"),)
+    assert (stream.main(second).from_offset, stream.main(second).rows, second.residual) == (0, 11, 0)
+
+
+@pytest.mark.parametrize("audited_before", [False, True], ids=["never-audited", "audited-before"])
+def test_rows_deleted_from_bronze_are_the_residual(stream: Stream, audited_before: bool) -> None:
+    stream.send(30)
+    stream.ingest()
+    stream.transaction(5, commit=True)
+    stream.ingest()
+    if audited_before:
+        assert stream.audit().residual == 0
+    stream.delete(0, 7, 8, 9, 34)
+    stream.send(3)
+    stream.ingest()
+
+    found = stream.audit()
+    mine = stream.main(found)
+    assert (found.residual, mine.missing, mine.doubled, mine.gaps) == (5, 5, 0, {"marker": 1})
+    lost = {finding for finding in mine.findings if finding.reason == "missing"}
+    assert lost == {Finding(0, 0, "missing"), Finding(7, 9, "missing"), Finding(34, 34, "missing")}
+    with pytest.raises(NotConserved, match=rf"{stream.name}/0: 5 missing \(0, 7-9, 34\).*--repair"):
+        require_conserved(found)
+
+
+def test_a_commit_that_never_arrived_is_the_residual(stream: Stream) -> None:
+    stream.send(10)
+    stream.ingest()
+    assert stream.audit().residual == 0
+    lost = stream.send(10)
+    stream.ingest(losing=lost)
+    stream.send(10)
+    stream.ingest()
+    found = stream.audit()
+    assert stream.main(found).findings == (Finding(lost[0], lost[-1], "missing"),)
+    assert found.residual == 10
+
+
+@pytest.mark.parametrize("audited_before", [False, True], ids=["never-audited", "audited-before"])
+def test_doubled_rows_are_found_also_where_the_count_fits(stream: Stream, audited_before: bool) -> None:
+    stream.send(20)
+    stream.ingest()
+    if audited_before:
+        assert stream.audit().residual == 0
+    stream.append(stream.rows(3, 4, 11))  # into their old batch
+    found = stream.audit()
+    mine = stream.main(found)
+    assert (mine.rows, mine.doubled, mine.missing, found.residual) == (23, 3, 0, 3)
+    assert mine.findings == (Finding(3, 4, "doubled"), Finding(11, 11, "doubled"))
+    stream.delete(0, 1, 19)
+    mine = stream.main(stream.audit())
+    assert (mine.rows, mine.doubled, mine.missing, mine.residual) == (20, 3, 3, 6)
+    assert set(mine.findings) == {
+        Finding(0, 1, "missing"), Finding(3, 4, "doubled"), Finding(11, 11, "doubled"), Finding(19, 19, "missing"),
+    }  # fmt: skip
+
+
+def test_a_doubled_row_of_a_newer_batch_is_found(stream: Stream) -> None:
+    stream.send(5)
+    stream.ingest()
+    assert stream.audit().residual == 0
+    stream.send(5)
+    stream.ingest()
+    newer = checkpoints.settled_batch(stream.contract, stream.settings)
+    stream.append([row | {"batch": newer} for row in stream.rows(2)])
+    assert stream.main(stream.audit()).findings == (Finding(2, 2, "doubled"),)
+
+
+def test_proofs_outlive_the_records_and_a_loss_can_be_accepted(stream: Stream) -> None:
+    stream.transaction(9, commit=True)
+    stream.transaction(4, commit=False)
+    stream.send(20)
+    stream.ingest()
+    assert stream.audit().residual == 0
+    stream.delete(2, 30)
+    admin = AdminClient(stream.settings.kafka_client("admin"))
+    for future in admin.delete_records([TopicPartition(stream.name, 0, 25)]).values():
+        future.result()
+
+    found = stream.audit()
+    mine = stream.main(found)
+    assert mine.gaps == {"marker": 2, "aborted": 4}, "proved while Kafka had them"
+    assert set(mine.findings) == findings(2, reason="expired") | findings(30, reason="missing")
+    with pytest.raises(NotConserved, match="1 missing .* 1 expired .*accept"):
+        require_conserved(found)
+
+    mine = stream.main(stream.audit(accept=True))
+    assert (mine.residual, mine.gaps["accepted"]) == (1, 1), "what Kafka still has can be repaired"
+    assert set(mine.findings) == findings(2, reason="accepted") | findings(30, reason="missing")
+    mine = stream.main(stream.audit())
+    assert (mine.residual, mine.gaps["accepted"], set(mine.findings)) == (1, 1, findings(30, reason="missing"))
+
+
+def test_repair_sends_exactly_what_is_missing_and_as_it_was(stream: Stream) -> None:
+    retry = stream.contract.retry_topic
+    sent = stream.send(10)
+    letter = [("dl-id", f"{stream.name}/0/{sent[4]}".encode()), ("dl-attempt", b"2"), ("dl-reason", b"why")]
+    [replayed] = stream.send(1, topic=retry, headers=letter)
+    stream.transaction(3, commit=False)
+    stream.ingest()
+    before = {topic: stream.records(topic) for topic in (stream.name, retry)}
+    stream.delete(1, 2, 6)
+    stream.delete(replayed, topic=retry)
+    found = stream.audit()
+    assert (stream.main(found).missing, stream.retry(found).missing) == (3, 1)
+
+    assert repaired(stream, found) == 4
+    assert repaired(stream, found) == 0, "on the retry topic and not ingested yet"
+    copies = list(stream.records(retry).values())[1:]
+    originals = [before[stream.name][offset] for offset in (1, 2, 6)] + [before[retry][replayed]]
+    assert len(copies) == 4
+    assert [(m.key(), m.value(), m.timestamp()) for m in copies] == [
+        (m.key(), m.value(), m.timestamp()) for m in originals
+    ]
+    for copy, offset in zip(copies, (1, 2, 6), strict=False):
+        place = f"{stream.name}/0/{offset}".encode()
+        assert copy.headers() == [("trace", b"\0\xff"), ("dl-id", place), ("dl-attempt", b"0")]
+    assert copies[3].headers() == originals[3].headers()
+
+    stream.ingest()
+    found = stream.audit()
+    assert found.residual == 0
+    assert (stream.main(found).gaps["repaired"], stream.retry(found).gaps["repaired"]) == (3, 1)
+    assert repaired(stream, found) == 0
+    stream.send(1)
+    stream.ingest()
+    assert stream.audit().residual == 0
+
+
+def repaired(stream: Stream, found: Audit) -> int:
+    missing = {
+        one.place: [Range(first, last) for first, last, reason in one.findings if reason == "missing"]
+        for one in found.partitions
+    }
+    ingested = {one.place: one.to_offset for one in found.partitions}
+    return repair(stream.contract, stream.settings, missing, ingested)
+
+
+def test_the_command_reports_and_fails_with_a_residual(stream: Stream) -> None:
+    stream.send(12)
+    stream.ingest()
+
+    def millrace(*arguments: str) -> tuple[int, dict[str, Any], str]:
+        environment = os.environ | {
+            "MILLRACE_LAKE": stream.settings.lake, "MILLRACE_CHECKPOINTS": stream.settings.checkpoints,
+            "MILLRACE_CONTRACTS": str(stream.settings.contracts),
+        }  # fmt: skip
+        command = [Path(sys.executable).with_name("millrace"), "audit", *arguments, "--json"]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        return done.returncode, json.loads(done.stdout.splitlines()[-1]), done.stderr
+
+    code, document, _ = millrace()
+    assert (code, document["residual"]) == (0, 0)
+    stream.delete(5, 6)
+    code, document, error = millrace(stream.name)
+    assert (code, document["residual"]) == (1, 2)
+    [main] = [one for one in document["streams"][stream.name]["partitions"] if one["topic"] == stream.name]
+    assert (main["from_offset"], main["to_offset"], main["rows"], main["missing"]) == (0, 12, 10, 2)
+    assert main["findings"] == [{"first": 5, "last": 6, "reason": "missing"}]
+    assert "2 of 12 offsets are not exactly one row of bronze" in error
+    assert audits.audits(stream.settings.lake_uri, stream.name) == [], "the DAG alone writes the log"
