@@ -1,9 +1,9 @@
 """# reconcile
 
-Proves, per stream, that nothing is lost: each offset of `<stream>` and `<stream>.retry` up to the newest complete batch
-is exactly one row of bronze (task `audit`). Then recomputes the hours that are closed and that new records have touched,
-exactly and from the raw events; compares them with what the speed layer served; audits the result; and publishes it,
-which moves `final_through` (task `reconcile`).
+Proves, per stream, that nothing is lost (task `audit`): each offset of `<stream>` and `<stream>.retry` up to the newest
+complete batch is exactly one row of bronze. Then recomputes the hours that are closed and that new records have
+touched, exactly and from the raw events; compares them with what the speed layer served; audits the result; and
+publishes it, which moves `final_through` (task `reconcile`).
 
 **When.** Hourly. A stream's hours close by its own event time (its newest event less its allowed lateness), so a
 replay of 2013 and a live stream are both right. One Spark application works on the streams in turn; a stream is left
@@ -108,21 +108,21 @@ with DAG(
     dagrun_timeout=timedelta(hours=6),
     default_args=DEFAULTS | {"retries": 1, "execution_timeout": timedelta(hours=2)},
     tags=["millrace", "batch"],
-):
+) as dag:
 
     @task
     @duty
-    def audit(run_id: str, conf: dict[str, bool], ti: Any) -> dict[str, Any]:
+    def audit(run_id: Any = None, dag_run: Any = None, ti: Any = None) -> dict[str, Any]:
         """Returns, by stream, how its offsets are accounted for, also when it fails."""
         import logging
 
         from infra import conserved
         from infra.settings import settings
         from schemas.catalog import load
-        from schemas.errors import MillraceError
+        from schemas.errors import MillraceError, TerminalError, TransientError
         from spark import audits
 
-        log, config = logging.getLogger("airflow.task"), settings()
+        log, config, asked = logging.getLogger("airflow.task"), settings(), dag_run.conf or {}
         found: dict[str, Any] = {}
         failures: list[MillraceError] = []
         for stream in streams():
@@ -131,9 +131,9 @@ with DAG(
                     log.info("%s is left out: %s", stream, reason)
                     continue
                 contract = load(config.contracts / stream)
-                account = conserved.audit(config, contract, run_id, accept=bool(conf.get("accept")))
-                if conf.get("repair") and conserved.send_missing(config, contract, account):
-                    account = conserved.audit(config, contract, run_id, accept=bool(conf.get("accept")))
+                account = conserved.audit(config, contract, run_id, accept=bool(asked.get("accept")))
+                if asked.get("repair") and conserved.send_missing(config, contract, account):
+                    account = conserved.audit(config, contract, run_id, accept=bool(asked.get("accept")))
                 audits.record(config.lake_uri, account)
                 found[stream] = {"offsets": account.offsets, "gaps": account.gaps, "residual": account.residual}
                 log.info("%s: %s", stream, found[stream])
@@ -143,14 +143,14 @@ with DAG(
                 failures.append(error)
         if failures:
             ti.xcom_push("return_value", found)
-            raise next((error for error in failures if isinstance(error, TransientError)), ...)
+            again = any(isinstance(error, TransientError) for error in failures)
+            raise (TransientError if again else TerminalError)("; ".join(map(str, failures)))
         return found
 
-    reconcile = SparkJob(
+    audit() >> SparkJob(
         job="reconcile",
         report=published,
         unneeded=nothing_new,
         withheld=residual,
-        trigger_rule=TriggerRule.ALL_DONE,  # it goes on with the streams that are conserved
+        trigger_rule=TriggerRule.ALL_DONE,  # what is conserved is published
     )
-    audit("{{ run_id }}", "{{ dag_run.conf }}") >> reconcile  # type: ignore[arg-type]

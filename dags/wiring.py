@@ -73,8 +73,9 @@ class SparkJob(SparkSubmitOperator):
     A stream is left out while none of its batches is complete and when `unneeded(stream)` gives a reason; the task is
     skipped, without starting Spark, when none is left. `report` says afterwards, from the tables, what the job did for
     a stream: that is logged and, by stream, the task's result, also when the job failed. If reports then have
-    `failures`, they are the reason that Airflow shows. With `{"force": true}` as the run's configuration `unneeded` is
-    not asked.
+    `failures`, they are the reason that Airflow shows. A stream for which `withheld(stream, run id)` gives a reason is
+    left out as well, and the task fails with the reason after the others had their turn. With `{"force": true}` as the
+    run's configuration neither is asked.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class SparkJob(SparkSubmitOperator):
         job: str,
         report: Report,
         unneeded: Callable[[str], str | None] = lambda stream: None,
+        withheld: Callable[[str, str], str | None] = lambda stream, run_id: None,
         **kwargs: Any,
     ) -> None:
         super().__init__(
@@ -96,18 +98,28 @@ class SparkJob(SparkSubmitOperator):
         )
         self.report = report
         self.unneeded = unneeded
+        self.withheld = withheld
 
     def execute(self, context: Context) -> dict[str, Any]:
+        forced = bool((context["dag_run"].conf or {}).get("force"))
+        withheld = {} if forced else self._withheld(context["run_id"])
+        left_out = {stream: reason for stream in streams() if (reason := self._reason_against(stream, forced))}
+        for stream, reason in (left_out | withheld).items():
+            self.log.info("%s is left out: %s", stream, reason)
+        chosen = [stream for stream in streams() if stream not in left_out | withheld]
+        if not chosen and not withheld:
+            raise AirflowSkipException("; ".join(f"{stream}: {reason}" for stream, reason in left_out.items()))
+        result = self._done(context, chosen) if chosen else {}
+        if withheld:
+            context["ti"].xcom_push("return_value", result)
+            raise AirflowFailException("; ".join(withheld.values()))
+        return result
+
+    def _done(self, context: Context, chosen: list[str]) -> dict[str, Any]:
+        """The reports of the job, which works on the `chosen` streams."""
         from infra.settings import settings
         from spark.session import submit_conf
 
-        forced = bool((context["dag_run"].conf or {}).get("force"))
-        left_out = {stream: reason for stream in streams() if (reason := self._reason_against(stream, forced))}
-        for stream, reason in left_out.items():
-            self.log.info("%s is left out: %s", stream, reason)
-        chosen = [stream for stream in streams() if stream not in left_out]
-        if not chosen:
-            raise AirflowSkipException("; ".join(f"{stream}: {reason}" for stream, reason in left_out.items()))
         self.application_args = [*(self.application_args or []), *(f"--stream={stream}" for stream in chosen)]
         self.conf = submit_conf(settings(), "batch")
         since = datetime.now(UTC)
@@ -122,12 +134,17 @@ class SparkJob(SparkSubmitOperator):
             raise
         return self._reports(chosen, since)
 
+    def _withheld(self, run_id: str) -> dict[str, str]:
+        """Why streams that have something to work on must not be worked on."""
+        ready = [stream for stream in streams() if nothing_settled(stream) is None]
+        return {stream: reason for stream in ready if (reason := self.withheld(stream, run_id))}
+
     def _reason_against(self, stream: str, forced: bool) -> str | None:
         """Why a stream is left out. What is wrong with one stream is left for the job to say, in that stream's turn."""
         from schemas.errors import MillraceError
 
         try:
-            return _nothing_settled(stream) or (None if forced else self.unneeded(stream))
+            return nothing_settled(stream) or (None if forced else self.unneeded(stream))
         except MillraceError as error:
             self.log.warning("%s: %s", stream, error)
             return None
@@ -163,7 +180,7 @@ def failed_suites(served: Any, job: dict[str, Any]) -> list[str]:
     ]
 
 
-def _nothing_settled(stream: str) -> str | None:
+def nothing_settled(stream: str) -> str | None:
     """Why there is nothing to work on: no batch is complete yet."""
     from infra.settings import settings
     from schemas.catalog import load

@@ -16,7 +16,9 @@ import logging
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 
+import duckdb
 from confluent_kafka import Message
+from deltalake.exceptions import DeltaError
 
 from infra.gaps import Gaps
 from infra.ingested import wait_until_ingested
@@ -42,41 +44,25 @@ class NotConserved(TerminalError):
     """Offsets on the broker are not exactly one row of bronze each."""
 
 
+class BronzeUnreadable(TerminalError):
+    """The table is damaged; the message says what cannot be read."""
+
+
 def audit(
     settings: Settings, contract: Contract, run_id: str, now: datetime | None = None, *, accept: bool = False
 ) -> Audit:
     """Audits the stream and returns the account, which is recorded nowhere yet. With `accept` what neither bronze nor
     Kafka holds any more is taken as explained by that, from this audit on.
 
-    Raises `checkpoints.NothingSettled`, and `TransientError` while Kafka does not answer.
+    Raises `checkpoints.NothingSettled`, `TransientError` while Kafka does not answer, and `BronzeUnreadable`.
     """
-    through = checkpoints.settled_batch(contract, settings)
-    if through is None:
-        raise checkpoints.NothingSettled(f"no batch of {contract.stream} is complete yet, so there is nothing to audit")
-    ends = checkpoints.settled_offsets(contract, settings, through)
-    broker = broker_offsets(settings, contract.ingest_topics)
-    earlier = audits.audits(settings.lake_uri, contract.stream)
-    known = audits.proved(earlier)
-    with Coordinates(settings.lake_uri, contract.stream) as bronze:
-        base = next((audit for audit in reversed(earlier) if not audit.residual), None)
-        before, held = _measured(bronze, ends, base)
-        promised = _promised(contract, settings, earlier, held)
-        starts = {place: before[place].to_offset if place in before else promised(place) for place in ends}
-        explained, unknown = {}, {}
-        for place in ends:
-            gaps = conservation.gaps(held.get(place), starts[place], ends[place])
-            explained[place], unknown[place] = conservation.split(gaps, known.get(place, []))
-        found = _found(settings, contract, bronze, unknown)
-    if accept:
-        found = {place: [_accepted(finding) for finding in findings] for place, findings in found.items()}
-    partitions = [
-        conservation.account(
-            place, starts[place], ends[place], broker.get(place, 0), held.get(place), explained[place], found[place],
-            before.get(place),
-        )
-        for place in sorted(ends)
-    ]  # fmt: skip
-    return Audit(run_id, contract.stream, through, bronze.version, now or datetime.now(UTC), tuple(partitions))
+    try:
+        return _audit(settings, contract, run_id, now or datetime.now(UTC), accept)
+    except (duckdb.Error, DeltaError) as error:
+        raise BronzeUnreadable(
+            f"bronze of {contract.stream} cannot be read: {error}; restore what is damaged, from a copy or by the "
+            "table's history"
+        ) from error
 
 
 def send_missing(
@@ -120,6 +106,36 @@ def require_conserved(found: Audit) -> None:
 
 
 # -- the steps of an audit -----------------------------------------------------------------------------------------
+
+
+def _audit(settings: Settings, contract: Contract, run_id: str, now: datetime, accept: bool) -> Audit:
+    through = checkpoints.settled_batch(contract, settings)
+    if through is None:
+        raise checkpoints.NothingSettled(f"no batch of {contract.stream} is complete yet, so there is nothing to audit")
+    ends = checkpoints.settled_offsets(contract, settings, through)
+    broker = broker_offsets(settings, contract.ingest_topics)
+    earlier = audits.audits(settings.lake_uri, contract.stream)
+    known = audits.proved(earlier)
+    with Coordinates(settings.lake_uri, contract.stream) as bronze:
+        base = next((audit for audit in reversed(earlier) if not audit.residual), None)
+        before, held = _measured(bronze, ends, base)
+        promised = _promised(contract, settings, earlier, held)
+        starts = {place: before[place].to_offset if place in before else promised(place) for place in ends}
+        explained, unknown = {}, {}
+        for place in ends:
+            gaps = conservation.gaps(held.get(place), starts[place], ends[place])
+            explained[place], unknown[place] = conservation.split(gaps, known.get(place, []))
+        found = _found(settings, contract, bronze, unknown)
+    if accept:
+        found = {place: [_accepted(finding) for finding in findings] for place, findings in found.items()}
+    partitions = [
+        conservation.account(
+            place, starts[place], ends[place], broker.get(place, 0), held.get(place), explained[place], found[place],
+            before.get(place),
+        )
+        for place in sorted(ends)
+    ]  # fmt: skip
+    return Audit(run_id, contract.stream, through, bronze.version, now, tuple(partitions))
 
 
 def _measured(

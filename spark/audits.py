@@ -3,6 +3,7 @@ without a JVM."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -39,6 +40,11 @@ class Audit:
     @property
     def offsets(self) -> int:
         return sum(partition.to_offset - partition.from_offset for partition in self.partitions)
+
+    @property
+    def gaps(self) -> dict[str, int]:
+        """The gaps of all partitions, by the reason that was proved."""
+        return dict(sum((Counter(partition.gaps) for partition in self.partitions), Counter[str]()))
 
 
 def audits(lake_uri: str, stream: str) -> list[Audit]:

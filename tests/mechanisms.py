@@ -45,6 +45,37 @@ MECHANISMS = (
         ("tests/integration/test_ingest.py::test_crashes_before_each_commit_neither_lose_nor_double_anything",),
     ),
     Mechanism(
+        "P1", "every offset without a row is accounted for", "spark/conservation.py",
+        "[Range(start, mine.first - 1), *mine.gaps, Range(mine.last + 1, end - 1)]", "[]",
+        ("tests/integration/test_audit.py::test_rows_deleted_from_bronze_are_the_residual",
+         "tests/integration/test_audit.py::test_transactions_leave_gaps_that_are_proved"),
+    ),
+    Mechanism(
+        "P1", "a gap is proved by reading it", "infra/gaps.py",
+        '[Finding(*range_, "missing") for range_ in ranges(notes)]', "[]",
+        ("tests/integration/test_audit.py::test_a_commit_that_never_arrived_is_the_residual",),
+    ),
+    Mechanism(
+        "P1", "an earlier proof stands while rows were only appended", "infra/conserved.py",
+        " and bronze.only_grew_since(base.version)", "",
+        ("tests/integration/test_audit.py::test_doubled_rows_are_found_also_where_the_count_fits",),
+    ),
+    Mechanism(
+        "P1", "an earlier proof stands while its rows are as many", "infra/conserved.py",
+        "bronze.all_rows() == base.rows + bronze.rows(base.through_batch)", "True",
+        ("tests/integration/test_audit.py::test_doubled_rows_are_found_also_where_the_count_fits",),
+    ),
+    Mechanism(
+        "P1", "a repair sends nothing that is on its way", "producers/repair.py",
+        "letter.identity not in waiting", "True",
+        ("tests/integration/test_audit.py::test_repair_sends_exactly_what_is_missing_and_as_it_was",),
+    ),
+    Mechanism(
+        "P1", "a residual withholds publication", "dags/reconcile.py",
+        "        withheld=residual,\n", "",
+        ("tests/unit/test_dag_reports.py::test_a_stream_with_a_residual_is_withheld_and_the_others_go_on",),
+    ),
+    Mechanism(
         "P2", "an event counts once in the batch layer", "spark/jobs/reconcile.py",
         'windows = exact(rows.where("distinct_event"),', "windows = exact(rows,",
         ("tests/integration/lake/test_reconcile.py::test_the_first_hours_are_exact_and_the_ledger_explains_repeats",),
@@ -81,9 +112,7 @@ MECHANISMS = (
     ),
     Mechanism(
         "P8", "what is replayed is read in the same transaction", "producers/transactions.py",
-        "                self._producer.send_offsets_to_transaction("
-        "[offset], self._consumer.consumer_group_metadata(), SECONDS)\n",
-        "",
+        "                    self._producer.send_offsets_to_transaction([offset], group, SECONDS)\n", "",
         ("tests/integration/test_replay.py::test_a_second_run_changes_nothing",),
     ),
     Mechanism(

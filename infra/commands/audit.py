@@ -85,9 +85,7 @@ def _show(found: Audit, console: Console) -> None:
         gaps = ", ".join(f"{count:,} {reason}" for reason, count in one.gaps.items()) or "0"
         numbers = (one.missing, one.doubled, one.not_ingested)
         bounds = (one.from_offset, one.to_offset, one.rows)
-        table.add_row(
-            f"{one.topic}/{one.partition}", *(f"{n:,}" for n in bounds), gaps, *(f"{n:,}" for n in numbers)
-        )
+        table.add_row(f"{one.topic}/{one.partition}", *(f"{n:,}" for n in bounds), gaps, *(f"{n:,}" for n in numbers))
     console.print(table)
 
 

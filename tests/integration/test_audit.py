@@ -24,7 +24,7 @@ from confluent_kafka.admin import AdminClient
 from deltalake import DeltaTable, write_deltalake
 from pyspark.sql.pandas.types import to_arrow_schema
 
-from infra.conserved import NotConserved, audit, require_conserved
+from infra.conserved import BronzeUnreadable, NotConserved, audit, require_conserved
 from infra.offsets import broker_offsets
 from infra.provisioning import provision_topics
 from infra.settings import PROJECT, Settings
@@ -74,9 +74,7 @@ class Stream:
         producer.commit_transaction(30) if commit else producer.abort_transaction(30)
         return offsets
 
-    def _produce(
-        self, producer: Producer, number: int, topic: str, headers: Sequence[tuple[str, bytes]]
-    ) -> list[int]:
+    def _produce(self, producer: Producer, number: int, topic: str, headers: Sequence[tuple[str, bytes]]) -> list[int]:
         offsets: list[int] = []
 
         def arrived(error: KafkaError | None, message: Message) -> None:
@@ -142,7 +140,7 @@ class Stream:
 
     def delete(self, *offsets: int, topic: str | None = None) -> None:
         chosen = ", ".join(map(str, offsets))
-        DeltaTable(self.path).delete(f'topic = \'{topic or self.name}\' and "offset" in ({chosen})')
+        DeltaTable(self.path).delete(f"topic = '{topic or self.name}' and \"offset\" in ({chosen})")
 
     def _row(self, topic: str, offset: int, message: Message, batch_id: int) -> dict[str, Any]:
         headers = dict(message.headers() or []) if topic == self.contract.retry_topic else {}
@@ -310,6 +308,15 @@ def test_a_doubled_row_of_a_newer_batch_is_found(stream: Stream) -> None:
     assert stream.main(stream.audit()).findings == (Finding(2, 2, "doubled"),)
 
 
+def test_a_file_of_bronze_that_is_gone_is_told(stream: Stream) -> None:
+    stream.send(5)
+    stream.ingest()
+    [file] = DeltaTable(stream.path).file_uris()
+    Path(file).unlink()
+    with pytest.raises(BronzeUnreadable, match=f"bronze of {stream.name} .*{Path(file).name}"):
+        stream.audit()
+
+
 def test_proofs_outlive_the_records_and_a_loss_can_be_accepted(stream: Stream) -> None:
     stream.transaction(9, commit=True)
     stream.transaction(4, commit=False)
@@ -325,7 +332,7 @@ def test_proofs_outlive_the_records_and_a_loss_can_be_accepted(stream: Stream) -
     mine = stream.main(found)
     assert mine.gaps == {"marker": 2, "aborted": 4}, "proved while Kafka had them"
     assert set(mine.findings) == findings(2, reason="expired") | findings(30, reason="missing")
-    with pytest.raises(NotConserved, match="1 missing .* 1 expired .*accept"):
+    with pytest.raises(NotConserved, match=r"1 missing .* 1 expired .*accept"):
         require_conserved(found)
 
     mine = stream.main(stream.audit(accept=True))

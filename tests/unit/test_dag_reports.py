@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import inspect
+import shutil
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import duckdb
@@ -143,6 +146,43 @@ def test_a_stream_is_left_out_without_a_batch_and_without_need_unless_forced(com
     assert job._reason_against("weather", forced=False) == "nothing is new"
     assert job._reason_against("weather", forced=True) is None
     assert job._reason_against("no_such_contract", forced=False) is None, "the job says what is wrong, in its turn"
+
+
+def audited(lake: str, run_id: str, stream: str, missing: int) -> None:
+    counts = {"from_offset": 0, "to_offset": 9, "rows": 9 - missing, "doubled": 0, "missing": missing}
+    lost = [{"first": 9 - missing, "last": 8, "reason": "missing"}] if missing else []
+    place = {"topic": stream, "partition": 0, "gaps": [], "not_ingested": 0, "through_batch": 1 << 40, "version": 1}
+    add(lake, "audits", run_id=run_id, stream=stream, findings=lost, recorded_at=NOW, **place, **counts)
+
+
+def test_a_stream_with_a_residual_is_withheld_and_the_others_go_on(
+    lake: str, commits: Path, dags: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (commits / "0").touch()
+    shutil.copytree(commits.parent.parent, commits.parents[2] / "flights")
+    residual = dags("reconcile").residual
+    assert residual("weather", "r") == "weather is not audited in this run"
+    audited(lake, "r", "weather", missing=2)
+    audited(lake, "r", "flights", missing=0)
+    audited(lake, "other", "weather", missing=0)
+    assert residual("flights", "r") is None
+    assert residual("weather", "other") is None
+    assert "2 of 9 offsets are not exactly one row of bronze: weather/0: 2 missing (7-8)" in residual("weather", "r")
+
+    from airflow.sdk.exceptions import AirflowFailException
+
+    job = dags("reconcile").dag.get_task("reconcile")
+    done: list[list[str]] = []
+    monkeypatch.setattr(type(job), "_done", lambda self, context, chosen: done.append(chosen) or {"flights": "done"})
+    pushed: dict[str, Any] = {}
+    told = SimpleNamespace(xcom_push=lambda key, value: pushed.update({key: value}))
+    context = {"run_id": "r", "dag_run": SimpleNamespace(conf={}), "ti": told}
+    execute = inspect.unwrap(type(job).execute)
+    with pytest.raises(AirflowFailException, match="weather: 2 of 9 offsets"):
+        execute(job, context)
+    assert (done, pushed) == ([["flights"]], {"return_value": {"flights": "done"}})
+    execute(job, context | {"dag_run": SimpleNamespace(conf={"force": True})})
+    assert done[1:] == [["flights", "weather"]]
 
 
 def test_suites_are_told_and_older_failures_are_not(lake: str, served: Any, dags: Any) -> None:

@@ -53,7 +53,7 @@ def described(dag):
             task.task_id: {
                 "owner": task.owner, "retries": task.retries, "timeout": seconds_of(task.execution_timeout),
                 "pool": task.pool, "type": type(task).__name__, "upstream": sorted(task.upstream_task_ids),
-                "application": getattr(task, "application", None),
+                "application": getattr(task, "application", None), "trigger_rule": task.trigger_rule,
             }
             for task in dag.tasks
         },
@@ -159,8 +159,16 @@ def test_a_new_stream_is_a_folder(tmp_path: Path) -> None:
     (tmp_path / "contracts" / "not_a_stream").mkdir()
     dags = parse(tmp_path, tmp_path / "contracts")["dags"]
     for dag_id in SCHEDULES.keys() - {"stream_supervisor"}:
-        by_stream = dag_id in ("provision", "replay_dead_letters")  # the batch jobs take every stream when they run
-        assert set(dags[dag_id]["tasks"]) == ({"orders", "payments"} if by_stream else {JOBS[dag_id]}), dag_id
+        by_stream = dag_id in ("provision", "replay_dead_letters")  # the others take every stream when they run
+        tasks = {"orders", "payments"} if by_stream else {JOBS[dag_id]} | ({"audit"} & set(dags[dag_id]["tasks"]))
+        assert set(dags[dag_id]["tasks"]) == tasks, dag_id
+
+
+def test_nothing_is_reconciled_that_was_not_audited_before(seen: dict[str, Any]) -> None:
+    tasks = seen["dags"]["reconcile"]["tasks"]
+    assert tasks["reconcile"]["upstream"] == ["audit"]
+    assert tasks["reconcile"]["trigger_rule"] == "all_done", "a residual of one stream does not hold up the others"
+    assert tasks["audit"]["retries"] == 1
 
 
 def test_the_supervisor_watches_what_it_drives(seen: dict[str, Any]) -> None:
