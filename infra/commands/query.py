@@ -23,7 +23,7 @@ def query(
     """Ask the served views with SQL. `show tables` lists them.
 
     Views: <aggregate>_1m, _5m and _1h (with `source` batch or speed and `final`), <stream>_events,
-    <stream>_dead_letters, ledger, publications, quality, replays. Times are UTC.
+    <stream>_dead_letters, ledger, publications, quality, replays, audits. Times are UTC.
     """
     import duckdb
 

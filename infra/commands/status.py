@@ -82,6 +82,10 @@ def _stream(name: str) -> dict[str, Any]:
             "sum(evaluated)::bigint as evaluated, sum(failed)::bigint as failed "
             f"from quality where stream = '{name}' group by 1 order by recorded_at desc limit 1"
         )
+        found["last_audit"] = one(
+            "select recorded_at, sum(to_offset - from_offset)::bigint as offsets, sum(residual)::bigint as residual "
+            f"from audits where stream = '{name}' group by recorded_at order by recorded_at desc limit 1"
+        )
         found["last_replay"] = one(
             "select recorded_at, read, retried, waiting, parked "
             f"from replays where stream = '{name}' order by recorded_at desc limit 1"
@@ -151,6 +155,12 @@ def show(document: dict[str, Any]) -> None:
         return f"{'passed' if last['success'] else 'FAILED'} ({last['evaluated'] - last['failed']}/{last['evaluated']})"
 
     row("last quality result", quality)
+
+    def audit(stream: dict[str, Any]) -> str:
+        last = stream["last_audit"]
+        return f"{last['offsets']:,} offsets, residual {last['residual']:,}" if last else "never audited"
+
+    row("conservation", audit)
 
     def replay(stream: dict[str, Any]) -> str:
         last = stream["last_replay"]

@@ -5,7 +5,7 @@ For each aggregate `<name>_1m`, `_5m` and `_1h`: columns window_start, window_en
 layer's, exact and final; later ones are the speed layer's partials, folded. For each stream `<stream>_events`
 (accepted records, with their place in Kafka; a repeated event is there as often as it came) and
 `<stream>_dead_letters` (rejected ones, with bytes and reason). And the platform's own: publications, ledger, quality,
-replays.
+replays, audits.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,13 @@ from deltalake import DeltaTable
 from pyspark.errors.exceptions.base import StreamingQueryException
 from pyspark.sql import DataFrame, SparkSession
 
+from infra.conserved import audit
 from infra.provisioning import provision_subject, provision_topics
 from infra.settings import Settings
 from producers.codec import registry
+from producers.repair import repair
 from schemas.model import Contract
-from spark import checkpoints, source, tables
+from spark import audits, checkpoints, source, tables
 from spark.ingest import Ingest
 from spark.letters import Letters
 from spark.session import session
@@ -178,12 +180,12 @@ def schema_id(stack: Settings, contract: Contract, version: int) -> int:
     return found
 
 
-def assert_conserved(pipeline: Pipeline) -> None:
+def assert_conserved(pipeline: Pipeline, lost: Collection[tuple[str, int, int]] = ()) -> None:
     on_broker = Counter(
         (m.topic(), m.partition(), m.offset()) for m in read(pipeline.stack, *pipeline.contract.ingest_topics)
     )
     in_bronze = Counter((row["topic"], row["partition"], row["offset"]) for row in pipeline.bronze())
-    assert in_bronze == on_broker
+    assert in_bronze == on_broker - Counter(lost)
 
 
 def test_crashes_before_each_commit_neither_lose_nor_double_anything(pipeline: Pipeline) -> None:
@@ -263,3 +265,40 @@ def test_a_version_registered_while_the_stream_runs_is_read_without_a_restart(pi
     }
     assert found == {2000: (old, None), 2002: (new, "mail")}
     assert_conserved(grown)
+
+
+def test_the_audit_proves_the_ingest_and_a_lost_commit_is_repaired(pipeline: Pipeline) -> None:
+    stack, contract = pipeline.stack, pipeline.contract
+    known = schema_id(stack, contract, 1)
+    proved = audit(stack, contract, "first")
+    assert proved.residual == 0
+    assert proved.rows == len(pipeline.bronze())
+    audits.record(stack.lake_uri, proved)
+
+    send(stack, contract.stream, [wire(known, V1, click(number)) for number in range(3000, 3040)])
+    pipeline.run()
+    newest = max(row["batch"] for row in pipeline.bronze())
+    lost = {(row["topic"], row["partition"], row["offset"]) for row in pipeline.bronze() if row["batch"] == newest}
+    DeltaTable(tables.local_path(tables.bronze(stack.lake_uri, contract.stream))).delete(f"batch = {newest}")
+    found = audit(stack, contract, "second")
+    assert found.residual == len(lost) == 40
+    assert {
+        (one.topic, one.partition, offset)
+        for one in found.partitions
+        for first, last, reason in one.findings
+        for offset in range(first, last + 1)
+        if reason == "missing"
+    } == lost
+
+    missing = {one.place: [f.range for f in one.findings if f.reason == "missing"] for one in found.partitions}
+    ends = {one.place: one.to_offset for one in found.partitions}
+    assert repair(contract, stack, missing, ends) == 40
+    pipeline.run()
+    healed = audit(stack, contract, "third")
+    assert (healed.residual, healed.gaps["repaired"]) == (0, 40)
+    again = [row for row in pipeline.bronze() if row["number"] in range(3000, 3040)]
+    assert Counter(row["original"] for row in again) == Counter(
+        f"{topic}/{partition}/{offset}" for topic, partition, offset in lost
+    )
+    assert all(row["accepted"] and row["attempt"] == 0 for row in again)
+    assert_conserved(pipeline, lost)
