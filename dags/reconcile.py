@@ -132,7 +132,8 @@ with DAG(
                     continue
                 contract = load(config.contracts / stream)
                 account = conserved.audit(config, contract, run_id, accept=bool(asked.get("accept")))
-                if asked.get("repair") and conserved.send_missing(config, contract, account):
+                if asked.get("repair") and account.residual:
+                    conserved.send_missing(config, contract, account)
                     account = conserved.audit(config, contract, run_id, accept=bool(asked.get("accept")))
                 audits.record(config.lake_uri, account)
                 found[stream] = {"offsets": account.offsets, "gaps": account.gaps, "residual": account.residual}

@@ -35,13 +35,20 @@ def audit(
     from infra.conserved import NotConserved, require_conserved
     from infra.settings import settings
     from schemas.catalog import catalog
+    from spark.checkpoints import NothingSettled
 
     contracts = [contract_of(name) for name in streams] if streams else list(catalog(settings().contracts).values())
     console = Console(stderr=json_)
     found: list[Audit] = []
     for contract in contracts:
-        found.append(_audited(settings(), contract, repair, console))
-        _show(found[-1], console)
+        try:
+            found.append(_audited(settings(), contract, repair, console))
+        except NothingSettled as error:
+            if streams:
+                raise
+            console.print(str(error))
+        else:
+            _show(found[-1], console)
     problems = []
     for one in found:
         try:

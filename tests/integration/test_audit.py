@@ -20,9 +20,10 @@ from typing import Any
 import pyarrow
 import pytest
 from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 from deltalake import DeltaTable, write_deltalake
 from pyspark.sql.pandas.types import to_arrow_schema
+from tenacity import retry, retry_if_result, stop_after_delay, wait_fixed
 
 from infra.conserved import BronzeUnreadable, NotConserved, audit, require_conserved
 from infra.offsets import broker_offsets
@@ -60,21 +61,34 @@ class Stream:
 
     # -- what arrives ------------------------------------------------------------------------------------------------
 
-    def send(self, number: int = 1, topic: str | None = None, headers: Sequence[tuple[str, bytes]] = ()) -> list[int]:
+    def send(
+        self,
+        number: int = 1,
+        topic: str | None = None,
+        headers: Sequence[tuple[str, bytes]] = (),
+        key: bytes | None = None,
+    ) -> list[int]:
         """Sends records outside of transactions and returns their offsets."""
         producer = Producer(self.settings.kafka_client("producer") | {"enable.idempotence": True})
-        return self._produce(producer, number, topic or self.name, headers)
+        return self._produce(producer, number, topic or self.name, headers, key)
 
     def transaction(self, number: int, *, commit: bool) -> list[int]:
         """Sends records to the stream's topic in a transaction."""
         producer = Producer(self.settings.kafka_client("producer") | {"transactional.id": f"producer.{self.name}"})
         producer.init_transactions(30)
         producer.begin_transaction()
-        offsets = self._produce(producer, number, self.name, ())
+        offsets = self._produce(producer, number, self.name)
         producer.commit_transaction(30) if commit else producer.abort_transaction(30)
         return offsets
 
-    def _produce(self, producer: Producer, number: int, topic: str, headers: Sequence[tuple[str, bytes]]) -> list[int]:
+    def _produce(
+        self,
+        producer: Producer,
+        number: int,
+        topic: str,
+        headers: Sequence[tuple[str, bytes]] = (),
+        key: bytes | None = None,
+    ) -> list[int]:
         offsets: list[int] = []
 
         def arrived(error: KafkaError | None, message: Message) -> None:
@@ -82,10 +96,9 @@ class Stream:
             offsets.append(message.offset() or 0)
 
         for n in range(number):
-            value, key = uuid.uuid4().bytes, b"\xff" if n % 2 else None
-            producer.produce(
-                topic, value, key, 0, timestamp=STAMP, headers=[("trace", b"\0\xff"), *headers], on_delivery=arrived
-            )
+            own = key or (b"\xff" if n % 2 else None)
+            both = [("trace", b"\0\xff"), *headers]
+            producer.produce(topic, uuid.uuid4().bytes, own, 0, timestamp=STAMP, headers=both, on_delivery=arrived)
         assert producer.flush(30) == 0
         return offsets
 
@@ -315,6 +328,37 @@ def test_a_file_of_bronze_that_is_gone_is_told(stream: Stream) -> None:
     Path(file).unlink()
     with pytest.raises(BronzeUnreadable, match=f"bronze of {stream.name} .*{Path(file).name}"):
         stream.audit()
+
+
+@pytest.mark.long  # the broker's cleaner starts each 15 seconds
+def test_what_compaction_removed_is_explained(stream: Stream) -> None:
+    compacting = {
+        "cleanup.policy": "compact", "segment.ms": "100", "min.cleanable.dirty.ratio": "0.001",
+        "max.compaction.lag.ms": "100",
+    }  # fmt: skip
+    resource = ConfigResource(
+        ResourceType.TOPIC,
+        stream.name,
+        incremental_configs=[
+            ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET) for name, value in compacting.items()
+        ],
+    )
+    admin = AdminClient(stream.settings.kafka_client("admin"))
+    for future in admin.incremental_alter_configs([resource]).values():
+        future.result()
+    stream.send(5, key=b"same")
+
+    @retry(wait=wait_fixed(0.5), stop=stop_after_delay(90), retry=retry_if_result(lambda held: 0 in held))
+    def compacted() -> dict[int, Message]:
+        stream.send(1, key=uuid.uuid4().bytes)  # closes a segment
+        return stream.records(stream.name)
+
+    held = compacted()
+    stream.ingest()
+    mine = stream.main(stream.audit())
+    assert (mine.residual, mine.rows) == (0, len(stream.records(stream.name)))
+    assert mine.gaps == {"compacted": mine.to_offset - mine.rows}
+    assert mine.gaps["compacted"] >= len({0, 1, 2, 3} - held.keys())
 
 
 def test_proofs_outlive_the_records_and_a_loss_can_be_accepted(stream: Stream) -> None:

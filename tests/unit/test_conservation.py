@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,7 +13,9 @@ from deltalake import DeltaTable, write_deltalake
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spark import audits
+from infra.settings import PROJECT, Settings
+from schemas.catalog import load
+from spark import audits, checkpoints, tables
 from spark.audits import Audit
 from spark.conservation import Break, Finding, Range, account, gaps, held, ranges, split
 from spark.coordinates import Coordinates
@@ -139,13 +143,34 @@ def test_only_appended_rows_let_a_proof_stand(bronze: Path, tmp_path: Path) -> N
     assert not grew(0)
 
 
+def test_settled_offsets_are_those_of_the_checkpoints_of_all_generations(tmp_path: Path) -> None:
+    def wrote(name: str, retry: int, main: int) -> None:
+        path = tmp_path / "checkpoints" / "weather" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(
+            'v1\n{"batchWatermarkMs":0}\n' + json.dumps({"weather.retry": {"0": retry}, "weather": {"1": main}})
+        )
+
+    settings, contract = Settings(home=tmp_path), load(PROJECT / "schemas" / "weather")
+    assert checkpoints.first_offsets(contract, settings) == {}
+    wrote("g1/sources/0/0", 2, 40)
+    for batch, main in enumerate((50, 60, 70)):
+        wrote(f"g1/offsets/{batch}", 5, main)
+    wrote("g1/commits/0", 0, 0)
+    wrote("g1/commits/1", 0, 0)
+    through = checkpoints.settled_batch(contract, settings)
+    assert through == checkpoints.batch_number(1, 1)
+    assert checkpoints.settled_offsets(contract, settings, through) == {("weather.retry", 0): 5, ("weather", 1): 60}
+    wrote("g2/sources/0/0", 0, 0)
+    wrote("g2/offsets/0", 6, 10)
+    wrote("g2/commits/0", 0, 0)
+    through = checkpoints.settled_batch(contract, settings)
+    assert through == checkpoints.batch_number(2, 0)
+    assert checkpoints.settled_offsets(contract, settings, through) == {("weather.retry", 0): 6, ("weather", 1): 60}
+    assert checkpoints.first_offsets(contract, settings) == {("weather.retry", 0): 2, ("weather", 1): 40}
+
+
 def test_the_log_gives_back_what_was_recorded(tmp_path: Path) -> None:
-    from datetime import UTC, datetime
-
-    from infra.settings import PROJECT
-    from schemas.catalog import load
-    from spark import tables
-
     lake = f"file:{tmp_path}/lake"
     assert audits.audits(lake, "weather") == []
     tables.create(lake, load(PROJECT / "schemas" / "weather"))
