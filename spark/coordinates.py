@@ -21,7 +21,7 @@ from spark.conservation import Break
 
 MEMORY = "1GB"
 
-UNTOUCHED = {"OPTIMIZE", "ADD COLUMN", "ADD COLUMNS", "SET TBLPROPERTIES", "VACUUM START", "VACUUM END", "FSCK"}
+UNTOUCHED = {"OPTIMIZE", "ADD COLUMN", "ADD COLUMNS", "SET TBLPROPERTIES", "VACUUM START", "VACUUM END"}
 """Operations of Delta's history that change no row."""
 
 
@@ -33,8 +33,8 @@ class Coordinates:
         self.version = DeltaTable(self._path).version()
         self._closing = ExitStack()
         import_extension("delta")
-        self._connection = self._closing.enter_context(duckdb.connect())
         spill = self._closing.enter_context(tempfile.TemporaryDirectory(prefix="millrace-audit-"))
+        self._connection = self._closing.enter_context(duckdb.connect())
         self._connection.execute("load delta")
         self._connection.execute(f"set memory_limit = '{MEMORY}'")
         self._connection.execute("set temp_directory = $spill", {"spill": spill})
