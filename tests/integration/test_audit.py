@@ -38,7 +38,7 @@ from spark.conservation import Conserved, Finding, Range
 from spark.coordinates import Coordinates
 
 STAMP = 1_767_225_600_123
-"""Kafka's time of every record here, in milliseconds."""
+"""Kafka's time of a stream's first record here, in milliseconds; each one after it is a second later."""
 
 
 class Stream:
@@ -55,7 +55,7 @@ class Stream:
         self.path = tables.local_path(tables.bronze(self.settings.lake_uri, self.name))
         self._folder = home / "checkpoints" / self.name / "g1"
         self._ends = {(topic, 0): 0 for topic in contract.ingest_topics}
-        self._batches, self._runs = count(), count(1)
+        self._batches, self._runs, self._stamps = count(), count(1), count(STAMP, 1000)
         self._write("sources/0/0", "\0v1\n" + self._offsets())
         tables.create(self.settings.lake_uri, contract)
 
@@ -98,7 +98,9 @@ class Stream:
         for n in range(number):
             own = key or (b"\xff" if n % 2 else None)
             both = [("trace", b"\0\xff"), *headers]
-            producer.produce(topic, uuid.uuid4().bytes, own, 0, timestamp=STAMP, headers=both, on_delivery=arrived)
+            producer.produce(
+                topic, uuid.uuid4().bytes, own, 0, timestamp=next(self._stamps), headers=both, on_delivery=arrived
+            )
         assert producer.flush(30) == 0
         return offsets
 
@@ -161,7 +163,7 @@ class Stream:
         return {
             "topic": topic, "partition": 0, "offset": offset, "batch": checkpoints.batch_number(1, batch_id),
             "original": original and original.decode(), "attempt": int(headers.get("dl-attempt", b"0")),
-            "kafka_timestamp": datetime.fromtimestamp(STAMP / 1000, UTC), "accepted": False,
+            "kafka_timestamp": datetime.fromtimestamp(message.timestamp()[1] / 1000, UTC), "accepted": False,
         }  # fmt: skip
 
     def _offsets(self) -> str:
@@ -350,7 +352,7 @@ def test_what_compaction_removed_is_explained(stream: Stream) -> None:
 
     @retry(wait=wait_fixed(0.5), stop=stop_after_delay(90), retry=retry_if_result(lambda held: 0 in held))
     def compacted() -> dict[int, Message]:
-        stream.send(1, key=uuid.uuid4().bytes)  # closes a segment
+        stream.send(1, key=uuid.uuid4().bytes)  # closes a segment: it is a second later
         return stream.records(stream.name)
 
     held = compacted()
