@@ -6,6 +6,7 @@ written here record by record, so that the tests can lose what they like; `test_
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -15,10 +16,12 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow
 import pytest
+from airflow.sdk.exceptions import AirflowFailException
 from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 from deltalake import DeltaTable, write_deltalake
@@ -36,6 +39,7 @@ from spark import audits, checkpoints, tables
 from spark.audits import Audit
 from spark.conservation import Conserved, Finding, Range
 from spark.coordinates import Coordinates
+from spark.serving.duck import connect
 
 STAMP = 1_767_225_600_123
 """Kafka's time of a stream's first record here, in milliseconds; each one after it is a second later."""
@@ -456,3 +460,33 @@ def test_the_command_reports_and_fails_with_a_residual(stream: Stream) -> None:
     assert main["findings"] == [{"first": 5, "last": 6, "reason": "missing"}]
     assert "2 of 12 offsets are not exactly one row of bronze" in error
     assert audits.audits(stream.settings.lake_uri, stream.name) == [], "the DAG alone writes the log"
+
+
+def test_the_task_records_its_audit_and_fails_with_a_residual(stream: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("infra.settings.settings", lambda: stream.settings)
+    monkeypatch.syspath_prepend(str(PROJECT / "dags"))
+    task = importlib.import_module("reconcile").dag.get_task("audit").python_callable
+    pushed: dict[str, Any] = {}
+    told = SimpleNamespace(xcom_push=lambda key, value: pushed.update({key: value}))
+
+    def run(run_id: str, **conf: bool) -> dict[str, Any]:
+        result: dict[str, Any] = task(run_id=run_id, dag_run=SimpleNamespace(conf=conf), ti=told)
+        return result
+
+    assert run("before-the-first-batch") == {}
+    stream.send(8)
+    stream.transaction(2, commit=True)
+    stream.ingest()
+    assert run("clean") == {stream.name: {"offsets": 11, "gaps": {"marker": 1}, "residual": 0}}
+    stream.delete(3)
+    with pytest.raises(AirflowFailException, match=f"{stream.name}: 1 of 11 offsets"):
+        run("lost")
+    assert pushed == {"return_value": {stream.name: {"offsets": 11, "gaps": {"marker": 1}, "residual": 1}}}
+    assert [audit.run_id for audit in audits.audits(stream.settings.lake_uri, stream.name)] == ["clean", "lost"]
+    with connect(stream.settings, [stream.contract]) as served:
+        rows = served.execute(
+            "select run_id, rows, gaps['marker'], missing, residual, findings from audits where topic = ? order by 1",
+            [stream.name],
+        ).fetchall()
+    marker, lost = ({"first": o, "last": o, "reason": why} for o, why in ((10, "marker"), (3, "missing")))
+    assert rows == [("clean", 10, 1, 0, 0, [marker]), ("lost", 9, 1, 1, 1, [lost])]
