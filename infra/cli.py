@@ -8,6 +8,7 @@ import sys
 import typer
 
 from infra.commands.check import check
+from infra.commands.checkpoint import checkpoint
 from infra.commands.demo import demo
 from infra.commands.doctor import doctor
 from infra.commands.down import down
@@ -50,6 +51,7 @@ for panel, commands in {
 }.items():
     for command in commands:
         app.command(rich_help_panel=panel)(command)
+app.add_typer(checkpoint, name="checkpoint", rich_help_panel="Streams")
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from tenacity import RetryError, retry, retry_if_result, stop_after_delay, wait_fixed
 
-from infra.offsets import broker_offsets, heartbeat, ingested_offsets
+from infra.offsets import broker_offsets, halts, heartbeat, ingested_offsets
 from infra.settings import Settings
 from schemas.errors import TransientError
 from schemas.model import Contract
@@ -45,5 +45,6 @@ def wait_until_ingested(
         beat = heartbeat(settings) or {}
         raise NotIngested(
             f"after {timeout:.0f} s the stream still lacks {error.last_attempt.result():,} of {total:,} records; "
-            f"the driver is {beat.get('state', 'not started')}: {beat.get('error') or 'see millrace logs stream'}"
+            f"the driver is {beat.get('state', 'not started')}: "
+            f"{beat.get('error') or '; '.join(halts(beat).values()) or 'see millrace logs stream'}"
         ) from error

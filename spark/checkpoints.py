@@ -7,13 +7,11 @@ folder: Delta would silently skip the writes of a fresh checkpoint that kept its
 
 from __future__ import annotations
 
-import re
-
-from pyarrow import fs
+import json
 
 from infra.settings import Settings
 from schemas.model import Contract
-from spark.tables import local_path
+from spark.checkpoint_log import document, numbers
 
 _BITS = 40
 
@@ -26,9 +24,13 @@ def generation_of(batch: int) -> int:
     return batch >> _BITS
 
 
+def batch_id_of(batch: int) -> int:
+    return batch & (1 << _BITS) - 1
+
+
 def generation(settings: Settings, stream: str) -> int:
     """The newest generation that has a folder, else 1."""
-    return max(_numbers(f"{settings.checkpoints_uri}/{stream}", r"g(\d+)"), default=1)
+    return max(numbers(f"{settings.checkpoints_uri}/{stream}", r"g(\d+)"), default=1)
 
 
 def location(settings: Settings, stream: str, generation: int) -> str:
@@ -44,17 +46,13 @@ def application(stream: str, generation: int) -> str:
 def settled_batch(contract: Contract, settings: Settings) -> int | None:
     """The newest batch whose ingest is complete in every table and on the dead-letter topic: the newest entry of the
     newest generation's commit log, as a `batch` number. None before the first. A new generation without a commit
-    answers with the last of the generation before, which is complete as well."""
+    answers with the batch that it finished (see `spark.restart`), or with the last of the generation before."""
     folder = f"{settings.checkpoints_uri}/{contract.stream}"
-    for number in sorted(_numbers(folder, r"g(\d+)"), reverse=True):
-        commits = _numbers(f"{folder}/g{number}/commits", r"(\d+)")
+    for number in sorted(numbers(folder, r"g(\d+)"), reverse=True):
+        commits = numbers(f"{folder}/g{number}/commits", r"(\d+)")
         if commits:
             return batch_number(number, max(commits))
+        start = json.loads(document(f"{folder}/g{number}/start.json") or "{}")
+        if start.get("finished"):
+            return int(start["after"])
     return None
-
-
-def _numbers(uri: str, pattern: str) -> list[int]:
-    """The numbers in the names of `uri`'s entries that match `pattern` whole; none if it does not exist."""
-    system, path = fs.FileSystem.from_uri(local_path(uri))
-    entries = system.get_file_info(fs.FileSelector(path, allow_not_found=True))
-    return [int(match[1]) for entry in entries if (match := re.fullmatch(pattern, entry.base_name))]
