@@ -13,14 +13,14 @@ which goes on where the last committed batch ended: nothing is lost and nothing 
 a minute of its start, time after time, is restarted after 2, 4, 8 … and at most 300 seconds.
 
 **A red run whose driver lives.** A stream that needs a decision halts alone; the others go on. The run that saw it
-halt turns red, `watch` says why and gives the command, and the next run finds the same driver again. The stream is tried again
-twice a minute, so it goes on soon after the decision; until then each `watch` begins its log with what it waits for, and
-`millrace status` says it too.
+halt turns red, `watch` says why and gives the command, and the next run finds the same driver again. The stream is
+tried again twice a minute, so it goes on soon after the decision; until then each `watch` begins its log with what it
+waits for, and `millrace status` says it too.
 
 - *Poison storm*, most records of a batch are bad: read `<stream>_dead_letters`, stop the producer, then `millrace
   checkpoint accept-storm <stream>`; or register the schema that the records lack.
-- *Checkpoint refused*, it is damaged or does not fit the tables or the changed contract: put it back or undo the change;
-  or stop streaming (below), `millrace checkpoint reset <stream>`, unpause.
+- *Checkpoint refused*, it is damaged or does not fit the tables or the changed contract: put it back or undo the
+  change and restart the driver; or stop streaming (below), `millrace checkpoint reset <stream>`, unpause.
 
 **What to do about a red run.** One: nothing, read the reason. Many in a row: the log of `watch` ends with the
 driver's last lines, the rest is in `<home>/logs/stream.log`. Typical: topics missing (run `provision`), Kafka or the

@@ -24,9 +24,9 @@ def broker_offsets(
     The end is the last stable offset: records of open transactions are not yet part of a topic. Raises
     `TransientError` when the broker cannot be reached. `principal` asks.
     """
-    admin = AdminClient(settings.kafka_client(principal) | {"socket.timeout.ms": 10_000, "log_level": 2})
     spec = OffsetSpec.earliest() if earliest else OffsetSpec.latest()
     try:
+        admin = AdminClient(settings.kafka_client(principal) | {"socket.timeout.ms": 10_000, "log_level": 2})
         existing = admin.list_topics(timeout=10).topics
         wanted = {
             TopicPartition(topic, partition): spec

@@ -29,8 +29,8 @@ class Log:
 
 
 def read(uri: str) -> Log:
-    """The log of the checkpoint at `uri`; empty if there is none. Raises `Unreadable` when a file that Spark needs to go
-    on is missing or broken, or when the offset log and the commit log do not belong together."""
+    """The log of the checkpoint at `uri`; empty if there is none. Raises `Unreadable` when a file that Spark needs to
+    go on is missing or broken, or when the offset log and the commit log do not belong together."""
     planned = max(numbers(f"{uri}/offsets", r"(\d+)"), default=None)
     committed = max(numbers(f"{uri}/commits", r"(\d+)"), default=None)
     if planned is None:
