@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import zlib
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,12 +58,9 @@ def numbers(uri: str, pattern: str) -> list[int]:
 
 def document(uri: str) -> str | None:
     """The text of the file at `uri`, None if there is none. Raises `Unreadable` if it is no text."""
-    system, path = fs.FileSystem.from_uri(local_path(uri))
+    data = _bytes(uri)
     try:
-        with system.open_input_stream(path) as file:
-            return str(file.read(), "utf-8")
-    except FileNotFoundError:
-        return None
+        return None if data is None else data.decode()
     except UnicodeDecodeError as error:
         raise Unreadable(f"{uri} is not text: {error}") from error
 
@@ -95,6 +93,30 @@ def _document(uri: str, lines: int | None) -> Any:
     if len(found) < (lines or 1):
         raise Unreadable(f"{uri} is cut short: it has {len(found)} lines instead of {lines}")
     try:
-        return json.loads(found[-1])
+        value = json.loads(found[-1])
     except json.JSONDecodeError as error:
         raise Unreadable(f"{uri} is broken: {error}") from error
+    if not _matches_checksum(uri):
+        raise Unreadable(f"{uri} is not what Spark wrote: its checksum is another one")
+    return value
+
+
+def _matches_checksum(uri: str) -> bool:
+    """Whether a file has the content that Hadoop's local file system noted in `.<name>.crc`: after eight bytes of which
+    the last four are the size of a chunk, the CRC-32 of each. True where there is no such file, as on object stores."""
+    folder, _, name = uri.rpartition("/")
+    data, noted = _bytes(uri) or b"", _bytes(f"{folder}/.{name}.crc")
+    if noted is None:
+        return True
+    size = int.from_bytes(noted[4:8], "big")
+    found = [zlib.crc32(data[start : start + size]) for start in range(0, len(data), size)] if size else []
+    return noted[8:] == b"".join(checksum.to_bytes(4, "big") for checksum in found)
+
+
+def _bytes(uri: str) -> bytes | None:
+    system, path = fs.FileSystem.from_uri(local_path(uri))
+    try:
+        with system.open_input_stream(path) as file:
+            return bytes(file.read())
+    except FileNotFoundError:
+        return None

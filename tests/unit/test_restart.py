@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,15 @@ def test_the_first_batchs_start_must_be_readable_while_it_may_run_again(tmp_path
     assert site.opening() == restart.Opening(1)
     (site.folder() / "sources" / "0" / "0").write_bytes(b"\0v1\n{")
     assert "/g1/sources/0/0 is broken" in site.refused()
+
+
+def test_a_number_that_changed_on_the_disk_is_refused(site: Site) -> None:
+    newest = site.folder() / "offsets" / "2"
+    noted = b"crc\0" + (512).to_bytes(4, "big") + zlib.crc32(newest.read_bytes()).to_bytes(4, "big")
+    newest.with_name(".2.crc").write_bytes(noted)  # as Hadoop notes it
+    assert site.opening() == restart.Opening(1)
+    newest.write_text(newest.read_text().replace('"0": 30', '"0": 90'))
+    assert "/g1/offsets/2 is not what Spark wrote" in site.refused()
 
 
 def test_an_old_copy_of_the_checkpoint_is_refused(site: Site) -> None:
