@@ -263,14 +263,15 @@ def lose_commits(checkpoint: Path) -> None:
 @pytest.mark.parametrize(
     ("commit", "damage", "refusal"),
     [
-        (1, cut_offsets, r"offsets/1 is cut short"),
-        (2, lose_everything, r"bronze holds batch 1 of generation 1, but .*/offsets has no batch"),
-        (3, lose_metadata, r"/g1/metadata is missing"),
-        (4, nothing, None),
-        (5, lose_commits, r"offsets ends with batch 1, but .*/commits with batch None"),
+        pytest.param(1, cut_offsets, r"offsets/1 is cut short", id="before bronze"),
+        pytest.param(2, lose_everything, r"bronze holds batch 1 of generation 1, but .*/offsets has no batch",
+                     id="before partials"),
+        pytest.param(3, lose_metadata, r"/g1/metadata is missing", id="between partials", marks=pytest.mark.long),
+        pytest.param(4, nothing, None, id="before letters", marks=pytest.mark.long),
+        pytest.param(5, lose_commits, r"offsets ends with batch 1, but .*/commits with batch None",
+                     id="before the commit log", marks=pytest.mark.long),
     ],
-    ids=["before bronze", "before partials", "between partials", "before letters", "before the commit log"],
-)
+)  # fmt: skip
 def test_a_reset_loses_and_doubles_nothing_wherever_the_last_batch_ended(
     site: Site,
     commit: int,
@@ -315,6 +316,7 @@ def test_a_reset_loses_and_doubles_nothing_wherever_the_last_batch_ended(
     assert checkpoints.generation_of(checkpoints.settled_batch(site.contract, site.stack) or 0) == 2
 
 
+@pytest.mark.long
 def test_a_second_reset_before_the_first_generation_ran_finishes_the_same_batch(site: Site) -> None:
     site.send(range(20), bad=2)
     site.crash(at=3)
@@ -347,6 +349,7 @@ def test_a_reset_that_was_not_finished_is_refused_and_can_be_done_again(site: Si
     site.assert_exact()
 
 
+@pytest.mark.long
 def test_a_partition_that_was_added_after_the_reset_is_read_from_its_beginning(site: Site) -> None:
     site.send(range(20))
     site.go()
@@ -362,6 +365,7 @@ def test_a_partition_that_was_added_after_the_reset_is_read_from_its_beginning(s
     site.assert_exact()
 
 
+@pytest.mark.long
 def test_records_that_kafka_dropped_unread_are_lost_only_when_somebody_says_so(site: Site) -> None:
     site.send(range(20), transaction=True)
     site.go()
@@ -380,6 +384,7 @@ def test_records_that_kafka_dropped_unread_are_lost_only_when_somebody_says_so(s
     assert sorted(row["number"] for row in bronze) == sorted(site.good)
 
 
+@pytest.mark.long
 def test_retention_of_what_was_read_is_no_loss(site: Site) -> None:
     """The end of the last transaction lies behind bronze's last record, and retention takes both."""
     site.send(range(20), transaction=True)
@@ -432,6 +437,7 @@ def test_a_changed_contract_is_admitted_or_refused_before_the_query_starts(site:
     site.assert_exact()
 
 
+@pytest.mark.long
 def test_other_topics_are_refused_and_a_reset_is_the_way_out(site: Site) -> None:
     site.send(range(20))
     site.go()
