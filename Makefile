@@ -11,7 +11,7 @@ UV_HOME := .millrace/uv
 UV := $(or $(shell command -v uv),$(UV_HOME)/bin/uv)
 RUN := $(UV) run --frozen
 
-.PHONY: help run up stop clean test lint unit integration long format environment
+.PHONY: help run up stop clean test lint unit integration long mechanisms format environment
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -42,13 +42,16 @@ format: environment  ## let ruff rewrite the code
 	$(RUN) ruff format
 
 unit: environment  ## tests without servers
-	$(RUN) pytest tests/unit
+	$(RUN) pytest tests/unit --numprocesses=2 --dist=loadgroup
 
 integration: environment  ## tests against real servers on ports of their own
 	$(RUN) pytest tests/integration -m "not long"
 
 long: environment  ## the tests that make test leaves out for their length
 	$(RUN) pytest tests -m long
+
+mechanisms: environment  ## take each promise's mechanism away and watch its test fail
+	$(RUN) python -m tests.mechanisms
 
 environment: $(UV)  ## the Python environment, from the lock file
 	@$(UV) sync --frozen

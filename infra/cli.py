@@ -7,6 +7,7 @@ import sys
 
 import typer
 
+from infra.commands.bench import bench
 from infra.commands.check import check
 from infra.commands.checkpoint import checkpoint
 from infra.commands.demo import demo
@@ -21,7 +22,7 @@ from schemas.errors import MillraceError
 
 MANUAL = """Run a lambda-architecture data platform on this machine: Kafka, Spark, Delta Lake and Airflow.
 
-**First**, `millrace demo` starts everything and replays a year of real data. Then ask it something:
+**First**, `millrace demo` starts everything and replays a month of real data. Then ask it something:
 
     millrace query "from departures_by_origin_1h where final order by window_start limit 5"
 
@@ -51,6 +52,7 @@ for panel, commands in {
 }.items():
     for command in commands:
         app.command(rich_help_panel=panel)(command)
+app.add_typer(bench, name="bench", rich_help_panel="Look at it")
 app.add_typer(checkpoint, name="checkpoint", rich_help_panel="Streams")
 
 

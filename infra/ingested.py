@@ -1,4 +1,4 @@
-"""Waiting until the streaming driver has ingested what is on the broker at the moment."""
+"""Waiting for the streaming driver: until it runs, until it has ingested what is on the broker at the moment."""
 
 from __future__ import annotations
 
@@ -12,8 +12,25 @@ from schemas.errors import TransientError
 from schemas.model import Contract
 
 
+class NotRunning(TransientError):
+    """No driver runs; the message holds the last one's own error."""
+
+
 class NotIngested(TransientError):
     """The stream did not reach the offsets in time; the message says how far it is and the driver's own error."""
+
+
+def wait_until_running(settings: Settings, timeout: float = 180) -> None:
+    """Block until the driver says that its queries run. Raises `NotRunning` after `timeout` seconds."""
+
+    @retry(wait=wait_fixed(0.5), stop=stop_after_delay(timeout), retry=retry_if_result(lambda it: it != "running"))
+    def state() -> str | None:
+        return (heartbeat(settings) or {}).get("state")
+
+    try:
+        state()
+    except RetryError as error:
+        raise NotRunning(f"after {timeout:.0f} s no driver runs: {_driver(settings)}") from error
 
 
 def wait_until_ingested(
@@ -42,9 +59,13 @@ def wait_until_ingested(
     try:
         left()
     except RetryError as error:
-        beat = heartbeat(settings) or {}
+        missing = error.last_attempt.result()
         raise NotIngested(
-            f"after {timeout:.0f} s the stream still lacks {error.last_attempt.result():,} of {total:,} records; "
-            f"the driver is {beat.get('state', 'not started')}: "
-            f"{beat.get('error') or '; '.join(halts(beat).values()) or 'see millrace logs stream'}"
+            f"after {timeout:.0f} s the stream still lacks {missing:,} of {total:,} records; {_driver(settings)}"
         ) from error
+
+
+def _driver(settings: Settings) -> str:
+    beat = heartbeat(settings) or {}
+    why = beat.get("error") or "; ".join(halts(beat).values()) or "see millrace logs stream"
+    return f"the driver is {beat.get('state', 'not started')}: {why}"

@@ -18,6 +18,7 @@ from urllib.parse import quote, unquote, urlsplit
 from pydantic import AliasChoices, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from infra.security.files import create_private
 from schemas.errors import TerminalError
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -126,18 +127,9 @@ class Settings(BaseSettings):
     def secret(self, name: str) -> str:
         """The secret `name`, generated on first use into `<home>/secrets/<name>` with mode 0600."""
         path = self.secrets_dir / name
-        try:
-            return path.read_text().strip()
-        except FileNotFoundError:
-            self.secrets_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-            value = random_secrets.token_urlsafe(24)
-            try:
-                descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            except FileExistsError:  # another process was first
-                return path.read_text().strip()
-            with os.fdopen(descriptor, "w") as file:
-                file.write(value)
-            return value
+        if not path.exists():
+            create_private(path, random_secrets.token_urlsafe(24))  # or another process was first
+        return path.read_text().strip()
 
     @property
     def ca_file(self) -> Path:

@@ -11,7 +11,7 @@ import importlib.util
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, time, timedelta
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -103,6 +103,11 @@ class Source:
     def first(self, count: int) -> Source:
         """The first `count` events."""
         return Source(self.table.slice(0, count), self.event_time)
+
+    def days(self, count: int) -> Source:
+        """The events of the first `count` days of UTC, counted from the day of the first event."""
+        first = self.table.column(self.event_time)[0].as_py()
+        return self.between(end=datetime.combine(first, time(), UTC) + timedelta(days=count))
 
     def between(self, start: datetime | None = None, end: datetime | None = None) -> Source:
         """The events from `start` on and before `end` (instants with a time zone; None leaves a side open)."""

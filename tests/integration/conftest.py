@@ -2,31 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
-import socket
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from infra.settings import PROJECT, Settings, settings
-
-PORTS = ("KAFKA", "KAFKA_CONTROLLER", "REGISTRY", "AIRFLOW", "DOCS", "POSTGRES")
-
-
-def _free_ports(count: int) -> list[int]:
-    """`count` different ports of 127.0.0.1 that nobody listens on at the moment."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
+from infra.settings import PROJECT, Settings
+from tests import stacks
 
 
 def _impatient_contracts(folder: Path) -> Path:
@@ -39,31 +23,7 @@ def _impatient_contracts(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def stack() -> Iterator[Settings]:
-    """Settings of a stack with every service up. Its state is removed afterwards; its logs stay when a test failed.
-
-    The settings are in the environment too, so that child processes (spark-submit, `millrace`) see the same stack.
-    """
-    from infra.local import stack as local
-
-    home = Path(tempfile.mkdtemp(prefix="millrace-test-"))
-    home.chmod(0o755)  # PostgreSQL drops root's rights and must still reach its data below
-    before = dict(os.environ)
-    os.environ["MILLRACE_HOME"] = str(home)
-    for name, port in zip(PORTS, _free_ports(len(PORTS)), strict=True):
-        os.environ[f"MILLRACE_{name}_PORT"] = str(port)
-    os.environ["MILLRACE_CONTRACTS"] = str(_impatient_contracts(home / "contracts"))
-    settings.cache_clear()
-    config = settings()
-    try:
-        local.up(config)
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
+    """Settings of a stack with every service up, which child processes find in the environment. Its logs stay."""
+    with stacks.running("millrace-test-", _impatient_contracts(tmp_path_factory.mktemp("contracts"))) as config:
         yield config
-    finally:
-        local.down(config)
-        logs = Path(tempfile.gettempdir()) / "millrace-test-logs"
-        shutil.rmtree(logs, ignore_errors=True)
-        shutil.copytree(config.log_dir, logs, ignore_dangling_symlinks=True)
-        shutil.rmtree(home, ignore_errors=True)
-        os.environ.clear()
-        os.environ.update(before)
-        settings.cache_clear()

@@ -18,7 +18,7 @@ from infra.local import postgres, stack
 from infra.local.leftovers import leftovers
 from infra.local.supervisor import Supervisor
 from infra.settings import PROJECT, Settings
-from tests.integration.conftest import PORTS, _free_ports
+from tests.stacks import PORTS, free_ports
 
 MILLRACE = Path(sys.executable).with_name("millrace")
 
@@ -28,7 +28,7 @@ def own(tmp_path: Path) -> Iterator[Settings]:
     """Settings of a stack that does not run, below folders that other users may not enter."""
     home = tmp_path / "only for me"
     home.mkdir(mode=0o700)
-    ports = {f"{name.lower()}_port": port for name, port in zip(PORTS, _free_ports(len(PORTS)), strict=True)}
+    ports = {f"{name.lower()}_port": port for name, port in zip(PORTS, free_ports(len(PORTS)), strict=True)}
     settings = Settings(home=home, **ports)  # type: ignore[arg-type]
     yield settings
     stack.down(settings)

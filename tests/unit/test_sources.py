@@ -62,6 +62,14 @@ def test_weather_has_both_hours_when_the_clock_goes_back() -> None:
     assert weather().column("wind_gust").null_count == 20_778, "NaN is null"
 
 
+@pytest.mark.parametrize(("stream", "count"), [("flights", 26_900), ("weather", 2_220)])
+def test_days_are_counted_from_the_first_event(stream: str, count: int) -> None:
+    january = source(stream).days(31)
+    assert len(january) == pytest.approx(count, rel=0.02)
+    assert max(january.table.column("event_time").to_pylist()) < datetime(2013, 2, 1, tzinfo=UTC)
+    assert len(source(stream).days(366)) == len(source(stream))
+
+
 def test_an_instant_that_contradicts_time_hour_is_refused() -> None:
     row = {"year": [2013], "month": [3], "day": [10], "time_hour": ["2013-03-10T07:00:00Z"]}
     with pytest.raises(SourceError, match=r"row 1: local time 2013-03-10 02:30:00 .* time_hour says"):

@@ -1,0 +1,67 @@
+"""One side of the ingest benchmark, in a process of its own: `python -m tests.benchmarks.contestant millrace|textbook`.
+
+For each line of its standard input it takes everything that the topic holds, and answers with a line of JSON:
+{"seconds": …}. So the first line makes it warm and the second one counts.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+
+from pyspark.sql import SparkSession
+
+from infra.settings import Settings, settings
+from schemas.catalog import load
+from schemas.model import Contract
+from spark import checkpoints, source, tables
+from spark.ingest import Ingest
+from spark.letters import Letters
+from spark.session import session
+from spark.writers import Writers
+from tests.benchmarks import textbook
+from tests.benchmarks.readings import STREAM
+
+Run = Callable[[SparkSession, Settings, Contract], None]
+
+
+def millrace(spark: SparkSession, config: Settings, contract: Contract) -> None:
+    """The ingest as `spark/jobs/stream.py` runs it."""
+    tables.create(config.lake_uri, contract)
+    generation = checkpoints.generation(config, STREAM)
+    letters = Letters(contract, config.kafka_client("stream"), checkpoints.application(STREAM, generation))
+    ingest = Ingest(contract, config.lake_uri, generation, Writers(contract, config).current, letters)
+    query = (
+        source.records(spark, contract, config)
+        .writeStream.option("checkpointLocation", checkpoints.location(config, STREAM, generation))
+        .trigger(availableNow=True)
+        .foreachBatch(ingest.batch)
+        .start()
+    )
+    query.awaitTermination()
+    letters.close()
+
+
+def textbook_job(spark: SparkSession, config: Settings, contract: Contract) -> None:
+    for query in textbook.queries(spark, config, contract):
+        query.awaitTermination()
+
+
+RUNS: dict[str, Run] = {"millrace": millrace, "textbook": textbook_job}
+
+
+def main(name: str) -> None:
+    config = settings()
+    contract = load(config.contracts / STREAM)
+    spark = session(config, "stream", f"bench-{name}")
+    for _ in sys.stdin:
+        began = time.monotonic()
+        RUNS[name](spark, config, contract)
+        sys.stdout.write(json.dumps({"seconds": time.monotonic() - began}) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,167 @@
+"""Takes each promise's mechanism away and watches its test fail: `make mechanisms`, or
+`python -m tests.mechanisms P7 P8` for some.
+
+A test that passes with and without the mechanism it stands for proves nothing. Each entry of `MECHANISMS` removes a few
+words from one file, in a copy of the checkout, and runs the tests that must then fail there. Exit code 1 if any passed.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parents[1]
+
+FAILED = 1
+"""What pytest returns when tests failed; anything else than that and 0 is trouble of another kind."""
+
+
+@dataclass(frozen=True)
+class Mechanism:
+    """`text`, which stands once in `file`, is what keeps `promise` (a number of the design). With `instead` in its
+    place each of `tests` fails."""
+
+    promise: str
+    name: str
+    file: str
+    text: str
+    instead: str
+    tests: tuple[str, ...]
+
+
+MECHANISMS = (
+    Mechanism(
+        "P1", "a batch's append happens once", "spark/tables.py",
+        '        .option("txnAppId", app_id)\n        .option("txnVersion", version)\n', "",
+        ("tests/integration/lake/test_ingest_batch.py::test_a_batch_that_runs_again_changes_nothing",),
+    ),
+    Mechanism(
+        "P1", "a batch's dead letters are sent once", "spark/letters.py",
+        "            if batch_id < self._next:\n                return 0\n", "",
+        ("tests/integration/test_ingest.py::test_crashes_before_each_commit_neither_lose_nor_double_anything",),
+    ),
+    Mechanism(
+        "P2", "an event counts once in the batch layer", "spark/jobs/reconcile.py",
+        'windows = exact(rows.where("distinct_event"),', "windows = exact(rows,",
+        ("tests/integration/lake/test_reconcile.py::test_the_first_hours_are_exact_and_the_ledger_explains_repeats",),
+    ),
+    Mechanism(
+        "P2", "an event counts once in a micro-batch", "spark/transforms/aggregates.py",
+        '.where("_nth = 1")', "",
+        ("tests/integration/lake/test_ingest_batch.py"
+         "::test_every_record_is_one_row_repeats_count_once_and_rejects_become_letters",),
+    ),
+    Mechanism(
+        "P3", "a difference is explained by calculation alone", "spark/transforms/ledger.py",
+        'cause = F.lit("unexplained")', 'cause = F.lit("duplicate")',
+        ("tests/integration/lake/test_reconcile.py"
+         "::test_a_tampered_speed_layer_is_unexplained_and_publishes_nothing",),
+    ),
+    Mechanism(
+        "P4", "published hours with new rows are recomputed", "spark/reconcile.py",
+        "hour.hour < before and hour.new_rows)", "False)",
+        ("tests/unit/test_plan.py",
+         "tests/integration/lake/test_reconcile.py::test_each_run_recomputes_what_changed_and_explains_it"),
+    ),
+    Mechanism(
+        "P5", "no pass, no publication", "spark/jobs/reconcile.py",
+        "        quality.require_success(self.contract.stream, outcomes)\n", "",
+        ("tests/integration/lake/test_reconcile.py::test_a_failing_expectation_publishes_nothing",),
+    ),
+    Mechanism(
+        "P6", "a checkpoint that does not fit bronze is refused", "spark/restart.py",
+        "    if misfit:\n", "    if False:\n",
+        ("tests/unit/test_restart.py::test_an_old_copy_of_the_checkpoint_is_refused",),
+    ),
+    Mechanism(
+        "P6", "a contract that changed what may not change is refused", "spark/restart.py",
+        "    changed = changes(before, fingerprint(contract))\n", "    changed = []\n",
+        ("tests/unit/test_restart.py::test_the_fingerprint_is_noted_beside_the_checkpoint_and_remembers",),
+    ),
+    Mechanism(
+        "P6", "a reset starts where bronze ends", "spark/restart.py",
+        "start = {place: max(end, first[place]) for place, end in ends.items() if place in first}", "start = {}",
+        ("tests/integration/test_restart.py"
+         "::test_a_reset_loses_and_doubles_nothing_wherever_the_last_batch_ended[before bronze]",),
+    ),
+    Mechanism(
+        "P6", "a reset finishes the batch that had reached bronze", "spark/restart.py",
+        "unfinished=start.after if start and not start.finished else None", "unfinished=None",
+        ("tests/integration/test_restart.py"
+         "::test_a_second_reset_before_the_first_generation_ran_finishes_the_same_batch",),
+    ),
+    Mechanism(
+        "P6", "a halt is told while the driver lives", "dags/stream_supervisor.py",
+        'if event["reason"] == "halted":', 'if event["reason"] == "never":',
+        ("tests/unit/test_driver.py::test_a_halt_fails_the_task_and_leaves_the_driver_alone",),
+    ),
+    Mechanism(
+        "P7", "only the newest epoch may commit", "infra/lease.py",
+        "        if self._one(_CHECK, epoch=epoch) is None:\n            raise self._lost(epoch)\n",
+        "        self._one(_CHECK, epoch=epoch)\n",
+        ("tests/integration/test_takeover.py::test_a_driver_paused_past_its_lease_is_fenced_and_replaced",
+         "tests/integration/test_lease.py"),
+    ),
+    Mechanism(
+        "P8", "an accepted storm goes onward once", "spark/ingest.py",
+        "if self.storm_accepted(number):", "if True:",
+        ("tests/integration/test_restart.py::test_a_storm_goes_onward_once_after_somebody_accepted_it",),
+    ),
+    Mechanism(
+        "P8", "what is replayed is read in the same transaction", "producers/transactions.py",
+        "                self._producer.send_offsets_to_transaction("
+        "[offset], self._consumer.consumer_group_metadata(), SECONDS)\n",
+        "",
+        ("tests/integration/test_replay.py::test_a_second_run_changes_nothing",),
+    ),
+    Mechanism(
+        "P9", "a stream is a folder", "dags/wiring.py",
+        'path.parent.name for path in settings().contracts.glob("*/stream.yaml")', 'name for name in ("flights",)',
+        ("tests/unit/test_dags.py::test_a_new_stream_is_a_folder",),
+    ),
+    Mechanism(
+        "P10", "clients without a password are refused", "infra/local/kafka.py",
+        "CLIENTS:SASL_SSL,", "CLIENTS:PLAINTEXT,",
+        ("tests/integration/test_stack.py::test_kafka_refuses_plaintext_and_wrong_passwords",),
+    ),
+)  # fmt: skip
+
+
+def without(mechanism: Mechanism, checkout: Path) -> None:
+    """Takes `mechanism` out of `checkout`. Raises ValueError if its text does not stand there exactly once."""
+    file = checkout / mechanism.file
+    text = file.read_text()
+    if (times := text.count(mechanism.text)) != 1:
+        raise ValueError(f"{mechanism.file} has {times} times, not once: {mechanism.text!r}")
+    file.write_text(text.replace(mechanism.text, mechanism.instead))
+
+
+def survivors(mechanism: Mechanism) -> list[str]:
+    """Those of its tests that did not fail without `mechanism`."""
+    with tempfile.TemporaryDirectory(prefix="millrace-without-") as folder:
+        copy = Path(folder) / "millrace"
+        shutil.copytree(PROJECT, copy, ignore=shutil.ignore_patterns(".git", ".millrace", ".venv", ".*_cache"))
+        without(mechanism, copy)
+        return [test for test in mechanism.tests if _run(test, copy) != FAILED]
+
+
+def _run(test: str, checkout: Path) -> int:
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "--tb=line", test]
+    return subprocess.run(command, cwd=checkout, check=False).returncode
+
+
+def main(promises: list[str]) -> int:
+    chosen = [it for it in MECHANISMS if not promises or it.promise in promises]
+    verdicts = [(it, survivors(it)) for it in chosen]
+    for mechanism, passed in verdicts:
+        sys.stdout.write(f"{mechanism.promise:4} {mechanism.name}: ")
+        sys.stdout.write(f"NOT NOTICED by {', '.join(passed)}\n" if passed else "its tests fail without it\n")
+    return 1 if any(passed for _, passed in verdicts) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,59 @@
+"""Stacks of their own for tests and benchmarks: real servers on free ports, under a temporary home."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from infra.local import stack as local
+from infra.settings import Settings, settings
+
+PORTS = ("KAFKA", "KAFKA_CONTROLLER", "REGISTRY", "AIRFLOW", "DOCS", "POSTGRES")
+
+
+def free_ports(count: int) -> list[int]:
+    """`count` different ports of 127.0.0.1 that nobody listens on at the moment."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()
+
+
+@contextmanager
+def running(prefix: str, contracts: Path, services: Sequence[str] = ()) -> Iterator[Settings]:
+    """Settings of a running stack with a copy of `contracts`; every service, or those named and what they need.
+
+    The settings are in the environment too, so that child processes (spark-submit, `millrace`) see the same stack.
+    Its state is removed afterwards, but for the logs: they stay in the temporary folder as `<prefix>logs`.
+    """
+    home = Path(tempfile.mkdtemp(prefix=prefix))
+    home.chmod(0o755)  # PostgreSQL drops root's rights and must still reach its data below
+    shutil.copytree(contracts, home / "contracts")
+    before = dict(os.environ)
+    os.environ["MILLRACE_HOME"] = str(home)
+    os.environ["MILLRACE_CONTRACTS"] = str(home / "contracts")
+    for name, port in zip(PORTS, free_ports(len(PORTS)), strict=True):
+        os.environ[f"MILLRACE_{name}_PORT"] = str(port)
+    settings.cache_clear()
+    config = settings()
+    try:
+        local.up(config, services)
+        yield config
+    finally:
+        local.down(config)
+        logs = Path(tempfile.gettempdir()) / f"{prefix}logs"
+        shutil.rmtree(logs, ignore_errors=True)
+        shutil.copytree(config.log_dir, logs, ignore_dangling_symlinks=True)
+        shutil.rmtree(home, ignore_errors=True)
+        os.environ.clear()
+        os.environ.update(before)
+        settings.cache_clear()
