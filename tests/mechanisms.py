@@ -86,7 +86,7 @@ MECHANISMS = (
         "P6", "a reset starts where bronze ends", "spark/restart.py",
         "start = {place: max(end, first[place]) for place, end in ends.items() if place in first}", "start = {}",
         ("tests/integration/test_restart.py"
-         "::test_a_reset_loses_and_doubles_nothing_wherever_the_last_batch_ended[before bronze]",),
+         "::test_a_reset_loses_and_doubles_nothing_wherever_the_last_batch_ended",),
     ),
     Mechanism(
         "P6", "a reset finishes the batch that had reached bronze", "spark/restart.py",
