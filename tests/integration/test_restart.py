@@ -452,17 +452,6 @@ def test_other_topics_are_refused_and_a_reset_is_the_way_out(site: Site) -> None
     site.assert_exact()
 
 
-def test_a_checkpoint_that_knows_more_than_bronze_is_refused(site: Site) -> None:
-    site.send(range(20))
-    site.go()
-    site.send(range(20, 30))
-    site.go()
-    path = tables.local_path(tables.bronze(site.stack.lake_uri, site.contract.stream))
-    newest = max(Path(path, "_delta_log").glob("*.json"))
-    newest.unlink()  # the lake of yesterday
-    assert "commits has batch 1, but of generation 1 bronze holds those up to 0" in site.halt()
-
-
 # -- storms --------------------------------------------------------------------------------------------------------
 
 

@@ -155,6 +155,13 @@ def test_an_old_copy_of_the_checkpoint_is_refused(site: Site) -> None:
     assert "has batches up to 1" in site.refused()
 
 
+def test_an_old_copy_of_the_lake_is_refused(site: Site) -> None:
+    spark_checkpoint(site.folder(), planned=3, committed=3)
+    assert "commits has batch 3, but of generation 1 bronze holds those up to 2" in site.refused()
+    shutil.rmtree(site.settings.home / "lake")
+    assert "commits has batch 3, but of generation 1 bronze holds none" in site.refused()
+
+
 def test_a_checkpoint_of_an_older_generation_is_refused(site: Site) -> None:
     site.bronze(0, generation=2)
     assert "bronze holds batches of generation 2, but the newest checkpoint is" in site.refused()
