@@ -379,11 +379,15 @@ def test_a_poison_storm_halts_its_stream_alone_until_somebody_decides(
     before = heartbeat(stack) or {}
     live = airflow.runs("stream_supervisor")[0]
     assert live.state == "running"
-    spikes = [
-        {"measured_at": datetime(2026, 1, 2, tzinfo=UTC) + timedelta(seconds=n), "gauge": "east", "level": 99.0}
-        for n in range(1500)
-    ]
-    assert produce(tides, spikes, settings=stack).failed == 0
+    codec = Codec(tides, registry(stack).get_version(tides.subject, "latest").schema_id)
+    start = datetime(2026, 1, 2, tzinfo=UTC)
+    spikes = [{"measured_at": start + timedelta(seconds=n), "gauge": "east", "level": 99.0} for n in range(1500)]
+    producer = Producer(stack.kafka_client("admin") | {"transactional.id": "test-storm"})
+    producer.init_transactions(30)
+    producer.begin_transaction()  # seen at once, so one batch has all of them
+    for spike in spikes:
+        producer.produce(tides.stream, codec.value(spike), b"east", partition=0)
+    producer.commit_transaction(30)
 
     with pytest.raises(RunFailed):
         airflow.wait(live, timeout=180)
@@ -402,9 +406,8 @@ def test_a_poison_storm_halts_its_stream_alone_until_somebody_decides(
 
     assert millrace("checkpoint", "reset", "tides").returncode == 1, "not while the driver runs"
     storm = json.loads(millrace("checkpoint", "accept-storm", "tides", "--json").stdout)
-    assert storm["bad"] == [
-        {"error_class": "rule", "reason": "level is outside -20 to 20 metres", "records": storm["records"]}
-    ]
+    reason = "level is outside -20 to 20 metres"
+    assert storm["bad"] == [{"error_class": "rule", "reason": reason, "records": 1500}]
     wait_until_ingested(stack, [tides])
     assert_conserved(stack, tides)
     assert len(offsets_on_the_broker(stack, (tides.dlq_topic,))) == 1501
