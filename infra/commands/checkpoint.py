@@ -89,10 +89,10 @@ def reset(
     if json_:
         typer.echo(json.dumps(document))
         return
-    typer.echo(f"{stream} begins generation {done.generation} at its next start, from")
+    typer.echo(f"{stream} begins generation {done.generation} at its next start: unpause the DAG stream_supervisor")
     for (topic, partition), offset in sorted(done.start.items()):
-        typer.echo(f"  {topic}/{partition}: {offset:,}")
-    typer.echo("and every other partition from its beginning. To start it, unpause the DAG stream_supervisor.")
+        typer.echo(f"  {topic}/{partition} from offset {offset:,}")
+    typer.echo("  every other partition from its beginning")
     for (topic, partition), count in sorted(done.lost.items()):
         typer.echo(f"  lost: {count:,} offsets of {topic}/{partition}")
 
