@@ -51,7 +51,7 @@ def show(
             typer.echo(f"  {key:16}{'no batch' if facts[key] is None else f'batch {facts[key]}'}")
         typer.echo(f"  {'fingerprint':16}{sum(map(len, facts['fingerprint'].values()))} names; `--json` lists them")
         for topic, partitions in facts["offsets"].items():
-            typer.echo(f"  {topic:16}{', '.join(f'{p}: {offset:,}' for p, offset in partitions.items())}")
+            typer.echo(f"  {topic + ' ':16}{', '.join(f'{p}: {offset:,}' for p, offset in partitions.items())}")
         lag = f"unknown: {facts['error']}" if facts["lag"] is None else f"{facts['lag']:,} offsets"
         typer.echo(f"  {'lag':16}{lag}")
         typer.echo(f"  {'start':16}{facts['refused'] or 'may start'}")
