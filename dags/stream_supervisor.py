@@ -12,9 +12,19 @@ a worker slot, and ends when the driver does: *exited*, *failed* (it said why), 
 which goes on where the last committed batch ended: nothing is lost and nothing is doubled. A driver that dies within
 a minute of its start, time after time, is restarted after 2, 4, 8 … and at most 300 seconds.
 
+**A red run whose driver lives.** A stream that needs a decision halts alone; the others go on. The run that saw it
+halt turns red, `watch` says why and gives the command, and the next run finds the same driver again. The stream is
+tried again twice a minute, so it goes on soon after the decision; until then each `watch` begins its log with what it
+waits for, and `millrace status` says it too.
+
+- *Poison storm*, most records of a batch are bad: read `<stream>_dead_letters`, stop the producer, then `millrace
+  checkpoint accept-storm <stream>`; or register the schema that the records lack.
+- *Checkpoint refused*, it is damaged or does not fit the tables or the changed contract: put it back or undo the
+  change and restart the driver; or stop streaming (below), `millrace checkpoint reset <stream>`, unpause.
+
 **What to do about a red run.** One: nothing, read the reason. Many in a row: the log of `watch` ends with the
 driver's last lines, the rest is in `<home>/logs/stream.log`. Typical: topics missing (run `provision`), Kafka or the
-registry away, a poison storm (most records of a batch are bad: see `<stream>_dead_letters`), no memory.
+registry away, no memory.
 
 | to | do |
 |---|---|
@@ -36,7 +46,8 @@ from wiring import DEFAULTS, duty
 
 
 class Watch(BaseOperator):
-    """Waits in the triggerer until the driver with `epoch` has ended; fails unless it was asked to stop."""
+    """Waits in the triggerer until the driver with `epoch` has ended, or one of its streams has halted since the run
+    began; fails unless the driver was asked to stop."""
 
     template_fields = ("epoch",)
 
@@ -46,11 +57,15 @@ class Watch(BaseOperator):
 
     def execute(self, context: Context) -> None:
         from infra import driver
+        from infra.offsets import halts
         from infra.settings import settings
         from infra.watch import DriverWatch
 
-        folder = str(driver.place(settings()))
-        self.defer(trigger=DriverWatch(folder, int(self.epoch), settings().stall_after), method_name="ended")
+        folder, epoch = driver.place(settings()), int(self.epoch)
+        for why in halts(driver.heartbeat(folder, epoch)).values():
+            self.log.error("still waiting for a decision: %s", why)
+        since = context["dag_run"].start_date.isoformat()
+        self.defer(trigger=DriverWatch(str(folder), epoch, settings().stall_after, since), method_name="ended")
 
     def ended(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
         """Clears up after the driver; then fails, at once or after the pause that a crash loop asks for."""
@@ -61,6 +76,8 @@ class Watch(BaseOperator):
 
         if event["reason"] == "stopped":
             return event
+        if event["reason"] == "halted":  # the driver goes on with the other streams, and the next run finds it
+            raise AirflowFailException(event["detail"])
         driver.stop(settings(), timeout=0, epoch=event["epoch"])
         message = f"driver with epoch {event['epoch']} {event['reason']}: {event['detail']}"
         self.log.error("%s; its last words:\n%s", message, driver.log_end(settings()))

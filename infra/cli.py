@@ -10,6 +10,7 @@ import typer
 from infra.commands.audit import audit
 from infra.commands.bench import bench
 from infra.commands.check import check
+from infra.commands.checkpoint import checkpoint
 from infra.commands.demo import demo
 from infra.commands.doctor import doctor
 from infra.commands.down import down
@@ -53,6 +54,7 @@ for panel, commands in {
     for command in commands:
         app.command(rich_help_panel=panel)(command)
 app.add_typer(bench, name="bench", rich_help_panel="Look at it")
+app.add_typer(checkpoint, name="checkpoint", rich_help_panel="Streams")
 
 
 def main() -> None:

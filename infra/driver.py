@@ -138,6 +138,12 @@ def submit_command(conf: Mapping[str, str], epoch: int) -> list[str]:
     return command
 
 
+def holder(settings: Settings) -> str:
+    """The lease's holder. It tells installations apart, which wait for each other; the same one takes over from itself
+    at once."""
+    return f"{socket.gethostname()}:{settings.home}"
+
+
 def ensure(settings: Settings, lease: Lease, command: Callable[[int], Sequence[str]]) -> Driver:
     """The running driver if it still owns the lease; else clears up, takes the lease and starts `command(epoch)`.
 
@@ -153,8 +159,7 @@ def ensure(settings: Settings, lease: Lease, command: Callable[[int], Sequence[s
             return found
     if stop(settings, timeout=0):
         log.warning("killed what was left of the last driver")
-    # The name tells installations apart, which wait for each other; the same one takes over from itself at once.
-    epoch = lease.acquire(f"{socket.gethostname()}:{settings.home}")
+    epoch = lease.acquire(holder(settings))
     driver = start(settings, epoch, command(epoch))
     log.info("started the driver with epoch %d, pid %d", driver.epoch, driver.pid)
     return driver

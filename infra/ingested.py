@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from tenacity import RetryError, retry, retry_if_result, stop_after_delay, wait_fixed
 
-from infra.offsets import broker_offsets, heartbeat, ingested_offsets
+from infra.offsets import broker_offsets, halts, heartbeat, ingested_offsets
 from infra.settings import Settings
 from schemas.errors import TransientError
 from schemas.model import Contract
@@ -67,4 +67,5 @@ def wait_until_ingested(
 
 def _driver(settings: Settings) -> str:
     beat = heartbeat(settings) or {}
-    return f"the driver is {beat.get('state', 'not started')}: {beat.get('error') or 'see millrace logs stream'}"
+    why = beat.get("error") or "; ".join(halts(beat).values()) or "see millrace logs stream"
+    return f"the driver is {beat.get('state', 'not started')}: {why}"

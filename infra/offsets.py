@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from confluent_kafka import IsolationLevel, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
-from infra.settings import Settings
+from infra.settings import Principal, Settings
 from schemas.errors import TransientError
 
 Offsets = dict[tuple[str, int], int]
 """(topic, partition) to an offset."""
 
 
-def broker_offsets(settings: Settings, topics: Iterable[str], *, earliest: bool = False) -> Offsets:
+def broker_offsets(
+    settings: Settings, topics: Iterable[str], *, earliest: bool = False, principal: Principal = "admin"
+) -> Offsets:
     """The end (or with `earliest` the first retained) offset of every partition of those `topics` that exist.
 
     The end is the last stable offset: records of open transactions are not yet part of a topic. Raises
-    `TransientError` when the broker cannot be reached.
+    `TransientError` when the broker cannot be reached. `principal` asks.
     """
-    admin = AdminClient(settings.kafka_client("admin") | {"socket.timeout.ms": 10_000, "log_level": 2})
     spec = OffsetSpec.earliest() if earliest else OffsetSpec.latest()
     try:
+        admin = AdminClient(settings.kafka_client(principal) | {"socket.timeout.ms": 10_000, "log_level": 2})
         existing = admin.list_topics(timeout=10).topics
         wanted = {
             TopicPartition(topic, partition): spec
@@ -49,11 +51,30 @@ def heartbeat(settings: Settings) -> dict[str, Any] | None:
     return beat
 
 
+def halts(beat: Mapping[str, Any] | None) -> dict[str, str]:
+    """The streams that are halted according to a heartbeat, and what each waits for."""
+    queries = ((beat or {}).get("queries") or {}).items()
+    return {stream: query["halted"]["why"] for stream, query in queries if query.get("halted")}
+
+
 def ingested_offsets(settings: Settings, stream: str) -> Offsets:
     """The offset up to which the stream's last finished micro-batch has read, per partition; empty before the first."""
     query = ((heartbeat(settings) or {}).get("queries") or {}).get(stream) or {}
+    return flat(query.get("offsets") or {})
+
+
+def flat(document: Mapping[str, Mapping[str, int]]) -> Offsets:
+    """Offsets as Spark and JSON nest them: topic to partition to offset."""
     return {
         (topic, int(partition)): int(offset)
-        for topic, partitions in (query.get("offsets") or {}).items()
+        for topic, partitions in document.items()
         for partition, offset in partitions.items()
     }
+
+
+def nested(offsets: Offsets) -> dict[str, dict[str, int]]:
+    """The inverse of `flat`, in order."""
+    document: dict[str, dict[str, int]] = {}
+    for (topic, partition), offset in sorted(offsets.items()):
+        document.setdefault(topic, {})[str(partition)] = offset
+    return document

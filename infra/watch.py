@@ -17,7 +17,7 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from infra.driver import Driver, heartbeat, recorded
 
-Reason = Literal["exited", "stalled", "failed", "stopped", "lag"]
+Reason = Literal["exited", "stalled", "failed", "stopped", "lag", "halted"]
 Event = dict[str, Any]
 """{reason, detail, epoch, at}: why the life ended, in words, of which driver, and when it was noticed (ISO, UTC)."""
 
@@ -39,18 +39,21 @@ class DriverWatch(BaseTrigger):
     | exited | its process is gone without a word, or another driver has taken its place |
     | stalled | no heartbeat for `stall_after` seconds |
     | lag | records wait, and a stream has finished no batch for `SLOW` times `stall_after` seconds |
+    | halted | the driver is well, but a stream has halted since `since` (ISO-8601, UTC; None: at all): somebody must \
+      decide |
     """
 
-    def __init__(self, folder: str, epoch: int, stall_after: float) -> None:
+    def __init__(self, folder: str, epoch: int, stall_after: float, since: str | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.folder = folder
         self.epoch = epoch
         self.stall_after = stall_after
+        self.since = since
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         return (
             "infra.watch.DriverWatch",
-            {"folder": self.folder, "epoch": self.epoch, "stall_after": self.stall_after},
+            {"folder": self.folder, "epoch": self.epoch, "stall_after": self.stall_after, "since": self.since},
         )
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
@@ -80,9 +83,17 @@ class DriverWatch(BaseTrigger):
             reason, detail = "stalled", f"no heartbeat for {silence:.0f} s (limit {self.stall_after:.0f} s)"
         elif stuck := progress.stuck((beat or {}).get("queries") or {}, now, limit := SLOW * self.stall_after):
             reason, detail = "lag", f"records wait, but no batch was finished for {limit:.0f} s: {stuck}"
+        elif halted := self._halted((beat or {}).get("queries") or {}):
+            reason, detail = "halted", halted
         else:
             return None
         return {"reason": reason, "detail": detail, "epoch": self.epoch, "at": now.isoformat()}
+
+    def _halted(self, queries: dict[str, Any]) -> str:
+        """What the streams that halted after `since` wait for, or ''. An earlier watch has told of the others."""
+        since = datetime.fromisoformat(self.since) if self.since else None
+        halts = [query["halted"] for query in queries.values() if query.get("halted")]
+        return "; ".join(h["why"] for h in halts if since is None or datetime.fromisoformat(h["since"]) > since)
 
 
 @dataclass
@@ -96,7 +107,7 @@ class Progress:
         late = []
         for stream, query in queries.items():
             batch, since = self._since.get(stream, (None, now))
-            if batch != query.get("batch_id") or not query.get("lag"):
+            if batch != query.get("batch_id") or not query.get("lag") or query.get("halted"):
                 batch, since = query.get("batch_id"), now
             self._since[stream] = (batch, since)
             if (now - since).total_seconds() > limit:

@@ -11,5 +11,10 @@ class TerminalError(MillraceError):
     """Trying again changes nothing: a broken contract, a wrong setting, a corrupted file."""
 
 
+class Halt(TerminalError):
+    """A stream stands still until somebody has decided; the message says what can be decided, and how. The driver and
+    its other streams go on."""
+
+
 class TransientError(MillraceError):
     """Trying again may help: a server that is not up yet, a timeout."""

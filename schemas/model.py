@@ -140,6 +140,10 @@ class DeadLetters(_Strict):
     storm_minimum: int = Field(1000, ge=1, description="Batches with fewer records than this never count as a storm.")
     policy: dict[ErrorClass, Backoff] = Field(default_factory=_default_policy)
 
+    def is_storm(self, records: int, bad: int) -> bool:
+        """Whether `bad` of a batch's `records` are so many that the ingest halts."""
+        return records >= self.storm_minimum and bad > self.storm_share * records
+
     @field_validator("policy")
     @classmethod
     def _complete(cls, given: dict[ErrorClass, Backoff]) -> dict[ErrorClass, Backoff]:

@@ -8,15 +8,13 @@ folder: Delta would silently skip the writes of a fresh checkpoint that kept its
 from __future__ import annotations
 
 import json
-import re
+from typing import Any
 
-from pyarrow import fs
-
-from infra.offsets import Offsets
+from infra.offsets import Offsets, flat
 from infra.settings import Settings
 from schemas.errors import TransientError
 from schemas.model import Contract
-from spark.tables import local_path
+from spark.checkpoint_log import document, numbers, offsets
 
 _BITS = 40
 
@@ -33,9 +31,13 @@ def generation_of(batch: int) -> int:
     return batch >> _BITS
 
 
+def batch_id_of(batch: int) -> int:
+    return batch & (1 << _BITS) - 1
+
+
 def generation(settings: Settings, stream: str) -> int:
     """The newest generation that has a folder, else 1."""
-    return max(_numbers(f"{settings.checkpoints_uri}/{stream}", r"g(\d+)"), default=1)
+    return max(numbers(f"{settings.checkpoints_uri}/{stream}", r"g(\d+)"), default=1)
 
 
 def location(settings: Settings, stream: str, generation: int) -> str:
@@ -51,47 +53,61 @@ def application(stream: str, generation: int) -> str:
 def settled_batch(contract: Contract, settings: Settings) -> int | None:
     """The newest batch whose ingest is complete in every table and on the dead-letter topic: the newest entry of the
     newest generation's commit log, as a `batch` number. None before the first. A new generation without a commit
-    answers with the last of the generation before, which is complete as well."""
-    return max(_settled_batches(contract, settings), default=None)
+    answers with the batch that it finished (see `spark.restart`), or with the last of the generation before."""
+    for number in sorted(_generations(contract, settings), reverse=True):
+        if (committed := _committed(contract, settings, number)) is not None:
+            return batch_number(number, committed)
+        begun = _begun(contract, settings, number)
+        if begun.get("finished"):
+            return int(begun["after"])
+    return None
 
 
 def settled_offsets(contract: Contract, settings: Settings, through: int) -> Offsets:
     """How far the batches up to the settled batch `through` reach: the offset after the last record, of every partition
-    that was read. A generation that began again from an earlier offset takes nothing back of what was covered."""
-    earlier = [batch for batch in _settled_batches(contract, settings) if generation_of(batch) < generation_of(through)]
+    that was read. A generation that began again from an earlier offset takes nothing back of what was covered, and
+    where a reset found bronze's end, the files of the generation before are not needed. Raises
+    `checkpoint_log.Unreadable`."""
     ends: Offsets = {}
-    for batch in (*earlier, through):
-        folder = location(settings, contract.stream, generation_of(batch))
-        for place, end in _offsets(f"{folder}/offsets/{batch & (1 << _BITS) - 1}").items():
+
+    def reach(found: Offsets) -> None:
+        for place, end in found.items():
             ends[place] = max(end, ends.get(place, 0))
+
+    for number in _generations(contract, settings):
+        begun = _begun(contract, settings, number)
+        if begun.get("finished") and begun["after"] <= through:
+            reach(flat(begun["offsets"]))
+    for number in _generations(contract, settings):
+        committed = _committed(contract, settings, number)
+        if committed is None or (batch := batch_number(number, committed)) > through:
+            continue
+        log = f"{location(settings, contract.stream, number)}/offsets/{committed}"
+        if batch == through or document(log) is not None:
+            reach(offsets(log))
     return ends
 
 
 def first_offsets(contract: Contract, settings: Settings) -> Offsets:
     """Where the oldest generation began to read: what the lake has promised to hold. A partition that is not among
-    them was added later, and is read from its beginning."""
-    folder = f"{settings.checkpoints_uri}/{contract.stream}"
-    oldest = min(_numbers(folder, r"g(\d+)"), default=None)
-    return {} if oldest is None else _offsets(f"{folder}/g{oldest}/sources/0/0")
+    them was added later, and is read from its beginning. Nothing when that checkpoint is lost."""
+    oldest = min(_generations(contract, settings), default=None)
+    first = None if oldest is None else document(f"{location(settings, contract.stream, oldest)}/sources/0/0")
+    return flat(json.loads(first.splitlines()[-1])) if first else {}
 
 
-def _settled_batches(contract: Contract, settings: Settings) -> list[int]:
-    """The newest settled batch of each generation that has one."""
-    folder = f"{settings.checkpoints_uri}/{contract.stream}"
-    newest = {number: _numbers(f"{folder}/g{number}/commits", r"(\d+)") for number in _numbers(folder, r"g(\d+)")}
-    return [batch_number(number, max(commits)) for number, commits in newest.items() if commits]
+def _generations(contract: Contract, settings: Settings) -> list[int]:
+    return numbers(f"{settings.checkpoints_uri}/{contract.stream}", r"g(\d+)")
 
 
-def _offsets(uri: str) -> Offsets:
-    """The offsets in a file of Spark's: after lines about the format, one of JSON by topic and partition."""
-    system, path = fs.FileSystem.from_uri(local_path(uri))
-    with system.open_input_stream(path) as file:
-        topics = json.loads(file.read().splitlines()[-1])
-    return {(topic, int(number)): offset for topic, found in topics.items() for number, offset in found.items()}
+def _committed(contract: Contract, settings: Settings, generation: int) -> int | None:
+    """The newest batch id in a generation's commit log."""
+    return max(numbers(f"{location(settings, contract.stream, generation)}/commits", r"(\d+)"), default=None)
 
 
-def _numbers(uri: str, pattern: str) -> list[int]:
-    """The numbers in the names of `uri`'s entries that match `pattern` whole; none if it does not exist."""
-    system, path = fs.FileSystem.from_uri(local_path(uri))
-    entries = system.get_file_info(fs.FileSelector(path, allow_not_found=True))
-    return [int(match[1]) for entry in entries if (match := re.fullmatch(pattern, entry.base_name))]
+def _begun(contract: Contract, settings: Settings, generation: int) -> dict[str, Any]:
+    """What a reset noted in a generation's `start.json`; nothing if no reset made it."""
+    found: dict[str, Any] = json.loads(
+        document(f"{location(settings, contract.stream, generation)}/start.json") or "{}"
+    )
+    return found

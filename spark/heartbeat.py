@@ -16,7 +16,7 @@ State = Literal["starting", "running", "failed", "stopped"]
 
 class Heartbeat:
     """Writes `heartbeat.json`: epoch, pid, started_at, updated_at (ISO-8601 UTC), state, error, and `queries`, stream
-    to its `progress`. The file is replaced whole, so a reader never sees half of it."""
+    to its `progress` and `halted`. The file is replaced whole, so a reader never sees half of it."""
 
     def __init__(self, path: Path, epoch: int, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self._path = path
@@ -40,13 +40,17 @@ class Heartbeat:
         scratch.replace(self._path)
 
 
+NO_PROGRESS: dict[str, Any] = {"batch_id": None, "lag": 0, "rows": 0, "offsets": {}}
+"""The `progress` of a query that has not begun."""
+
+
 def progress(query: StreamingQuery, running: bool) -> dict[str, Any]:
     """How far a query is: batch_id of the last finished batch (None before the first), rows the last trigger took,
     offsets (topic to partition to the next offset to read), and lag: records on the broker that were not ingested
     then, at least 1 while a batch is `running`."""
     last: Any = query.lastProgress
     if last is None:
-        return {"batch_id": None, "lag": int(running), "rows": 0, "offsets": {}}
+        return NO_PROGRESS | {"lag": int(running)}
     source = last["sources"][0]
     offsets, latest = _offsets(source["endOffset"]), _offsets(source["latestOffset"])
     behind = sum(

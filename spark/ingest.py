@@ -6,7 +6,8 @@
 4. send the rejected rows to the dead-letter topic.
 
 The Delta appends carry the checkpoint's application id and the batch id, the letters a marker in their transaction, so
-a batch that is run again after a crash at any point completes what is missing and repeats nothing.
+a batch that is run again after a crash at any point completes what is missing and repeats nothing. Steps 2 to 4 need
+bronze alone, so a batch can also be finished without its checkpoint.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from pyspark import StorageLevel
-from pyspark.sql import DataFrame
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from schemas.errors import TerminalError
+from schemas.errors import Halt
 from schemas.model import Contract
 from spark import checkpoints, tables
 from spark.letters import Letters, letters
@@ -30,9 +31,10 @@ from spark.transforms.validate import validate
 log = logging.getLogger(__name__)
 
 
-class PoisonStorm(TerminalError):
+class PoisonStorm(Halt):
     """Too many records of a batch are bad: somebody produces garbage, and draining it into the dead letters would hide
-    it. The batch is in bronze; nothing was sent onward."""
+    it. The batch is in bronze; nothing was sent onward. It goes onward when the batch is run again and somebody has
+    accepted it, or when the schemas that it lacked are registered by then."""
 
 
 @dataclass
@@ -40,7 +42,7 @@ class Ingest:
     """`batch` is the foreachBatch function of a stream.
 
     `writers` gives the registered schemas, `may_commit` is called before each commit and raises when this process must
-    not (any more).
+    not (any more), `storm_accepted` tells whether somebody accepted the storm of a `batch` number.
     """
 
     contract: Contract
@@ -49,6 +51,7 @@ class Ingest:
     writers: Callable[[], Mapping[int, str]]
     letters: Letters
     may_commit: Callable[[], None] = lambda: None
+    storm_accepted: Callable[[int], bool] = lambda batch: False
 
     def batch(self, records: DataFrame, batch_id: int) -> None:
         """Ingests the rows of Spark's Kafka source (with headers) as batch `batch_id` of the checkpoint. Raises
@@ -56,16 +59,22 @@ class Ingest:
         number = checkpoints.batch_number(self.generation, batch_id)
         application = checkpoints.application(self.contract.stream, self.generation)
         bronze = tables.bronze(self.lake_uri, self.contract.stream)
-        spark = records.sparkSession
 
         self.may_commit()
-        slots = spark.sparkContext.defaultParallelism
+        slots = records.sparkSession.sparkContext.defaultParallelism
         judged = validate(decode(records.coalesce(slots), self.contract, self.writers()), self.contract)
         tables.append(judged.withColumn("batch", F.lit(number)), bronze, application, batch_id)
+        self.onward(records.sparkSession, batch_id)
 
+    def onward(self, spark: SparkSession, batch_id: int) -> None:
+        """Sends what bronze holds of the batch onward: partials and dead letters. Raises as `batch` does."""
+        number = checkpoints.batch_number(self.generation, batch_id)
+        application = checkpoints.application(self.contract.stream, self.generation)
+        bronze = tables.bronze(self.lake_uri, self.contract.stream)
         written = spark.read.format("delta").load(bronze).where(F.col("batch") == number)
         total, rejected = written.agg(F.count("*"), F.count_if(~F.col("accepted"))).head() or (0, 0)
-        self._stop_poison(batch_id, total, rejected)
+        if self.contract.dead_letters.is_storm(total, rejected):
+            self._stop_poison(written, number, total, rejected)
         if rejected < total:
             self._append_partials(written.where("accepted"), application, batch_id, number)
         if rejected:
@@ -89,13 +98,20 @@ class Ingest:
             if several:
                 events.unpersist()
 
-    def _stop_poison(self, batch_id: int, total: int, rejected: int) -> None:
-        limits = self.contract.dead_letters
-        if total >= limits.storm_minimum and rejected > limits.storm_share * total:
-            stream, yaml = self.contract.stream, self.contract.folder / "stream.yaml"
-            raise PoisonStorm(
-                f"{rejected:,} of the {total:,} records of batch {batch_id} of stream {stream} are bad: more than the "
-                f"share of {limits.storm_share:g} that its contract allows. They are in {stream}_dead_letters with "
-                "their reasons, and nothing was sent onward. Stop the producer, or accept the records by raising "
-                f"dead_letters.storm_share in {yaml}. The stream goes on with this batch when it is restarted"
-            )
+    def _stop_poison(self, written: DataFrame, number: int, total: int, rejected: int) -> None:
+        stream, batch_id = self.contract.stream, checkpoints.batch_id_of(number)
+        if self.storm_accepted(number):
+            log.warning("%s batch %d: its %d bad records were accepted", stream, batch_id, rejected)
+            return
+        # Letters whose schema is registered by now come back by replay, and then they are not bad.
+        lacking = (F.col("error_class") == "unknown_schema") & F.col("schema_id").isin(*self.writers())
+        if not self.contract.dead_letters.is_storm(total, rejected - written.where(lacking).count()):
+            log.warning("%s batch %d: the schemas that it lacked are registered now", stream, batch_id)
+            return
+        raise PoisonStorm(
+            f"{rejected:,} of the {total:,} records of batch {batch_id} of stream {stream} are bad: more than the "
+            f"share of {self.contract.dead_letters.storm_share:g} that its contract allows. They are in "
+            f"{stream}_dead_letters with their reasons, and nothing was sent onward. Stop the producer that sends "
+            f"them; then `millrace checkpoint accept-storm {stream}` lets this one batch go onward, its bad records as "
+            "dead letters. If they lack a schema, register it instead: the stream then goes on by itself"
+        )

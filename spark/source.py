@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import json
+
 from pyspark.sql import DataFrame, SparkSession
 
+from infra.offsets import Offsets, broker_offsets, nested
 from infra.settings import Settings
 from schemas.model import Contract
 
+EARLIEST = -2
+"""Spark's name for the first offset that a partition still has."""
 
-def records(spark: SparkSession, contract: Contract, settings: Settings) -> DataFrame:
-    """The committed records of `<stream>` and `<stream>.retry`, from the beginning when there is no checkpoint, with
-    headers. Records that Kafka dropped before they were read fail the query: they are lost, and nobody may miss it."""
+
+def records(spark: SparkSession, contract: Contract, settings: Settings, start: Offsets | None = None) -> DataFrame:
+    """The committed records of `<stream>` and `<stream>.retry`, with headers. A checkpoint says where to go on;
+    without one they are read from `start`, and partitions that it does not name from their beginning. Records that
+    Kafka dropped before they were read fail the query: they are lost, and nobody may miss it."""
     connection = {f"kafka.{key}": value for key, value in settings.kafka_java("stream").items()}
     options = {
         "subscribe": ",".join(contract.ingest_topics),
-        "startingOffsets": "earliest",
+        "startingOffsets": "earliest" if start is None else _starting(contract, settings, start),
         "includeHeaders": "true",
         "failOnDataLoss": "true",
         "maxOffsetsPerTrigger": str(settings.max_offsets_per_trigger),
@@ -27,3 +34,9 @@ def records(spark: SparkSession, contract: Contract, settings: Settings) -> Data
         "kafka.max.poll.records": "10000",
     }
     return spark.readStream.format("kafka").options(**connection, **options).load()
+
+
+def _starting(contract: Contract, settings: Settings, start: Offsets) -> str:
+    """Spark wants every partition named, also one that was added since."""
+    there = broker_offsets(settings, contract.ingest_topics, principal="stream")
+    return json.dumps(nested({place: start.get(place, EARLIEST) for place in there}))

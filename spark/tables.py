@@ -261,6 +261,28 @@ def append_rows(lake_uri: str, name: str, rows: list[dict[str, Any]]) -> None:
     write_deltalake(local_path(system(lake_uri, name)), arrow, mode="append")
 
 
+# -- which batches a table holds -----------------------------------------------------------------------------------
+
+
+def newest_batch(uri: str) -> int | None:
+    """The greatest `batch` of the rows of bronze or speed, from the log's file statistics. None without rows."""
+    path = local_path(uri)
+    if not DeltaTable.is_deltatable(path):
+        return None
+    files = pyarrow.table(DeltaTable(path).get_add_actions(flatten=True))
+    found = files["max.batch"].to_pylist() if "max.batch" in files.column_names else []
+    return max((batch for batch in found if batch is not None), default=None)
+
+
+def newest_append(uri: str, app_id: str) -> int | None:
+    """The version that `append` committed last for `app_id`, also if it had no rows. None before the first."""
+    path = local_path(uri)
+    if not DeltaTable.is_deltatable(path):
+        return None
+    version: int | None = DeltaTable(path).transaction_version(app_id)
+    return version
+
+
 # -- what a streaming batch writes and reads -----------------------------------------------------------------------
 
 

@@ -104,11 +104,43 @@ MECHANISMS = (
         ("tests/integration/lake/test_reconcile.py::test_a_failing_expectation_publishes_nothing",),
     ),
     Mechanism(
+        "P6", "a checkpoint that does not fit bronze is refused", "spark/restart.py",
+        "    if misfit:\n", "    if False:\n",
+        ("tests/unit/test_restart.py::test_an_old_copy_of_the_checkpoint_is_refused",),
+    ),
+    Mechanism(
+        "P6", "a contract that changed what may not change is refused", "spark/restart.py",
+        "    changed = changes(before, fingerprint(contract))\n", "    changed = []\n",
+        ("tests/unit/test_restart.py::test_the_fingerprint_is_noted_beside_the_checkpoint_and_remembers",),
+    ),
+    Mechanism(
+        "P6", "a reset starts where bronze ends", "spark/restart.py",
+        "start = {place: max(end, first[place]) for place, end in ends.items() if place in first}", "start = {}",
+        ("tests/integration/test_restart.py"
+         "::test_a_reset_loses_and_doubles_nothing_wherever_the_last_batch_ended",),
+    ),
+    Mechanism(
+        "P6", "a reset finishes the batch that had reached bronze", "spark/restart.py",
+        "unfinished=start.after if start and not start.finished else None", "unfinished=None",
+        ("tests/integration/test_restart.py"
+         "::test_a_second_reset_before_the_first_generation_ran_finishes_the_same_batch",),
+    ),
+    Mechanism(
+        "P6", "a halt is told while the driver lives", "dags/stream_supervisor.py",
+        'if event["reason"] == "halted":', 'if event["reason"] == "never":',
+        ("tests/unit/test_driver.py::test_a_halt_fails_the_task_and_leaves_the_driver_alone",),
+    ),
+    Mechanism(
         "P7", "only the newest epoch may commit", "infra/lease.py",
         "        if self._one(_CHECK, epoch=epoch) is None:\n            raise self._lost(epoch)\n",
         "        self._one(_CHECK, epoch=epoch)\n",
         ("tests/integration/test_takeover.py::test_a_driver_paused_past_its_lease_is_fenced_and_replaced",
          "tests/integration/test_lease.py"),
+    ),
+    Mechanism(
+        "P8", "an accepted storm goes onward once", "spark/ingest.py",
+        "if self.storm_accepted(number):", "if True:",
+        ("tests/integration/test_restart.py::test_a_storm_goes_onward_once_after_somebody_accepted_it",),
     ),
     Mechanism(
         "P8", "what is replayed is read in the same transaction", "producers/transactions.py",

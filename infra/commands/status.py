@@ -11,7 +11,8 @@ import typer
 def facts() -> dict[str, Any]:
     """One JSON-ready document: services, streams, runs and addresses. Parts that cannot be reached say so in `error`.
 
-    Times are ISO-8601 UTC. `streams.<name>.lag` counts records on the broker that are not ingested yet.
+    Times are ISO-8601 UTC. `streams.<name>.lag` counts records on the broker that are not ingested yet,
+    `halted` says which decision the stream waits for (null while it runs).
     """
     from infra.local import stack
     from infra.settings import settings
@@ -41,7 +42,7 @@ def _driver() -> dict[str, Any]:
 
 def _stream(name: str) -> dict[str, Any]:
     """Rows, windows, horizon, lag and the last results of one stream."""
-    from infra.offsets import broker_offsets, ingested_offsets
+    from infra.offsets import broker_offsets, halts, heartbeat, ingested_offsets
     from infra.settings import settings
     from schemas.catalog import catalog
     from schemas.errors import MillraceError
@@ -49,7 +50,7 @@ def _stream(name: str) -> dict[str, Any]:
 
     config = settings()
     contract = catalog(config.contracts)[name]
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {"halted": halts(heartbeat(config)).get(name)}
     with connect(config) as connection:
 
         def one(sql: str) -> dict[str, Any] | None:
@@ -123,6 +124,7 @@ def show(document: dict[str, Any]) -> None:
     """Print `document` as the tables an operator reads."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from infra.settings import settings
 
@@ -175,6 +177,9 @@ def show(document: dict[str, Any]) -> None:
     console.print(
         f"Stream driver  {driver['state'] or 'not started'}" + (f": {driver['error']}" if driver["error"] else "")
     )
+    for name, stream in streams.items():
+        if stream["halted"]:
+            console.print(Text(f"{name} is halted: {stream['halted']}", "red"), soft_wrap=True)
     services = document["services"]
     down = sorted(name for name, state in services.items() if state != "RUNNING")
     console.print(

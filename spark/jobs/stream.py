@@ -8,6 +8,10 @@ its epoch is still the newest. It ends
 - with exit code 0 after SIGTERM, SIGINT or when `<run_dir>/stream/stop` appears: running batches are finished first;
 - with exit code 1 when any query fails or the lease is lost, with the reason in the heartbeat and on standard error.
 
+A stream that needs a person's decision (`Halt`: its checkpoint is refused, or a poison storm) only halts itself: the
+heartbeat says so, the other streams go on, and it is tried again each `RETRY_HALTED` seconds, so it resumes soon after
+the decision.
+
 `<run_dir>/stream/heartbeat.json` is written each second (see `spark.heartbeat`).
 """
 
@@ -21,6 +25,8 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -31,10 +37,10 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_e
 from infra.lease import Lease, LeaseUnreachable
 from infra.settings import Settings, settings
 from schemas.catalog import catalog
-from schemas.errors import MillraceError
+from schemas.errors import Halt, MillraceError
 from schemas.model import Contract
-from spark import checkpoints, source, tables
-from spark.heartbeat import Heartbeat, progress
+from spark import checkpoints, restart, source, tables
+from spark.heartbeat import NO_PROGRESS, Heartbeat, progress
 from spark.ingest import Ingest
 from spark.letters import Letters
 from spark.session import session
@@ -44,6 +50,9 @@ log = logging.getLogger("millrace.stream")
 
 PATIENCE = 60.0
 """Seconds that a commit waits for the lease's server, and that a stop waits for running batches."""
+
+RETRY_HALTED = 30.0
+"""Seconds between the attempts of a halted stream; one costs a look at the checkpoint, or a count over one batch."""
 
 
 class Stopping(Exception):
@@ -55,44 +64,103 @@ class Stream:
     """One stream's ingest query and what is going on in it."""
 
     contract: Contract
-    ingest: Ingest
+    configured: Settings
     stopping: threading.Event
+    may_commit: Callable[[], None]
     query: StreamingQuery | None = None
+    letters: Letters | None = None
     failure: BaseException | None = None
+    told: tuple[str, datetime] | None = None
+    """The last halt's message and when it began; kept while the stream is tried again, until a batch is finished."""
     running: bool = field(default=False)
 
-    def batch(self, records: DataFrame, batch_id: int) -> None:
-        if self.stopping.is_set():
-            raise Stopping
-        self.running = True
+    def start(self, spark: SparkSession) -> None:
+        """Finishes what a reset left to be finished and starts the query. What `Halt`s it, `halted` tells."""
         try:
-            self.ingest.batch(records, batch_id)
-        except BaseException as error:
-            self.failure = error
-            raise
-        finally:
-            self.running = False
+            self._start(spark)
+        except Halt as halt:
+            self._failed(halt)
 
-    def start(self, spark: SparkSession, configured: Settings) -> None:
-        name = self.contract.stream
+    def _start(self, spark: SparkSession) -> None:
+        name, settings = self.contract.stream, self.configured
+        opening = restart.opening(self.contract, settings)
+        if opening.unfinished is not None:
+            ingest = self._ingest(checkpoints.generation_of(opening.unfinished))
+            ingest.onward(spark, checkpoints.batch_id_of(opening.unfinished))
+            restart.finished(self.contract, settings, opening.generation)
+        restart.remember(self.contract, settings, opening.generation)
+        ingest = self._ingest(opening.generation)
+
+        def batch(records: DataFrame, batch_id: int) -> None:
+            if self.stopping.is_set():
+                raise Stopping
+            self.running = True
+            try:
+                ingest.batch(records, batch_id)
+                self.told = None
+            except BaseException as error:
+                self._failed(error)
+                raise
+            finally:
+                self.running = False
+
+        self.failure = None
         spark.sparkContext.setLocalProperty("spark.scheduler.pool", name)
         self.query = (
-            source.records(spark, self.contract, configured)
+            source.records(spark, self.contract, settings, opening.start)
             .writeStream.queryName(name)
-            .option("checkpointLocation", checkpoints.location(configured, name, self.ingest.generation))
-            .trigger(processingTime=f"{int(configured.trigger_interval * 1000)} milliseconds")
-            .foreachBatch(self.batch)
+            .option("checkpointLocation", checkpoints.location(settings, name, opening.generation))
+            .trigger(processingTime=f"{int(settings.trigger_interval * 1000)} milliseconds")
+            .foreachBatch(batch)
             .start()
         )
 
+    def _ingest(self, generation: int) -> Ingest:
+        name, settings = self.contract.stream, self.configured
+        self.close()
+        self.letters = Letters(
+            self.contract, settings.kafka_client("stream"), checkpoints.application(name, generation)
+        )
+        return Ingest(
+            self.contract,
+            settings.lake_uri,
+            generation,
+            Writers(self.contract, settings).current,
+            self.letters,
+            self.may_commit,
+            partial(restart.is_accepted, settings, name),
+        )
+
+    def _failed(self, error: BaseException) -> None:
+        self.failure = error
+        if isinstance(error, Halt) and (self.told is None or self.told[0] != str(error)):
+            self.told = (str(error), datetime.now(UTC))
+            log.error("stream %s is halted: %s", self.contract.stream, error)
+
+    @property
+    def active(self) -> bool:
+        return self.query is not None and self.query.isActive
+
+    @property
+    def halted(self) -> bool:
+        """Whether the stream stands still until somebody decides."""
+        return not self.active and isinstance(self.failure, Halt)
+
     def progress(self) -> dict[str, Any]:
-        return progress(self.query, self.running) if self.query else {}
+        """As `spark.heartbeat.progress`, and `halted`: why and since when (ISO-8601, UTC), None while it runs."""
+        found = progress(self.query, self.running) if self.query else dict(NO_PROGRESS)
+        halted = {"why": self.told[0], "since": self.told[1].isoformat()} if self.halted and self.told else None
+        return found | {"halted": halted}
 
     def error(self) -> str | None:
-        """Why the query ended by itself, None while it runs."""
-        if self.query is None or self.query.isActive:
+        """Why the query ended by itself, None while it runs or is halted."""
+        if self.query is None or self.active or self.halted:
             return None
         return _message(self.failure or self.query.exception() or RuntimeError("the query ended without a reason"))
+
+    def close(self) -> None:
+        if self.letters is not None:
+            self.letters.close()
 
     def finish(self) -> bool:
         """With `stopping` set: stops the query if it is between two batches; returns whether it has ended."""
@@ -155,16 +223,13 @@ def _run(
     for name, contract in catalog(configured.contracts).items():
         for change in tables.create(configured.lake_uri, contract):
             log.info("%s", change)
-        generation = checkpoints.generation(configured, name)
-        letters = Letters(contract, configured.kafka_client("stream"), checkpoints.application(name, generation))
-        writers = Writers(contract, configured)
-        ingest = Ingest(contract, configured.lake_uri, generation, writers.current, letters, may_commit)
-        streams[name] = Stream(contract, ingest, told_to_stop)
+        streams[name] = Stream(contract, configured, told_to_stop, may_commit)
     for stream in streams.values():
-        stream.start(spark, configured)
+        heartbeat.beat("starting", {})
+        stream.start(spark)
     log.info("running: %s", ", ".join(streams))
 
-    renewal = 0.0
+    renewal, retry = 0.0, time.monotonic() + RETRY_HALTED
     while not (told_to_stop.is_set() or marker.exists()):
         if time.monotonic() >= renewal:
             renewal = time.monotonic() + configured.lease_seconds / 3
@@ -177,6 +242,11 @@ def _run(
             told_to_stop.set()
             _finish(streams)
             raise QueryFailed("; ".join(failures))
+        if time.monotonic() >= retry:
+            retry = time.monotonic() + RETRY_HALTED
+            for stream in streams.values():
+                if stream.halted:
+                    stream.start(spark)
         heartbeat.beat("running", _progress(streams))
         told_to_stop.wait(1.0)
     told_to_stop.set()
@@ -194,7 +264,7 @@ def _finish(streams: dict[str, Stream]) -> None:
     for stream in pending:
         log.warning("stream %s: the running batch did not finish; it runs again", stream.contract.stream)
     for stream in streams.values():
-        stream.ingest.letters.close()
+        stream.close()
 
 
 def _patient(check: Callable[[], None]) -> Callable[[], None]:

@@ -11,10 +11,13 @@ import json
 import math
 import os
 import signal
+import subprocess
+import sys
 import uuid
 from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import duckdb
 import psutil
@@ -371,3 +374,66 @@ def test_a_new_stream_is_files(stack: Settings, airflow: Airflow) -> None:
     ]
     assert reasons == [("rule", "level is outside -20 to 20 metres")]
     assert checked == [(True,)]
+
+
+def test_a_poison_storm_halts_its_stream_alone_until_somebody_decides(
+    stack: Settings, airflow: Airflow, contracts: dict[str, Contract]
+) -> None:
+    tides = catalog(stack.contracts)["tides"]
+    before = heartbeat(stack) or {}
+    live = airflow.runs("stream_supervisor")[0]
+    assert live.state == "running"
+    codec = Codec(tides, registry(stack).get_version(tides.subject, "latest").schema_id)
+    start = datetime(2026, 1, 2, tzinfo=UTC)
+    spikes = [{"measured_at": start + timedelta(seconds=n), "gauge": "east", "level": 99.0} for n in range(1500)]
+    producer = Producer(stack.kafka_client("admin") | {"transactional.id": "test-storm"})
+    producer.init_transactions(30)
+    producer.begin_transaction()  # seen at once, so one batch has all of them
+    for spike in spikes:
+        producer.produce(tides.stream, codec.value(spike), b"east", partition=0)
+    producer.commit_transaction(30)
+
+    with pytest.raises(RunFailed):
+        airflow.wait(live, timeout=180)
+    told = "".join(log.read_text() for log in stack.log_dir.glob(f"airflow/*/run_id={live.run_id}/task_id=watch/*"))
+    assert "of stream tides are bad" in told
+    assert "`millrace checkpoint accept-storm tides`" in told
+    assert wait_for(lambda: airflow.runs("stream_supervisor")[0].run_id != live.run_id)
+
+    flight = one_flight(9997, hour=16)
+    produce(contracts["flights"], [flight], settings=stack)
+    wait_until_ingested(stack, [contracts["flights"]])
+    after = heartbeat(stack) or {}
+    assert (after["pid"], after["epoch"]) == (before["pid"], before["epoch"]), "the driver went on"
+    assert after["queries"]["tides"]["halted"]
+    assert len(offsets_on_the_broker(stack, (tides.dlq_topic,))) == 1, "the spike of the test before"
+
+    assert millrace("checkpoint", "reset", "tides").returncode == 1, "not while the driver runs"
+    storm = json.loads(millrace("checkpoint", "accept-storm", "tides", "--json").stdout)
+    reason = "level is outside -20 to 20 metres"
+    assert storm["bad"] == [{"error_class": "rule", "reason": reason, "records": 1500}]
+    wait_until_ingested(stack, [tides])
+    assert_conserved(stack, tides)
+    assert len(offsets_on_the_broker(stack, (tides.dlq_topic,))) == 1501
+
+
+def test_a_reset_goes_on_where_bronze_ends(stack: Settings, airflow: Airflow) -> None:
+    tides = catalog(stack.contracts)["tides"]
+    airflow.pause("stream_supervisor")
+    driver.stop(stack, timeout=60)
+    done = millrace("checkpoint", "reset", "tides", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["generation"] == 2
+    reading = {"measured_at": datetime(2026, 1, 1, tzinfo=UTC), "gauge": "south", "level": 0.5}
+    produce(tides, [reading], settings=stack)
+    airflow.unpause("stream_supervisor")
+    wait_until_ingested(stack, [tides], timeout=180)
+    assert_conserved(stack, tides)
+    shown = json.loads(millrace("checkpoint", "show", "tides", "--json").stdout)["streams"]["tides"]
+    assert (shown["generation"], shown["lag"], shown["refused"]) == (2, 0, None)
+
+
+def millrace(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command line; the stack's settings are in the environment."""
+    program = str(Path(sys.executable).with_name("millrace"))
+    return subprocess.run([program, *arguments], capture_output=True, text=True, check=False)

@@ -1,7 +1,7 @@
 """A stand-in for nothing: a real process of the driver's shape, small enough to start in a unit test.
 
 Like spark-submit it starts a child in its own session; like `spark/jobs/stream.py` it beats and obeys the stop marker.
-Usage: small_driver.py FOLDER EPOCH [--deaf] [--state STATE] [--beats N]
+Usage: small_driver.py FOLDER EPOCH [--deaf] [--state STATE] [--beats N] [--lag N] [--halted SINCE]
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ parser.add_argument("--deaf", action="store_true", help="ignore the marker and S
 parser.add_argument("--state", default="running")
 parser.add_argument("--beats", type=int, default=-1, help="fall silent after so many heartbeats")
 parser.add_argument("--lag", type=int, default=0)
+parser.add_argument("--halted", help="the stream stands still since this moment, once the file `storm` is there")
 arguments = parser.parse_args()
 
 if arguments.deaf:
@@ -41,6 +42,9 @@ def beat(state: str) -> None:
         "error": "made to fail" if state == "failed" else None,
         "queries": {"flights": {"batch_id": 1, "lag": arguments.lag}},
     }
+    if arguments.halted and (arguments.folder / "storm").exists():
+        halted = {"why": "flights waits for a decision", "since": arguments.halted}
+        document["queries"] = {"flights": {"batch_id": 1, "lag": arguments.lag, "halted": halted}}
     scratch = arguments.folder / ".beat"
     scratch.write_text(json.dumps(document))
     scratch.replace(arguments.folder / "heartbeat.json")

@@ -10,8 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from infra import driver
+from infra.settings import Settings
+
 MILLRACE = Path(sys.executable).with_name("millrace")
-COMMANDS = ("up", "down", "status", "demo", "produce", "query", "audit", "check", "doctor", "logs")
+COMMANDS = (
+    "up", "down", "status", "demo", "produce", "query", "audit", "check", "checkpoint", "doctor", "logs", "bench",
+)  # fmt: skip
 
 
 def millrace(home: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -87,3 +92,28 @@ def test_logs_lists_what_there_is_and_prints_the_end(tmp_path: Path) -> None:
 
 def test_down_without_a_stack_is_harmless(tmp_path: Path) -> None:
     assert millrace(tmp_path, "down").returncode == 0
+
+
+def test_a_checkpoint_is_not_reset_while_the_driver_runs(tmp_path: Path) -> None:
+    home = Settings(home=tmp_path)
+    small = [sys.executable, str(Path(__file__).with_name("small_driver.py")), str(driver.place(home)), "1"]
+    it = driver.start(home, 1, small)
+    try:
+        driver.wait_started(home, it, timeout=20)
+        done = millrace(tmp_path, "checkpoint", "reset", "flights")
+        assert done.returncode == 1
+        assert f"the streaming driver runs (process {it.pid})" in done.stderr
+        assert "Pause the DAG stream_supervisor" in done.stderr
+        assert not (tmp_path / "checkpoints").exists()
+    finally:
+        driver.stop(home, timeout=0)
+
+
+def test_checkpoint_show_needs_no_server_and_accept_storm_says_that_there_is_none(tmp_path: Path) -> None:
+    done = millrace(tmp_path, "checkpoint", "show", "flights", "--json", MILLRACE_KAFKA_BOOTSTRAP="127.0.0.1:1")
+    facts = json.loads(done.stdout.splitlines()[-1])["streams"]["flights"]
+    assert (facts["generation"], facts["committed"], facts["refused"], facts["lag"]) == (1, None, None, None)
+    assert "127.0.0.1:1 is not reachable" in facts["error"]
+    accepted = millrace(tmp_path, "checkpoint", "accept-storm", "flights")
+    assert accepted.returncode == 1
+    assert "no storm of flights waits for a decision" in accepted.stderr

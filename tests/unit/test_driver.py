@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -14,7 +15,7 @@ import psutil
 import pytest
 
 from infra import driver
-from infra.settings import Settings
+from infra.settings import PROJECT, Settings
 
 SMALL_DRIVER = Path(__file__).with_name("small_driver.py")
 
@@ -142,3 +143,19 @@ def test_airflows_secrets_do_not_reach_the_driver(home: Settings, monkeypatch: p
     monkeypatch.setenv("AIRFLOW_CONN_KAFKA_PROVISION", "secret")
     it = started(home, 1)
     assert "AIRFLOW_CONN_KAFKA_PROVISION" not in psutil.Process(it.pid).environ()
+
+
+def test_a_halt_fails_the_task_and_leaves_the_driver_alone(home: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    from airflow.sdk.exceptions import AirflowFailException
+
+    monkeypatch.setattr("infra.settings.settings", lambda: home)
+    monkeypatch.syspath_prepend(str(PROJECT / "dags"))
+    it = started(home, 1)
+    watch = importlib.import_module("stream_supervisor").Watch(task_id="watch", epoch=1)
+    halted = {"reason": "halted", "detail": "flights waits for a decision", "epoch": 1}
+    with pytest.raises(AirflowFailException, match="flights waits for a decision"):
+        watch.ended({}, halted)
+    assert it.alive
+    with pytest.raises(AirflowFailException, match="stalled"):
+        watch.ended({}, halted | {"reason": "stalled"})
+    assert not it.alive

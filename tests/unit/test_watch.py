@@ -35,9 +35,11 @@ def started(settings: Settings, *options: str) -> driver.Driver:
     return it
 
 
-def ending(settings: Settings, cause: Any = None, stall_after: float = 60, epoch: int = 1) -> dict[str, Any]:
+def ending(
+    settings: Settings, cause: Any = None, stall_after: float = 60, epoch: int = 1, since: str | None = None
+) -> dict[str, Any]:
     """The event of a watch that has seen the driver alive before `cause` happened."""
-    path, arguments = watch.DriverWatch(str(driver.place(settings)), epoch, stall_after).serialize()
+    path, arguments = watch.DriverWatch(str(driver.place(settings)), epoch, stall_after, since).serialize()
     trigger = import_string(path)(**arguments)  # as the triggerer makes it again, from what the database holds
 
     async def wait() -> dict[str, Any]:
@@ -91,6 +93,24 @@ def test_a_reported_error_is_passed_on(home: Settings) -> None:
     assert (event["reason"], event["detail"]) == ("failed", "made to fail")
 
 
+def test_a_stream_that_halts_is_told_and_the_driver_lives(home: Settings) -> None:
+    it = started(home, "--halted", "2024-05-01T12:00:01+00:00")
+    event = ending(home, (driver.place(home) / "storm").touch, since="2024-05-01T12:00:00+00:00")
+    assert (event["reason"], event["detail"]) == ("halted", "flights waits for a decision")
+    assert it.alive
+    assert driver.running(home) == it
+
+
+def test_a_halt_is_told_once(home: Settings) -> None:
+    """It began before this run did: the run before has told it."""
+    folder = driver.place(home)
+    folder.mkdir(parents=True)
+    (folder / "storm").touch()
+    started(home, "--halted", "2024-05-01T12:00:01+00:00")
+    event = ending(home, (folder / "stop").touch, since="2024-05-01T12:00:02+00:00")
+    assert event["reason"] == "stopped"
+
+
 def test_another_driver_in_its_place_ends_the_watch(home: Settings) -> None:
     started(home)
     event = ending(home, epoch=99)
@@ -109,3 +129,11 @@ def test_lag_that_shrinks_by_finished_batches_is_progress() -> None:
         assert stuck(batch, lag=1000, after=50 * batch) == ""
     assert "flights" in stuck(9, lag=1000, after=600)
     assert stuck(9, lag=0, after=601) == ""
+
+
+def test_records_that_wait_for_a_decision_are_no_lag() -> None:
+    progress, start = watch.Progress(), datetime.now(UTC)
+    halted = {"why": "a storm", "since": start.isoformat()}
+    for after in (0, 600, 1200):
+        queries = {"flights": {"batch_id": 3, "lag": 1000, "halted": halted}}
+        assert progress.stuck(queries, start + timedelta(seconds=after), limit=60) == ""

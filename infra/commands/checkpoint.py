@@ -1,0 +1,200 @@
+"""`millrace checkpoint`: what the streams' checkpoints say, and the decisions that a halted stream waits for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from schemas.errors import TerminalError
+
+if TYPE_CHECKING:
+    from infra.settings import Settings
+    from schemas.model import Contract
+    from spark.restart import Storm
+
+checkpoint = typer.Typer(
+    no_args_is_help=True,
+    help="Show a stream's checkpoint, begin a new generation of it, or accept a poison storm.",
+)
+
+Stream = Annotated[str, typer.Argument(help="A stream that has a contract, for example flights.")]
+Json = Annotated[bool, typer.Option("--json", help="End with one JSON document.")]
+
+
+class DriverRuns(TerminalError):
+    """What was asked for must not happen while the streaming driver runs."""
+
+
+@checkpoint.command()
+def show(
+    stream: Annotated[str | None, typer.Argument(help="One stream; all of them if none is named.")] = None,
+    json_: Json = False,
+) -> None:
+    """Generation, fingerprint, last planned and committed batch, offsets and lag, and whether the stream may start."""
+    from infra.commands.produce import contract_of
+    from infra.settings import settings
+    from schemas.catalog import catalog
+
+    config = settings()
+    contracts = [contract_of(stream)] if stream else list(catalog(config.contracts).values())
+    streams = {contract.stream: _facts(contract, config) for contract in contracts}
+    if json_:
+        typer.echo(json.dumps({"streams": streams}))
+        return
+    for name, facts in streams.items():
+        typer.echo(f"{name}: generation {facts['generation']}, {facts['place']}")
+        for key in ("planned", "committed", "bronze", "unfinished"):
+            typer.echo(f"  {key:16}{'no batch' if facts[key] is None else f'batch {facts[key]}'}")
+        typer.echo(f"  {'fingerprint':16}{sum(map(len, facts['fingerprint'].values()))} names; `--json` lists them")
+        for topic, partitions in facts["offsets"].items():
+            typer.echo(f"  {topic + ' ':16}{', '.join(f'{p}: {offset:,}' for p, offset in partitions.items())}")
+        lag = f"unknown: {facts['error']}" if facts["lag"] is None else f"{facts['lag']:,} offsets"
+        typer.echo(f"  {'lag':16}{lag}")
+        typer.echo(f"  {'start':16}{facts['refused'] or 'may start'}")
+        if facts["storm"]:
+            typer.echo(f"  {'storm':16}{_told(facts['storm'])}; `millrace checkpoint accept-storm {name}`")
+
+
+@checkpoint.command()
+def reset(
+    stream: Stream,
+    accept_loss: Annotated[
+        bool, typer.Option("--accept-loss", help="Go on without records that Kafka has dropped before they were read.")
+    ] = False,
+    json_: Json = False,
+) -> None:
+    """Begin a new generation of the checkpoint, which goes on where bronze ends: nothing is lost and nothing doubled.
+
+    The streaming driver must not run: pause the DAG stream_supervisor and stop the driver. The old generation's files
+    stay where they are.
+    """
+    from infra.commands.produce import contract_of
+    from infra.offsets import nested
+    from infra.settings import settings
+    from spark import restart
+
+    config, contract = settings(), contract_of(stream)
+    with _no_driver(config) as check:
+        done = restart.reset(contract, config, accept_loss=accept_loss, may_write=check)
+    document = {
+        "generation": done.generation,
+        "start": nested(done.start),
+        "unfinished": _words(done.unfinished),
+        "lost": nested(done.lost),
+    }
+    if json_:
+        typer.echo(json.dumps(document))
+        return
+    typer.echo(f"{stream} begins generation {done.generation} at its next start: unpause the DAG stream_supervisor")
+    for (topic, partition), offset in sorted(done.start.items()):
+        typer.echo(f"  {topic}/{partition} from offset {offset:,}")
+    typer.echo("  every other partition from its beginning")
+    for (topic, partition), count in sorted(done.lost.items()):
+        typer.echo(f"  lost: {count:,} offsets of {topic}/{partition}")
+
+
+@checkpoint.command("accept-storm")
+def accept_storm(stream: Stream, json_: Json = False) -> None:
+    """Let the batch that a poison storm halted go onward, once: good records are counted, bad ones become dead letters.
+
+    The running driver goes on with it within half a minute. The next storm halts the stream again.
+    """
+    from infra.commands.produce import contract_of
+    from infra.settings import settings
+    from spark import restart
+
+    accepted = _storm(restart.accept_storm(contract_of(stream), settings()))
+    typer.echo(json.dumps(accepted) if json_ else f"accepted: {_told(accepted)}")
+
+
+def _facts(contract: Contract, config: Settings) -> dict[str, Any]:
+    """The document of one stream. `planned` and `committed` are batches of its generation, `bronze` and `unfinished`
+    name theirs; `offsets` are where it goes on after the last committed batch; `refused` is why it may not start."""
+    from infra.offsets import Offsets, broker_offsets, nested
+    from schemas.errors import MillraceError
+    from spark import checkpoint_log, checkpoints, restart, tables
+
+    name = contract.stream
+    generation = checkpoints.generation(config, name)
+    place = checkpoints.location(config, name, generation)
+    facts: dict[str, Any] = {
+        "generation": generation,
+        "place": place,
+        "planned": None,
+        "committed": None,
+        "bronze": _words(tables.newest_batch(tables.bronze(config.lake_uri, name))),
+        "unfinished": None,
+        "fingerprint": {},
+        "refused": None,
+        "error": None,
+    }
+    offsets: Offsets = {}
+    try:
+        opening = restart.opening(contract, config)
+        facts["unfinished"], offsets = _words(opening.unfinished), opening.start or {}
+    except restart.CheckpointRefused as error:
+        facts["refused"] = str(error)
+    try:
+        log = checkpoint_log.read(place)
+        facts |= {"planned": log.planned, "committed": log.committed}
+        offsets = offsets if log.committed is None else log.ends[log.committed]
+        facts["fingerprint"] = restart.remembered(contract, config, generation).model_dump()
+    except checkpoint_log.Unreadable as error:
+        facts["error"] = str(error)
+    storm = restart.storm(contract, config)
+    facts |= {"storm": storm and _storm(storm), "offsets": nested(offsets), "lag": None}
+    try:
+        ends = broker_offsets(config, contract.ingest_topics)
+        facts["lag"] = sum(max(0, end - offsets.get(partition, 0)) for partition, end in ends.items())
+    except MillraceError as error:
+        facts["error"] = str(error)
+    return facts
+
+
+def _words(batch: int | None) -> str | None:
+    """A batch number as people read it: `57 of generation 2`."""
+    from spark import checkpoints
+
+    return (
+        None if batch is None else f"{checkpoints.batch_id_of(batch)} of generation {checkpoints.generation_of(batch)}"
+    )
+
+
+def _storm(storm: Storm) -> dict[str, Any]:
+    bad = [{"error_class": class_, "reason": reason, "records": n} for (class_, reason), n in storm.bad.items()]
+    return {"batch": _words(storm.batch), "records": storm.records, "bad": bad}
+
+
+def _told(storm: dict[str, Any]) -> str:
+    """The batch, and its bad records by class and reason, the most frequent first; ten at most."""
+    bad = [f"\n  {one['records']:>10,}  {one['error_class']}: {one['reason']}" for one in storm["bad"]]
+    more = [f"\n  and {len(bad) - 10} reasons more"] if len(bad) > 10 else []
+    count = sum(one["records"] for one in storm["bad"])
+    told = f"batch {storm['batch']}, {count:,} bad of {storm['records']:,} records:"
+    return "".join([told, *bad[:10], *more])
+
+
+@contextmanager
+def _no_driver(config: Settings) -> Iterator[Callable[[], None]]:
+    """Takes the lease, so that no other driver commits; gives the check that it still has it. Raises `DriverRuns`,
+    `LeaseHeld` while another installation streams, and `LeaseUnreachable`."""
+    from infra import driver
+    from infra.lease import Lease
+
+    last = driver.recorded(driver.place(config))
+    if last is not None and last.processes():
+        raise DriverRuns(
+            f"the streaming driver runs (process {last.pid}). Pause the DAG stream_supervisor at {config.airflow_url}, "
+            f"`touch {driver.place(config) / 'stop'}`, wait for its end, and try again; then unpause the DAG"
+        )
+    lease = Lease(config)
+    try:
+        epoch = lease.acquire(driver.holder(config))
+        yield lambda: lease.check(epoch)
+        lease.release(epoch)
+    finally:
+        lease.close()

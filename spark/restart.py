@@ -1,0 +1,330 @@
+"""Whether a stream's ingest may start, where it starts, and how a person helps when it may not.
+
+*Bronze is the commit point.* A batch is in bronze whole, by one Delta commit, or not at all, and everything that
+comes after (partials, dead letters) is derived from bronze alone. So what a checkpoint says can be checked against
+bronze, and what it lost can be found there:
+
+- the start is refused, before the query exists, when the checkpoint and bronze do not fit together, when a file that
+  Spark needs is missing or broken, and when the contract changed what may not change (see `spark.fingerprint`);
+- a reset makes the next generation, which starts at the offset after the last one that bronze holds, of each
+  partition. A batch that had not reached bronze is read again, whole. One that had reached it, but whose partials or
+  letters may be missing, is never read again: the new generation's driver finishes it first, from its rows in bronze
+  and under the transaction ids of the old generation, so that what had been committed is skipped and what had not is
+  made up for.
+
+Beside Spark's own files a generation's folder holds `fingerprint.json`, and after a reset `start.json`: the offsets it
+starts from, the newest batch that bronze held then, and whether that one is finished. `<stream>/accepted/<batch>` says
+that somebody accepted the storm of a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import duckdb
+from deltalake import DeltaTable
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from infra.offsets import Offsets, broker_offsets, flat, nested
+from infra.settings import Settings
+from schemas.errors import Halt, TerminalError
+from schemas.model import Contract
+from spark import checkpoint_log, checkpoints, tables
+from spark.checkpoint_log import Log, Unreadable
+from spark.fingerprint import Fingerprint, changes, fingerprint
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class CheckpointRefused(Halt):
+    """A stream must not start from its checkpoint; the message says why and what to do."""
+
+
+class ResetRefused(TerminalError):
+    """A reset would lose records or double them; nothing was changed."""
+
+
+class NoStorm(TerminalError):
+    """No storm of the stream waits for a decision."""
+
+
+class Start(BaseModel):
+    """`start.json`. `after` is the newest batch that bronze held at the reset; `offsets` are nested as Spark does."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    offsets: dict[str, dict[str, int]]
+    after: int | None
+    finished: bool = False
+
+
+@dataclass(frozen=True)
+class Opening:
+    """How a stream's ingest starts: its `generation`; the offsets to `start` from if it has no batch yet (None: from
+    the beginning); and the batch of an older generation that must be finished first."""
+
+    generation: int
+    start: Offsets | None = None
+    unfinished: int | None = None
+
+
+@dataclass(frozen=True)
+class Reset:
+    """What a reset did: the new `generation`, the offsets it starts from, the batch it finishes first, and how many
+    offsets of each partition Kafka has dropped before they were ingested."""
+
+    generation: int
+    start: Offsets
+    unfinished: int | None
+    lost: Offsets
+
+
+@dataclass(frozen=True)
+class Storm:
+    """A batch in bronze that halted the ingest: how many records, and how many bad ones by class and reason."""
+
+    batch: int
+    records: int
+    bad: dict[tuple[str, str], int]
+
+
+# -- start ---------------------------------------------------------------------------------------------------------
+
+
+def opening(contract: Contract, settings: Settings) -> Opening:
+    """How the stream's ingest starts. Changes nothing. Raises `CheckpointRefused`."""
+    stream = contract.stream
+    generation = checkpoints.generation(settings, stream)
+    place = checkpoints.location(settings, stream, generation)
+    try:
+        log = checkpoint_log.read(place)
+        start = _start(place)
+        before = remembered(contract, settings, generation)
+    except Unreadable as error:
+        raise _refused(stream, f"{error}. Put the file back from a copy, or {_reset(stream)}") from error
+    misfit = _misfit(contract, settings, generation, log, start)
+    if misfit:
+        raise _refused(stream, f"{misfit}. Put the right checkpoint back from a copy, or {_reset(stream)}")
+    changed = changes(before, fingerprint(contract))
+    if changed:
+        told = "; ".join(f"{change.name}: {change.before!r} became {change.now!r}" for change in changed)
+        way_out = (
+            f"Undo it, or {_reset(stream)}"
+            if all(change.resettable for change in changed)
+            else "Undo it, or use a new name for the field, the aggregate or the stream: the rows already written stay "
+            "as they are, and a reset does not change them"
+        )
+        raise _refused(stream, f"{contract.folder / 'stream.yaml'} changed what may not change ({told}). {way_out}")
+    return Opening(
+        generation,
+        start=flat(start.offsets) if start and log.planned is None else None,
+        unfinished=start.after if start and not start.finished else None,
+    )
+
+
+def remember(contract: Contract, settings: Settings, generation: int) -> None:
+    """Notes the fingerprint that the query of `generation` starts with."""
+    before = remembered(contract, settings, generation)
+    known = fingerprint(contract).after(before)
+    if known != before:
+        _put_fingerprint(checkpoints.location(settings, contract.stream, generation), known)
+
+
+def remembered(contract: Contract, settings: Settings, generation: int) -> Fingerprint:
+    """The fingerprint noted beside the checkpoint of `generation`, an empty one if there is none. Raises
+    `Unreadable`."""
+    return _fingerprint(checkpoints.location(settings, contract.stream, generation)) or Fingerprint()
+
+
+def finished(contract: Contract, settings: Settings, generation: int) -> None:
+    """Notes that the batch before `generation` is complete."""
+    place = checkpoints.location(settings, contract.stream, generation)
+    start = _start(place)
+    if start is not None:
+        _put_start(place, start.model_copy(update={"finished": True}))
+
+
+def _misfit(contract: Contract, settings: Settings, generation: int, log: Log, start: Start | None) -> str | None:
+    """Why checkpoint and bronze do not belong together, None if they do."""
+    stream = contract.stream
+    bronze = tables.bronze(settings.lake_uri, stream)
+    place = checkpoints.location(settings, stream, generation)
+    newest = tables.newest_batch(bronze)
+    written = tables.newest_append(bronze, checkpoints.application(stream, generation))
+    if newest is not None and checkpoints.generation_of(newest) > generation:
+        found = checkpoints.generation_of(newest)
+        return f"bronze holds batches of generation {found}, but the newest checkpoint is {place}"
+    if written is not None and (log.planned is None or log.planned < written):
+        has = "no batch" if log.planned is None else f"batches up to {log.planned}"
+        return f"bronze holds batch {written} of generation {generation}, but {place}/offsets has {has}"
+    if log.committed is not None and (written is None or written < log.committed):
+        has = "none" if written is None else f"those up to {written}"
+        return f"{place}/commits has batch {log.committed}, but of generation {generation} bronze holds {has}"
+    if log.planned is not None:
+        return None
+    if start is None:
+        return f"bronze holds records, but {place} has no start.json: a reset was not finished" if newest else None
+    if start.after != newest:
+        return f"bronze ends with batch {newest}, and ended with {start.after} when {place} was made"
+    return None
+
+
+def _refused(stream: str, why: str) -> CheckpointRefused:
+    return CheckpointRefused(f"stream {stream} does not start: {why}")
+
+
+def _reset(stream: str) -> str:
+    return f"go on where bronze ends, with nothing lost or doubled: `millrace checkpoint reset {stream}`"
+
+
+# -- reset ---------------------------------------------------------------------------------------------------------
+
+
+def reset(
+    contract: Contract, settings: Settings, *, accept_loss: bool = False, may_write: Callable[[], None] = lambda: None
+) -> Reset:
+    """Makes the next generation of the stream's checkpoint; the old one stays for whoever wants to look. No driver may
+    run: `may_write` is called right before the generation is made and raises when that is not sure.
+
+    Raises `ResetRefused` if Kafka has dropped records that bronze lacks, unless their loss is accepted; if a topic ends
+    before what bronze holds of it; and `TransientError` when Kafka cannot be reached."""
+    stream = contract.stream
+    before = checkpoints.generation(settings, stream)
+    after = tables.newest_batch(tables.bronze(settings.lake_uri, stream))
+    ends = bronze_ends(contract, settings)
+    first = broker_offsets(settings, contract.ingest_topics, earliest=True)
+    last = broker_offsets(settings, contract.ingest_topics)
+    made_anew = [place for place in last if ends.get(place, 0) > last[place]]
+    if made_anew:
+        told = "; ".join(f"{_name(p)} ends at {last[p]}, bronze at {ends[p]}" for p in made_anew)
+        raise ResetRefused(
+            f"the topics of {stream} are not those that bronze was read from ({told}): new records would pass for old "
+            "ones. Give the stream a new name"
+        )
+    read = _read(contract, settings, before)
+    # Behind bronze's last record there may be offsets without one (the ends of transactions), which retention took too.
+    lost = {p: first[p] - end for p, end in ends.items() if p in first and max(end, read.get(p, 0)) < first[p]}
+    if lost and not accept_loss:
+        told = "; ".join(f"{_name(p)} from {ends[p]} to {first[p] - 1}" for p in sorted(lost))
+        raise ResetRefused(
+            f"Kafka has dropped records of {stream} before they were ingested ({told}): retention was shorter than the "
+            "stream's pause. They are lost; to go on without them, say so with --accept-loss"
+        )
+    start = {place: max(end, first[place]) for place, end in ends.items() if place in first}
+    generation = max(before, checkpoints.generation_of(after or 0)) + 1
+    place = checkpoints.location(settings, stream, generation)
+    known = _known(settings, stream, before)
+    may_write()
+    _put_fingerprint(place, Fingerprint(tables=known.tables))
+    _put_start(place, Start(offsets=nested(start), after=after))  # the last: without it the reset was not finished
+    return Reset(generation, start, after, lost)
+
+
+def bronze_ends(contract: Contract, settings: Settings) -> Offsets:
+    """The offset after the last one that bronze holds, of each partition of the ingest's topics that it knows."""
+    ends = 'select topic, partition, max("offset") + 1 from bronze where list_contains($topics, topic) group by all'
+    rows = _bronze(contract, settings, ends, {"topics": list(contract.ingest_topics)})
+    return {(topic, partition): end for topic, partition, end in rows}
+
+
+def _read(contract: Contract, settings: Settings, generation: int) -> Offsets:
+    """Where the newest batch that bronze holds of `generation` ends, if its checkpoint can still tell; else nothing."""
+    bronze = tables.bronze(settings.lake_uri, contract.stream)
+    written = tables.newest_append(bronze, checkpoints.application(contract.stream, generation))
+    try:
+        log = checkpoint_log.read(checkpoints.location(settings, contract.stream, generation))
+    except Unreadable:
+        return {}
+    return log.ends.get(-1 if written is None else written, {})
+
+
+def _known(settings: Settings, stream: str, generation: int) -> Fingerprint:
+    """The newest fingerprint that can be read, up to that of `generation`; an empty one if there is none."""
+    for number in range(generation, 0, -1):
+        try:
+            found = _fingerprint(checkpoints.location(settings, stream, number))
+        except Unreadable:
+            continue
+        if found:
+            return found
+    return Fingerprint()
+
+
+# -- storms --------------------------------------------------------------------------------------------------------
+
+
+def storm(contract: Contract, settings: Settings) -> Storm | None:
+    """The storm that the stream's ingest halted at, if nobody has accepted it yet."""
+    batch = tables.newest_batch(tables.bronze(settings.lake_uri, contract.stream))
+    settled = checkpoints.settled_batch(contract, settings)
+    if batch is None or (settled is not None and batch <= settled) or is_accepted(settings, contract.stream, batch):
+        return None
+    counts = "select error_class, reason, count(*) from bronze where batch = $batch group by all order by 3 desc"
+    rows = _bronze(contract, settings, counts, {"batch": batch})
+    records = sum(count for _, _, count in rows)
+    bad = {(class_, reason): count for class_, reason, count in rows if class_ is not None}
+    return Storm(batch, records, bad) if contract.dead_letters.is_storm(records, sum(bad.values())) else None
+
+
+def accept_storm(contract: Contract, settings: Settings) -> Storm:
+    """Lets the batch that the stream halted at go onward, that batch and no other. Returns what was accepted; raises
+    `NoStorm`."""
+    found = storm(contract, settings)
+    if found is None:
+        raise NoStorm(f"no storm of {contract.stream} waits for a decision")
+    checkpoint_log.put(_accepted(settings, contract.stream, found.batch), "")
+    return found
+
+
+def is_accepted(settings: Settings, stream: str, batch: int) -> bool:
+    """Whether somebody accepted the storm of `batch` (a number with its generation)."""
+    return checkpoint_log.document(_accepted(settings, stream, batch)) is not None
+
+
+def _accepted(settings: Settings, stream: str, batch: int) -> str:
+    return f"{settings.checkpoints_uri}/{stream}/accepted/{batch}"
+
+
+# -- documents and bronze ------------------------------------------------------------------------------------------
+
+
+def _fingerprint(place: str) -> Fingerprint | None:
+    return _model(Fingerprint, f"{place}/fingerprint.json")
+
+
+def _put_fingerprint(place: str, known: Fingerprint) -> None:
+    checkpoint_log.put(f"{place}/fingerprint.json", known.model_dump_json(indent=1))
+
+
+def _start(place: str) -> Start | None:
+    return _model(Start, f"{place}/start.json")
+
+
+def _put_start(place: str, start: Start) -> None:
+    checkpoint_log.put(f"{place}/start.json", start.model_dump_json(indent=1))
+
+
+def _model(model: type[Model], uri: str) -> Model | None:
+    text = checkpoint_log.document(uri)
+    if text is None:
+        return None
+    try:
+        return model.model_validate_json(text)
+    except ValidationError as error:
+        raise Unreadable(f"{uri} is broken: {error.errors()[0]['msg']}") from error
+
+
+def _bronze(contract: Contract, settings: Settings, query: str, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
+    """The rows of a DuckDB query over the stream's `bronze`; none if the table does not exist."""
+    path = tables.local_path(tables.bronze(settings.lake_uri, contract.stream))
+    if not DeltaTable.is_deltatable(path):
+        return []
+    with duckdb.connect() as connection:
+        connection.register("bronze", DeltaTable(path).to_pyarrow_dataset())
+        return connection.execute(query, parameters).fetchall()
+
+
+def _name(place: tuple[str, int]) -> str:
+    return f"{place[0]}/{place[1]}"

@@ -1,0 +1,543 @@
+"""Starts, refusals, resets and storms of the driver's own stream, on a real broker, registry and Spark.
+
+What came out is judged by the broker (each committed record's place) and by what the test sent, never by the code that
+is tested.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+from confluent_kafka import Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.schema_registry import Schema
+from deltalake import DeltaTable
+from pyspark.sql import DataFrame, SparkSession
+from tenacity import retry, retry_if_result, stop_after_delay, wait_fixed
+
+from infra.offsets import broker_offsets, flat
+from infra.provisioning import provision_subject, provision_topics
+from infra.settings import Settings
+from producers.codec import registry
+from producers.replay import replay
+from schemas.model import Contract
+from spark import checkpoints, restart, tables
+from spark.ingest import Ingest
+from spark.jobs import stream as driver
+from spark.session import session
+from tests.integration.test_ingest import NOON, V1, V2, click, read, schema_id
+from tests.kafka_rows import wire
+
+RUN = os.environ.get("RUN", "x")
+NAMES = (f"restart_{RUN}_{number}" for number in itertools.count())
+
+
+@pytest.fixture(scope="module")
+def spark(stack: Settings) -> Iterator[SparkSession]:
+    os.environ["SPARK_SUBMIT_OPTS"] = "-XX:TieredStopAtLevel=1"
+    found = session(stack, "stream", "test-restart")
+    # Compiling a plan costs more than these few rows.
+    found.conf.set("spark.sql.codegen.wholeStage", "false")
+    found.conf.set("spark.sql.codegen.factoryMode", "NO_CODEGEN")
+    yield found
+    found.stop()
+
+
+def contract(name: str, **changes: Any) -> Contract:
+    """Clicks by page; a batch of ten records of which more than half are bad is a storm."""
+    return Contract.model_validate(
+        {
+            "stream": name,
+            "description": "",
+            "owner": "",
+            "topic": {"partitions": 2, "retention": "36500d"},  # the records carry a time of long ago
+            "key": ["page"],
+            "event_id": ["number"],
+            "event_time": "at",
+            "rules": [{"name": "known", "predicate": "page <> 'nowhere'", "reason": "no such page"}],
+            "aggregates": [
+                {
+                    "name": f"{name}_by_page",
+                    "description": "",
+                    "dimensions": ["page"],
+                    "measures": [{"name": "clicks", "kind": "count"}],
+                },
+                {
+                    "name": f"{name}_by_number",
+                    "description": "",
+                    "dimensions": ["number"],
+                    "measures": [{"name": "clicks", "kind": "count"}],
+                },
+            ],
+            "dead_letters": {"storm_minimum": 10, "storm_share": 0.5, "policy": {"unknown_schema": {"attempts": 5}}},
+            "folder": Path(name),
+            "versions": (V1,),
+        }
+        | changes
+    )
+
+
+class PowerOut(RuntimeError):
+    pass
+
+
+@dataclass
+class Site:
+    """A stream of its own and what was sent to it; `start` is a new life of the driver's part of it."""
+
+    stack: Settings
+    spark: SparkSession
+    contract: Contract
+    life: driver.Stream | None = None
+    crash_at: int | None = None
+    good: list[int] = field(default_factory=list)
+    bad: list[bytes] = field(default_factory=list)
+    _commits: int = 0
+
+    def provision(self) -> None:
+        provision_topics(AdminClient(self.stack.kafka_client("provision")), self.contract)
+        provision_subject(registry(self.stack), self.contract)
+        tables.create(self.stack.lake_uri, self.contract)
+
+    @property
+    def checkpoint(self) -> Path:
+        """The folder of the newest generation."""
+        name = self.contract.stream
+        generation = checkpoints.generation(self.stack, name)
+        return Path(tables.local_path(checkpoints.location(self.stack, name, generation)))
+
+    def _may_commit(self) -> None:
+        self._commits += 1
+        if self._commits == self.crash_at:
+            raise PowerOut("the power is out")
+
+    def start(self, crash_at: int | None = None) -> driver.Stream:
+        """`crash_at`: the power goes out before that commit: 1 bronze, 2 and 3 partials, 4 letters."""
+        self.stop()
+        self._commits, self.crash_at = 0, crash_at
+        self.life = driver.Stream(self.contract, self.stack, threading.Event(), self._may_commit)
+        self.life.start(self.spark)
+        return self.life
+
+    def stop(self) -> None:
+        """Between two batches, as the driver does."""
+        if self.life is not None:
+            self.life.stopping.set()
+            wait_for(self.life.finish)
+            self.life.close()
+            self.life = None
+
+    def send(self, numbers: range, bad: int = 0, transaction: bool = False) -> None:
+        """Good clicks with these numbers, and `bad` ones of a page that does not exist, on both partitions."""
+        known = schema_id(self.stack, self.contract, 1)
+        refused = [wire(known, V1, click(10_000 + len(self.bad) + n, page="nowhere")) for n in range(bad)]
+        self.put([*(wire(known, V1, click(n)) for n in numbers), *refused], transaction)
+        self.good += numbers
+        self.bad += refused
+
+    def put(self, values: list[bytes], transaction: bool = False) -> None:
+        """The end of a transaction is an offset without a record."""
+        options = {"transactional.id": f"test-{self.contract.stream}"} if transaction else {}
+        producer = Producer(self.stack.kafka_client("admin") | options)
+        if transaction:
+            producer.init_transactions(30)
+            producer.begin_transaction()
+        for number, value in enumerate(values):
+            stamp = int(NOON.timestamp() * 1000) + number
+            producer.produce(self.contract.stream, value, partition=number % 2, timestamp=stamp)
+        if transaction:
+            producer.commit_transaction(30)
+        assert producer.flush(30) == 0
+
+    def ingested(self) -> bool:
+        """Whether the query has finished a batch that reaches the end of the topics; fails when it has ended."""
+        assert self.life is not None
+        assert self.life.error() is None, self.life.error()
+        assert not self.life.halted, self.life.progress()
+        done = flat(self.life.progress()["offsets"])
+        ends = broker_offsets(self.stack, self.contract.ingest_topics)
+        return not self.life.running and all(done.get(place, 0) >= end for place, end in ends.items())
+
+    def go(self) -> None:
+        """A life without accidents, until everything is ingested."""
+        self.start()
+        wait_for(self.ingested)
+        self.stop()
+
+    def crash(self, at: int) -> None:
+        """A life that ends before its commit `at` since its start."""
+        life = self.start(crash_at=at)
+        assert "the power is out" in wait_for(life.error)
+        self.stop()
+
+    def halt(self) -> str:
+        """Why a new life halts."""
+        life = self.start()
+        wait_for(lambda: life.halted or life.error())
+        assert life.error() is None
+        why = life.progress()["halted"]["why"]
+        self.stop()
+        return str(why)
+
+    def reset(self) -> restart.Reset:
+        return restart.reset(self.contract, self.stack)
+
+    def rows(self, uri: str) -> Any:
+        return DeltaTable(tables.local_path(uri)).to_pyarrow_table()
+
+    def counted(self) -> list[list[tuple[Any, int]]]:
+        """Of each aggregate, what its partials add up to."""
+        found = []
+        for aggregate in self.contract.aggregates:
+            partials = self.rows(tables.speed(self.stack.lake_uri, self.contract.stream, aggregate.name))
+            query = f"select {aggregate.dimensions[0]}, sum(count_of_rows)::int from partials group by all order by all"
+            found.append(duckdb.sql(query).fetchall())
+            assert partials is not None
+        return found
+
+    def assert_exact(self) -> None:
+        """Each record on the broker is one row of bronze, each good one is counted once, each bad one is one letter."""
+        on_broker = Counter(
+            (m.topic(), m.partition(), m.offset()) for m in read(self.stack, *self.contract.ingest_topics)
+        )
+        bronze = self.rows(tables.bronze(self.stack.lake_uri, self.contract.stream)).to_pylist()
+        assert Counter((row["topic"], row["partition"], row["offset"]) for row in bronze) == on_broker
+        assert sorted(row["number"] for row in bronze if row["accepted"]) == sorted(self.good)
+        by_page = [("home", len(self.good))] if self.good else []
+        assert self.counted() == [by_page, [(number, 1) for number in sorted(self.good)]]
+        letters = read(self.stack, self.contract.dlq_topic)
+        assert Counter(letter.value() for letter in letters) == Counter(self.bad)
+
+
+def wait_for(condition: Callable[[], Any], timeout: float = 90) -> Any:
+    """The first true value of `condition()`."""
+    return retry(wait=wait_fixed(0.1), stop=stop_after_delay(timeout), retry=retry_if_result(lambda v: not v))(
+        condition
+    )()
+
+
+@pytest.fixture
+def site(stack: Settings, spark: SparkSession) -> Iterator[Site]:
+    found = Site(stack, spark, contract(next(NAMES)))
+    found.provision()
+    yield found
+    found.stop()
+
+
+# -- resets --------------------------------------------------------------------------------------------------------
+
+
+def nothing(checkpoint: Path) -> None:
+    pass
+
+
+def lose_everything(checkpoint: Path) -> None:
+    shutil.rmtree(checkpoint)
+
+
+def lose_metadata(checkpoint: Path) -> None:
+    (checkpoint / "metadata").unlink()
+
+
+def cut_offsets(checkpoint: Path) -> None:
+    newest = max((checkpoint / "offsets").glob("[0-9]*"), key=lambda path: int(path.name))
+    newest.write_bytes(newest.read_bytes()[:40])
+
+
+def lose_commits(checkpoint: Path) -> None:
+    shutil.rmtree(checkpoint / "commits")
+
+
+@pytest.mark.parametrize(
+    ("commit", "damage", "refusal"),
+    [
+        pytest.param(1, cut_offsets, r"offsets/1 is cut short", id="before bronze"),
+        pytest.param(2, lose_everything, r"bronze holds batch 1 of generation 1, but .*/offsets has no batch",
+                     id="before partials"),
+        pytest.param(3, lose_metadata, r"/g1/metadata is missing", id="between partials", marks=pytest.mark.long),
+        pytest.param(4, nothing, None, id="before letters", marks=pytest.mark.long),
+        pytest.param(5, lose_commits, r"offsets ends with batch 1, but .*/commits with batch None",
+                     id="before the commit log", marks=pytest.mark.long),
+    ],
+)  # fmt: skip
+def test_a_reset_loses_and_doubles_nothing_wherever_the_last_batch_ended(
+    site: Site,
+    commit: int,
+    damage: Callable[[Path], None],
+    refusal: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    site.send(range(40), bad=3, transaction=True)
+    site.go()
+    site.send(range(40, 60), bad=2)
+    if commit == 5:
+        done = Ingest.batch
+
+        def batch(self: Ingest, records: DataFrame, batch_id: int) -> None:
+            done(self, records, batch_id)
+            raise PowerOut("the power is out")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Ingest, "batch", batch)
+            site.crash(at=0)
+    else:
+        site.crash(at=commit)
+    damage(site.checkpoint)
+    if refusal:
+        with pytest.raises(restart.CheckpointRefused, match=refusal) as refused:
+            restart.opening(site.contract, site.stack)
+        assert f"`millrace checkpoint reset {site.contract.stream}`" in str(refused.value)
+        assert site.halt() == str(refused.value)
+
+    done_by = site.reset()
+    assert done_by.generation == 2
+    assert done_by.unfinished == checkpoints.batch_number(1, 0 if commit == 1 else 1)
+    if commit > 1:  # with nothing new to read, what had reached bronze is finished all the same
+        site.start()
+        wait_for(lambda: site.life is not None and site.life.query is not None)
+        site.stop()
+        site.assert_exact()
+        assert checkpoints.settled_batch(site.contract, site.stack) == checkpoints.batch_number(1, 1)
+    site.send(range(60, 75), bad=1)
+    site.go()
+    site.assert_exact()
+    assert checkpoints.generation_of(checkpoints.settled_batch(site.contract, site.stack) or 0) == 2
+
+
+@pytest.mark.long
+def test_a_second_reset_before_the_first_generation_ran_finishes_the_same_batch(site: Site) -> None:
+    site.send(range(20), bad=2)
+    site.crash(at=3)
+    assert [site.reset().unfinished, site.reset().unfinished] == [checkpoints.batch_number(1, 0)] * 2
+    site.go()
+    site.assert_exact()
+    site.send(range(20, 30))
+    site.go()
+    site.assert_exact()
+    assert checkpoints.generation_of(checkpoints.settled_batch(site.contract, site.stack) or 0) == 3
+
+
+def test_a_reset_that_was_not_finished_is_refused_and_can_be_done_again(site: Site) -> None:
+    site.send(range(20))
+    site.go()
+
+    def no_lease() -> None:
+        raise PowerOut("the lease is gone")
+
+    with pytest.raises(PowerOut):
+        restart.reset(site.contract, site.stack, may_write=no_lease)
+    assert checkpoints.generation(site.stack, site.contract.stream) == 1
+    site.reset()
+    (site.checkpoint / "start.json").unlink()  # as if it had died between its two files
+    with pytest.raises(restart.CheckpointRefused, match=r"/g2 has no start.json: a reset was not finished"):
+        restart.opening(site.contract, site.stack)
+    assert site.reset().generation == 3
+    site.send(range(20, 25))
+    site.go()
+    site.assert_exact()
+
+
+@pytest.mark.long
+def test_a_partition_that_was_added_after_the_reset_is_read_from_its_beginning(site: Site) -> None:
+    site.send(range(20))
+    site.go()
+    site.reset()
+    site.contract = contract(site.contract.stream, topic={"partitions": 3, "retention": "36500d"})
+    site.provision()
+    producer = Producer(site.stack.kafka_client("producer"))
+    known = schema_id(site.stack, site.contract, 1)
+    producer.produce(site.contract.stream, wire(known, V1, click(99)), partition=2)
+    assert producer.flush(30) == 0
+    site.good.append(99)
+    site.go()
+    site.assert_exact()
+
+
+@pytest.mark.long
+def test_records_that_kafka_dropped_unread_are_lost_only_when_somebody_says_so(site: Site) -> None:
+    site.send(range(20), transaction=True)
+    site.go()
+    site.send(range(20, 40), transaction=True)
+    admin = AdminClient(site.stack.kafka_client("admin"))
+    ends = broker_offsets(site.stack, [site.contract.stream])
+    gone = TopicPartition(site.contract.stream, 0, ends[site.contract.stream, 0])
+    admin.delete_records([gone])[gone].result()
+    with pytest.raises(restart.ResetRefused, match=rf"{site.contract.stream}/0 from 10 to 21.*--accept-loss"):
+        site.reset()
+    done = restart.reset(site.contract, site.stack, accept_loss=True)
+    assert done.lost == {(site.contract.stream, 0): 12}  # ten records, and the ends of two transactions
+    site.go()
+    site.good = [n for n in site.good if n < 20 or n % 2]
+    bronze = site.rows(tables.bronze(site.stack.lake_uri, site.contract.stream)).to_pylist()
+    assert sorted(row["number"] for row in bronze) == sorted(site.good)
+
+
+@pytest.mark.long
+def test_retention_of_what_was_read_is_no_loss(site: Site) -> None:
+    """The end of the last transaction lies behind bronze's last record, and retention takes both."""
+    site.send(range(20), transaction=True)
+    site.go()
+    admin = AdminClient(site.stack.kafka_client("admin"))
+    for place, end in broker_offsets(site.stack, [site.contract.stream]).items():
+        gone = TopicPartition(*place, end)
+        admin.delete_records([gone])[gone].result()
+    assert site.reset().lost == {}
+    site.send(range(20, 30))
+    site.go()
+    bronze = site.rows(tables.bronze(site.stack.lake_uri, site.contract.stream)).to_pylist()
+    assert sorted(row["number"] for row in bronze) == list(range(30))
+
+
+# -- refusals ------------------------------------------------------------------------------------------------------
+
+
+def test_a_changed_contract_is_admitted_or_refused_before_the_query_starts(site: Site) -> None:
+    site.send(range(20))
+    site.go()
+    name, stack = site.contract.stream, site.stack
+    first = site.contract
+    site.contract = contract(name, versions=(V1, V2), rules=[], allowed_lateness="5h")
+    site.provision()
+    site.stack = stack.model_copy(
+        update={
+            "trigger_interval": 0.5,
+            "max_offsets_per_trigger": 7,
+            "stream_memory": "2g",
+            "spark_master": "local[4]",
+        }
+    )
+    site.send(range(20, 40))
+    site.go()
+    site.assert_exact()
+
+    aggregates = [one.model_dump() for one in first.aggregates]
+    site.contract = contract(name, aggregates=[aggregates[0] | {"dimensions": ["number"]}, aggregates[1]])
+    site.send(range(40, 50))
+    why = site.halt()
+    assert f"dimensions of {name}_by_page: 'page' became 'number'" in why
+    assert "use a new name" in why
+    assert f"{name}/stream.yaml" in why
+    assert len(site.rows(tables.bronze(stack.lake_uri, name))) == 40, "the query did not start"
+    site.reset()
+    assert site.halt() == why, "a reset does not change rows already written"
+    site.contract = first
+    site.go()
+    site.assert_exact()
+
+
+@pytest.mark.long
+def test_other_topics_are_refused_and_a_reset_is_the_way_out(site: Site) -> None:
+    site.send(range(20))
+    site.go()
+    noted = site.checkpoint / "fingerprint.json"
+    document = json.loads(noted.read_text())
+    document["query"]["topics"] = "other"  # the start before read another topic
+    noted.write_text(json.dumps(document))
+    assert f"millrace checkpoint reset {site.contract.stream}" in site.halt()
+    site.reset()
+    site.send(range(20, 30))
+    site.go()
+    site.assert_exact()
+
+
+# -- storms --------------------------------------------------------------------------------------------------------
+
+
+def test_a_storm_goes_onward_once_after_somebody_accepted_it(site: Site) -> None:
+    name = site.contract.stream
+    site.send(range(15), bad=1)
+    site.go()
+    site.assert_exact()
+    with pytest.raises(restart.NoStorm):
+        restart.accept_storm(site.contract, site.stack)
+
+    site.send(range(15, 20), bad=30)
+    why = site.halt()
+    assert "30 of the 35 records of batch 1" in why
+    assert f"`millrace checkpoint accept-storm {name}`" in why
+    assert site.halt() == why, "it goes on halting"
+    assert len(site.rows(tables.bronze(site.stack.lake_uri, name))) == 51
+    assert site.counted()[0] == [("home", 15)]
+    assert len(read(site.stack, site.contract.dlq_topic)) == 1
+
+    accepted = restart.accept_storm(site.contract, site.stack)
+    assert (accepted.records, accepted.bad) == (35, {("rule", "no such page"): 30})
+    with pytest.raises(restart.NoStorm):
+        restart.accept_storm(site.contract, site.stack)
+    site.go()
+    site.assert_exact()
+    site.go()
+    site.assert_exact()
+
+    site.send(range(20, 22), bad=20)
+    assert "20 of the 22 records of batch 2" in site.halt(), "it was accepted once"
+
+
+def test_a_halted_stream_is_tried_again_in_place(site: Site) -> None:
+    site.send(range(5), bad=30)
+    life = site.start()
+    wait_for(lambda: life.halted)
+    first = life.progress()["halted"]
+    life.start(site.spark)
+    wait_for(lambda: life.halted)
+    assert life.progress()["halted"] == first, "the same halt, since the same moment"
+    restart.accept_storm(site.contract, site.stack)
+    life.start(site.spark)
+    wait_for(site.ingested)
+    assert life.progress()["halted"] is None
+    site.stop()
+    site.assert_exact()
+
+
+def test_a_reset_does_not_get_around_a_storm(site: Site) -> None:
+    site.send(range(5), bad=30)
+    why = site.halt()
+    site.reset()
+    assert site.halt() == why
+    assert read(site.stack, site.contract.dlq_topic) == []
+    restart.accept_storm(site.contract, site.stack)
+    site.send(range(5, 9))
+    site.go()
+    site.assert_exact()
+
+
+def test_a_storm_for_lack_of_a_schema_ends_when_it_is_registered(site: Site) -> None:
+    client = registry(site.stack)
+    known = schema_id(site.stack, site.contract, 1)
+    newer = V2 | {"fields": [*V2["fields"], {"name": site.contract.stream, "type": "int", "default": 0}]}
+    later = client.register_schema("restart-elsewhere", Schema(json.dumps(newer | {"name": "Other"}), "AVRO")) + 1
+    record = {"referrer": None, site.contract.stream: 1}
+    values = [wire(known, V1, click(n)) for n in range(5)]
+    lacking = [wire(later, newer, click(n, **record)) for n in range(5, 35)]
+    site.put(values + lacking)
+    assert "30 of the 35 records" in site.halt()
+    assert client.register_schema(site.contract.subject, Schema(json.dumps(newer), "AVRO")) == later
+    site.go()
+    assert Counter(letter.value() for letter in read(site.stack, site.contract.dlq_topic)) == Counter(lacking)
+
+    soon = datetime.now(UTC) + timedelta(hours=1)
+    report = replay(site.contract, site.stack, now=soon, schema_exists=lambda schema_id: schema_id == later)
+    assert report.retried == 30
+    site.go()
+    on_broker = read(site.stack, *site.contract.ingest_topics)
+    bronze = site.rows(tables.bronze(site.stack.lake_uri, site.contract.stream)).to_pylist()
+    assert Counter((row["topic"], row["partition"], row["offset"]) for row in bronze) == Counter(
+        (message.topic(), message.partition(), message.offset()) for message in on_broker
+    )
+    assert Counter((row["topic"] == site.contract.stream, row["error_class"]) for row in bronze) == {
+        (True, None): 5, (True, "unknown_schema"): 30, (False, None): 30,
+    }  # fmt: skip
+    assert sorted(row["number"] for row in bronze if row["accepted"]) == list(range(35))
+    assert site.counted()[0] == [("home", 35)]
