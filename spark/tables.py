@@ -1,8 +1,8 @@
 """Names, schemas and creation of the Delta tables, and how a streaming batch is appended and read back.
 
 Names, schemas and creation need no JVM. Every path is a URI under `settings().lake_uri`. Each table has one writing
-process: the streaming driver writes bronze and speed, the batch jobs everything else but `system/replays`, which the
-replay task writes.
+process: the streaming driver writes bronze and speed, the batch jobs everything else but `system/replays` and
+`system/moves`, which the replay task writes.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def staged(lake_uri: str, stream: str, aggregate: str) -> str:
 
 
 def system(lake_uri: str, name: str) -> str:
-    """`name` is a key of `SYSTEM`: publications, ledger, quality, replays."""
+    """`name` is a key of `SYSTEM`: publications, ledger, quality, moves, replays."""
     return f"{lake_uri}/system/{name}"
 
 
@@ -129,6 +129,28 @@ SYSTEM |= {
             "recorded_at": TIMESTAMP,
         }
     ),
+    "moves": _struct(
+        {
+            "stream": STRING,
+            "status": STRING,
+            "id": STRING,
+            "attempt": INT,
+            "error_class": STRING,
+            "reason": STRING,
+            "first_failed_at": TIMESTAMP,
+            "parked_because": STRING,
+            "decision": STRING,
+            "decided_by": STRING,
+            "decided_because": STRING,
+            "decided_at": TIMESTAMP,
+            "edited": BinaryType(),
+            "topic": STRING,
+            "partition": INT,
+            "offset": LONG,
+            "run_id": STRING,
+            "recorded_at": TIMESTAMP,
+        }
+    ),
     "replays": _struct(
         {
             "run_id": STRING,
@@ -138,6 +160,12 @@ SYSTEM |= {
             "retried": LONG,
             "waiting": LONG,
             "parked": LONG,
+            "discarded": LONG,
+            "repeated": LONG,
+            "landed": LONG,
+            "returned": LONG,
+            "in_flight": LONG,
+            "lost": LONG,
         }
     ),
 }

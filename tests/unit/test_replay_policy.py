@@ -13,8 +13,8 @@ from schemas.model import Backoff, ErrorClass
 
 NOW = datetime(2024, 5, 1, 12, tzinfo=UTC)
 POLICY: dict[ErrorClass, Backoff] = {
-    "transient": Backoff(attempts=3, base=timedelta(seconds=30), cap=timedelta(hours=1)),
-    "unknown_schema": Backoff(attempts=4, base=timedelta(minutes=1), cap=timedelta(minutes=5)),
+    "transient": Backoff(attempts=3, base=timedelta(seconds=30), cap=timedelta(hours=1), jitter=0),
+    "unknown_schema": Backoff(attempts=4, base=timedelta(minutes=1), cap=timedelta(minutes=5), jitter=0),
     "malformed": Backoff(attempts=0),
     "rule": Backoff(attempts=0),
 }
