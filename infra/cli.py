@@ -7,6 +7,7 @@ import sys
 
 import typer
 
+from infra.commands import dead_letters
 from infra.commands.check import check
 from infra.commands.demo import demo
 from infra.commands.doctor import doctor
@@ -50,6 +51,7 @@ for panel, commands in {
 }.items():
     for command in commands:
         app.command(rich_help_panel=panel)(command)
+app.add_typer(dead_letters.app, name="dead-letters", rich_help_panel="Streams")
 
 
 def main() -> None:

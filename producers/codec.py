@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import fastavro
 from confluent_kafka.schema_registry import Schema, SchemaRegistryClient, SchemaRegistryError
@@ -107,20 +107,21 @@ def schema_id(contract: Contract, client: SchemaRegistryClient) -> int:
         return int(client.register_schema(contract.subject, schema))
 
 
+def writer(client: SchemaRegistryClient, number: int) -> dict[str, Any] | None:
+    """The Avro schema of an id; None if the registry has none. Raises `RegistryUnavailable`."""
+    with _registry_errors(f"schema id {number}"):
+        try:
+            schema: dict[str, Any] = json.loads(client.get_schema(number).schema_str or "null")
+        except SchemaRegistryError as error:
+            if error.http_status_code == 404:
+                return None
+            raise
+    return schema
+
+
 def schema_exists(client: SchemaRegistryClient) -> Callable[[int], bool]:
     """A function that tells whether the registry has a schema of an id. It raises `RegistryUnavailable`."""
-
-    def exists(number: int) -> bool:
-        with _registry_errors(f"schema id {number}"):
-            try:
-                client.get_schema(number)
-            except SchemaRegistryError as error:
-                if error.http_status_code == 404:
-                    return False
-                raise
-        return True
-
-    return exists
+    return lambda number: writer(client, number) is not None
 
 
 @contextmanager

@@ -34,7 +34,12 @@ Verb = Literal["approve", "edit", "discard"]
 PARKED_BECAUSE = "dl-parked-because"
 """Header that a parked letter has besides those of design §3: why it was given up."""
 
-DECISION, DECIDED_BY, DECIDED_BECAUSE, DECIDED_AT = "dl-decision", "dl-decided-by", "dl-decided-because", "dl-decided-at"
+DECISION, DECIDED_BY, DECIDED_BECAUSE, DECIDED_AT = (
+    "dl-decision",
+    "dl-decided-by",
+    "dl-decided-because",
+    "dl-decided-at",
+)
 """Headers of a letter that a person decided upon: a `Verb`, who, why and when (UTC)."""
 
 

@@ -25,7 +25,7 @@ from typing import NamedTuple
 from confluent_kafka import KafkaException
 
 from infra.settings import Settings
-from producers.letters import DECISION, Decision, Identity, Letter, decide
+from producers.letters import Decision, Identity, Letter, decide
 from producers.transactions import Fenced, Reader, Session, SessionError
 from schemas.errors import TransientError
 from schemas.model import Contract

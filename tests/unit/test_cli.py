@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 MILLRACE = Path(sys.executable).with_name("millrace")
-COMMANDS = ("up", "down", "status", "demo", "produce", "query", "check", "doctor", "logs")
+COMMANDS = ("up", "down", "status", "demo", "produce", "query", "check", "dead-letters", "doctor", "logs")
 
 
 def millrace(home: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
