@@ -37,8 +37,8 @@ class MovesError(TransientError):
 def moves(
     contract: Contract, settings: Settings, after: Mapping[tuple[str, int], int], block: int = BLOCK
 ) -> Iterator[list[dict[str, Any]]]:
-    """The moves of a stream's letters, as rows of `system/moves` without `run_id` and `recorded_at`, in lists of at most
-    `block`. `after` holds the last offset of each (topic, partition) that is known already. Raises `MovesError`."""
+    """The moves of a stream's letters, as rows of `system/moves` without `run_id` and `recorded_at`, in lists of
+    `block` at most. `after` holds the last known offset of each (topic, partition). Raises `MovesError`."""
     rows: list[dict[str, Any]] = []
     for topic in (contract.retry_topic, contract.parked_topic):
         try:
