@@ -50,6 +50,11 @@ class Parked:
     partition: int
     offset: int
 
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> Parked:
+        """A row of the view `<stream>_letters` whose status is parked."""
+        return cls(row["id"], row["attempt"], row["parked_partition"], row["parked_offset"])
+
 
 @dataclass(frozen=True)
 class Verdict:

@@ -254,7 +254,7 @@ def _parked(contract: Contract, ids: Sequence[str], error_class: str | None, rea
         if row["status"] != "parked":
             hint = f": it waits for the next replay; {NEXT}" if row["status"] == "waiting" else ""
             raise NoSuchLetter(f"letter {row['id']} is {row['status']}, and only parked ones can be decided upon{hint}")
-    return [Parked(row["id"], row["attempt"], row["parked_partition"], row["parked_offset"]) for row in found]
+    return [Parked.of(row) for row in found]
 
 
 def _edited(contract: Contract, letter: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Literal, get_args
 
 from duckdb import DuckDBPyConnection
@@ -22,19 +23,21 @@ STATUSES: tuple[Status, ...] = get_args(Status)
 @dataclass(frozen=True)
 class Filter:
     """What letters must have, where given: one of the `ids`, the error class, words in the reason (upper and lower case
-    are the same), the status."""
+    are the same), the status, and to have been moved last before `until` (UTC)."""
 
     ids: Sequence[str] = ()
     error_class: str | None = None
     reason: str | None = None
     status: str | None = None
+    until: datetime | None = None
 
     @property
     def predicate(self) -> str:
         return """(len($ids) = 0 or id in $ids)
             and ($error_class is null or error_class = $error_class)
             and ($reason is null or contains(lower(reason), lower($reason)))
-            and ($status is null or status = $status)"""
+            and ($status is null or status = $status)
+            and ($until is null or moved_at <= $until)"""
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -43,6 +46,7 @@ class Filter:
             "error_class": self.error_class,
             "reason": self.reason,
             "status": self.status,
+            "until": self.until,
         }
 
 

@@ -81,7 +81,8 @@ def views(contract: Contract, dialect: Dialect, lake_uri: str, scan: Scan) -> di
 
 def _letters(contract: Contract, words: _Words, bronze: str, original: str, moves: str) -> str:
     """One row a dead letter: `id` (topic/partition/offset of the original), `status`, what was wrong and the bytes at
-    its last rejection, what the last replay that moved it did, and where it is on `<stream>.parked` if it is parked."""
+    its last rejection, what was done when it was last moved (recorded at `moved_at`), and its place on
+    `<stream>.parked` if it is parked."""
     rejection = words.names(["schema_id", "kafka_timestamp", "key", "value", "headers"])
     decision = words.names(["parked_because", "decision", "decided_by", "decided_because", "decided_at"])
     partition, offset = words.names(["partition"]), words.names(["offset"])
@@ -110,12 +111,12 @@ def _letters(contract: Contract, words: _Words, bronze: str, original: str, move
             coalesce(rejected.error_class, moved.error_class) as error_class,
             coalesce(rejected.reason, moved.reason) as reason,
             greatest(coalesce(rejected.attempt, 0), coalesce(moved.attempt, 0)) as attempt,
-            {rejection}, first_failed_at, {decision},
+            {rejection}, first_failed_at, {decision}, moved.recorded_at as moved_at,
             moved.{partition} as parked_partition, moved.{offset} as parked_offset
         from rejected full outer join moved on rejected.id = moved.id
             left join landed on landed.id = coalesce(rejected.id, moved.id)
     )
-    select id, status, error_class, reason, attempt, {rejection}, first_failed_at, {decision},
+    select id, status, error_class, reason, attempt, {rejection}, first_failed_at, {decision}, moved_at,
         case when status in ('parked', 'discarded') then parked_partition end as parked_partition,
         case when status in ('parked', 'discarded') then parked_offset end as parked_offset
     from judged"""

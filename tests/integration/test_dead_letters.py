@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -89,12 +90,9 @@ def pipeline(mine: Settings, contract: Contract) -> Iterator[Pipeline]:
 
 def replayed(run_id: str) -> dict[str, int]:
     """What the task of the DAG does."""
-    specification = importlib.util.spec_from_file_location("replay_dag", PROJECT / "dags" / "replay_dead_letters.py")
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    found: dict[str, int] = module.replayed("letters_clicks", run_id)
+    if (dags := str(PROJECT / "dags")) not in sys.path:
+        sys.path.append(dags)
+    found: dict[str, int] = importlib.import_module("replay_dead_letters").replayed("letters_clicks", run_id)
     return found
 
 
@@ -147,7 +145,7 @@ def test_show_decodes_what_can_be_decoded(pipeline: Pipeline) -> None:
     shown = answer("show", letter)
     assert shown["record"]["page"] == "nowhere"
     assert [step["status"] for step in shown["history"]] == ["rejected", "parked"]
-    [nonsense, _] = ids("begins with 0x6E", "parked") if False else ids("the value begins", "parked")
+    [nonsense, _] = ids("the value begins", "parked")
     shown = answer("show", nonsense)
     assert shown["record"] is None
     assert "0x00" in shown["undecodable"]
