@@ -59,7 +59,8 @@ def replayed(stream: str, run_id: str) -> dict[str, int]:
             record_moves()  # those of a run that was killed before it could
             return replays.decided(served, stream)
 
-        report = replay(contract, config, now=now, schema_exists=schema_exists(registry(config)), decided=decided)
+        exists = schema_exists(contract, registry(config))
+        report = replay(contract, config, now=now, schema_exists=exists, decided=decided)
         record_moves()
         counts = asdict(report) | replays.arrivals(served, contract, config.lake_uri)
     replays.record(config.lake_uri, run_id, stream, now, counts)

@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from typing import Any, NamedTuple
 
 import fastavro
@@ -119,9 +120,22 @@ def writer(client: SchemaRegistryClient, number: int) -> dict[str, Any] | None:
     return schema
 
 
-def schema_exists(client: SchemaRegistryClient) -> Callable[[int], bool]:
-    """A function that tells whether the registry has a schema of an id. It raises `RegistryUnavailable`."""
-    return lambda number: writer(client, number) is not None
+def schema_exists(contract: Contract, client: SchemaRegistryClient) -> Callable[[int], bool]:
+    """A function that tells whether a schema of an id is registered under the contract's subject, which is what the
+    ingest reads. It asks the registry once, when it is called first, and then raises `RegistryUnavailable`."""
+
+    @cache
+    def registered() -> frozenset[int | None]:
+        with _registry_errors(f"subject {contract.subject}"):
+            try:
+                versions = client.get_versions(contract.subject)
+            except SchemaRegistryError as error:
+                if error.http_status_code == 404:
+                    return frozenset()
+                raise
+            return frozenset(client.get_version(contract.subject, version).schema_id for version in versions)
+
+    return lambda number: number in registered()
 
 
 @contextmanager

@@ -60,10 +60,10 @@ class Letter(NamedTuple):
 
     def with_headers(self, changes: Mapping[str, str]) -> Letter:
         """The letter with these headers set, in the place of old ones of those names; all others stay as they are."""
-        kept = [(name, changes[name].encode()) if name in changes else (name, value) for name, value in self.headers]
+        kept = [(header[0], changes[header[0]].encode()) if header[0] in changes else header for header in self.headers]
         have = dict(kept)
-        new = [(name, value.encode()) for name, value in changes.items() if name not in have]
-        return self._replace(headers=(*kept, *new))
+        kept += [(name, value.encode()) for name, value in changes.items() if name not in have]
+        return self._replace(headers=tuple(kept))
 
     @property
     def identity(self) -> Identity | None:
