@@ -9,7 +9,7 @@ last commit was. Key, value, timestamp and all headers but the `dl-` ones arrive
 Only letters that were there when the run started are read: letters sent back to `.dlq` are for the next run. Letters
 that just wait at the end of a partition are left where they are instead of being written again, so a run with
 nothing due writes nothing; a waiting letter goes back to the end of `.dlq` only when one after it moves. Before more
-waiting letters than a transaction holds are kept in memory, a second reader looks whether one behind them moves.
+letters than a transaction holds are kept in memory, a second reader looks whether one behind those that wait moves.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ from schemas.model import Contract
 
 TRANSACTION_LETTERS = 10_000
 """Letters that one transaction moves at most."""
+TRANSACTION_BYTES = 64 * 1024 * 1024
+"""Bytes of values after which a transaction takes no further letter. Both bound what is in memory."""
 SESSIONS = 3
 """Sessions that a run uses up at most. A transaction that failed, also one whose commit timed out, ends its session:
 librdkafka lacks KIP-890, so its producer must not be used again."""
@@ -152,18 +154,21 @@ class _Run:
     def _partition(self, session: Session, partition: int, start: int, quota: int) -> None:
         moving: list[Move] = []
         waiting: list[Move] = []  # behind the last one that moves
-        left, until = quota, -1
+        left, held, until = quota, 0, -1
         for letter in session.letters(partition, start, self._ends[partition], quota):
             move = self._move(letter)
-            left -= 1
             waiting.append(move)
+            left -= 1
+            held += len(letter.value or b"")
+            full = len(moving) + len(waiting) >= TRANSACTION_LETTERS or held >= TRANSACTION_BYTES
             if not move.stays or letter.offset <= until:
                 moving += waiting
                 waiting.clear()
-                if len(moving) >= TRANSACTION_LETTERS:
+                if full:
                     self._commit(session, moving)
                     moving.clear()
-            elif len(waiting) == TRANSACTION_LETTERS:
+                    held = 0
+            elif full:
                 until, others = self._last_to_move(partition, session.position, left)
                 if until < letter.offset:
                     self.report.read += others
