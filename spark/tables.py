@@ -264,8 +264,8 @@ def _ensure(uri: str, schema: StructType, partition_by: list[str], stats_columns
 
 
 def append_rows(lake_uri: str, name: str, rows: list[dict[str, Any]]) -> None:
-    """Appends `rows` to the table `system/<name>`, without a JVM: a commit takes Spark a second and more. Columns that a
-    row does not have are null."""
+    """Appends `rows` to the table `system/<name>`, without a JVM: a commit takes Spark a second and more. Columns that
+    a row does not have are null."""
     schema = to_arrow_schema(SYSTEM[name], timezone="UTC")
     # Column by column: Table.from_pylist takes ten times as long, and a replay may have moved a million letters.
     columns = [pyarrow.array([row.get(field.name) for row in rows], field.type) for field in schema]
