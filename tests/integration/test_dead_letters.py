@@ -34,7 +34,8 @@ from spark.replays import LettersLost
 from spark.serving import spark_views
 from spark.serving.duck import connect
 from spark.session import session
-from tests.integration.test_ingest import V1, Pipeline, assert_conserved, click, made, read, schema_id, send
+from tests.integration.test_ingest import V1, Pipeline, click, made, schema_id, send
+from tests.integration.test_replay import read
 from tests.kafka_rows import wire
 
 pytestmark = pytest.mark.timeout(600)
@@ -120,6 +121,13 @@ def original(mine: Settings, letter: str) -> Message:
     topic, partition, offset = letter.split("/")
     [found] = [m for m in read(mine, topic) if (m.partition(), m.offset()) == (int(partition), int(offset))]
     return found
+
+
+def assert_conserved(pipeline: Pipeline) -> None:
+    """Each record on the topics that are ingested is one row of bronze."""
+    topics = pipeline.contract.ingest_topics
+    on_broker = Counter((m.topic(), m.partition(), m.offset()) for topic in topics for m in read(pipeline.stack, topic))
+    assert Counter((row["topic"], row["partition"], row["offset"]) for row in pipeline.bronze()) == on_broker
 
 
 def foreign(message: Message) -> list[tuple[str, bytes | None]]:

@@ -18,7 +18,7 @@ from schemas.catalog import load
 from schemas.model import Contract
 from spark import tables
 from spark.serving.duck import connect
-from tests.integration.test_ingest import read
+from tests.integration.test_replay import read
 
 pytestmark = pytest.mark.timeout(600)
 
