@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import getpass
 import json
-import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -141,12 +139,7 @@ def discard(
 def edit(
     letter: Id,
     because: Because,
-    file: Annotated[
-        Path | None,
-        typer.Option(
-            exists=True, dir_okay=False, allow_dash=True, help="The whole record as JSON; - is standard input."
-        ),
-    ] = None,
+    file: Annotated[typer.FileText | None, typer.Option(help="The whole record as JSON; - is standard input.")] = None,
     by: By = None,
     json_: Json = False,
 ) -> None:
@@ -159,7 +152,7 @@ def edit(
 
     contract = _contract(letter)
     [parked] = _parked(contract, [letter], None, None)
-    given = _edited(contract, letter) if file is None else sys.stdin.read() if str(file) == "-" else file.read_text()
+    given = file.read() if file else _edited(contract, letter)
     try:
         record = json.loads(given)
     except ValueError as error:
