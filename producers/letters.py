@@ -87,7 +87,7 @@ def decide(
     """What becomes of `letter` at `now` (UTC), by the rule of this module. `schema_exists` is asked only for letters
     of class `unknown_schema`; what it raises is passed on."""
     headers = dict(letter.headers)  # of repeated ones the last
-    number, attempt = text(headers.get("dl-id")), _attempt(headers)
+    number, attempt = text(headers.get("dl-id")), attempts(headers)
     if DECISION in headers and number and attempt is not None:
         return _obeyed(letter, text(headers[DECISION]), attempt)
     error_class, due = _class(headers), _due(headers)
@@ -140,8 +140,10 @@ def instant(time: datetime) -> str:
 
 def moment(headers: Mapping[str, bytes | None], name: str) -> datetime | None:
     """The time in a header; None if it is missing, unreadable or has no time zone."""
+    if (value := text(headers.get(name))) is None:
+        return None
     try:
-        time = datetime.fromisoformat(text(headers.get(name)) or "")
+        time = datetime.fromisoformat(value)
     except ValueError:
         return None
     return time if time.tzinfo else None
@@ -162,7 +164,8 @@ def _class(headers: Mapping[str, bytes | None]) -> ErrorClass | None:
     return _CLASSES.get(headers.get("dl-error-class"))
 
 
-def _attempt(headers: Mapping[str, bytes | None]) -> int | None:
+def attempts(headers: Mapping[str, bytes | None]) -> int | None:
+    """How often a letter was replayed, or its schema looked for; None if it does not say so."""
     value = headers.get("dl-attempt") or b""
     return int(value) if re.fullmatch(rb"[0-9]{1,9}", value) else None
 

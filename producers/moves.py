@@ -19,6 +19,7 @@ from producers.letters import (
     DECISION,
     PARKED_BECAUSE,
     Letter,
+    attempts,
     moment,
     text,
 )
@@ -26,8 +27,10 @@ from producers.transactions import Reader, SessionError
 from schemas.errors import TransientError
 from schemas.model import Contract
 
-BLOCK = 50_000
-"""Rows that are in memory at a time."""
+BLOCK = 25_000
+"""Moves that are in memory at a time."""
+
+Columns = dict[str, list[Any]]
 
 
 class MovesError(TransientError):
@@ -36,44 +39,57 @@ class MovesError(TransientError):
 
 def moves(
     contract: Contract, settings: Settings, after: Mapping[tuple[str, int], int], block: int = BLOCK
-) -> Iterator[list[dict[str, Any]]]:
-    """The moves of a stream's letters, as rows of `system/moves` without `run_id` and `recorded_at`, in lists of
-    `block` at most. `after` holds the last known offset of each (topic, partition). Raises `MovesError`."""
-    rows: list[dict[str, Any]] = []
+) -> Iterator[Columns]:
+    """The moves of a stream's letters, as columns of `system/moves` but `run_id` and `recorded_at`, `block` at most at
+    a time. `after` holds the last known offset of each (topic, partition). Raises `MovesError`."""
+    letters: list[tuple[str, Letter]] = []
     for topic in (contract.retry_topic, contract.parked_topic):
         try:
             with Reader(settings, topic, f"replay.{contract.stream}.moves") as reader:
                 for partition, end in reader.ends().items():
                     for letter in reader.letters(partition, after.get((topic, partition), -1) + 1, end, end):
-                        rows.append(_row(contract, topic, letter))
-                        if len(rows) == block:
-                            yield rows
-                            rows = []
+                        letters.append((topic, letter))
+                        if len(letters) == block:
+                            yield _columns(contract, letters)
+                            letters.clear()
         except (KafkaException, SessionError) as error:
             raise MovesError(f"Kafka failed while {topic} was read: {error}") from error
-    if rows:
-        yield rows
+    if letters:
+        yield _columns(contract, letters)
 
 
-def _row(contract: Contract, topic: str, letter: Letter) -> dict[str, Any]:
-    headers = dict(letter.headers)
-    decision, attempt = text(headers.get(DECISION)), text(headers.get("dl-attempt")) or ""
-    parked = "discarded" if decision == "discard" else "parked"
-    return {
-        "stream": contract.stream,
-        "status": "replayed" if topic == contract.retry_topic else parked,
-        "id": text(headers.get("dl-id")) or f"{topic}/{letter.partition}/{letter.offset}",
-        "attempt": int(attempt) if attempt.isdecimal() and len(attempt) < 10 else 0,
-        "error_class": text(headers.get("dl-error-class")),
-        "reason": text(headers.get("dl-reason")),
-        "first_failed_at": moment(headers, "dl-first-failed-at"),
-        "parked_because": text(headers.get(PARKED_BECAUSE)),
-        "decision": decision,
-        "decided_by": text(headers.get(DECIDED_BY)),
-        "decided_because": text(headers.get(DECIDED_BECAUSE)),
-        "decided_at": moment(headers, DECIDED_AT),
-        "edited": letter.value if decision == "edit" else None,
-        "topic": topic,
-        "partition": letter.partition,
-        "offset": letter.offset,
+def _columns(contract: Contract, letters: list[tuple[str, Letter]]) -> Columns:
+    headers = [dict(letter.headers) for _, letter in letters]
+    texts = {
+        name: [text(its.get(header)) for its in headers]
+        for name, header in {
+            "error_class": "dl-error-class",
+            "reason": "dl-reason",
+            "parked_because": PARKED_BECAUSE,
+            "decision": DECISION,
+            "decided_by": DECIDED_BY,
+            "decided_because": DECIDED_BECAUSE,
+        }.items()
+    }
+    decisions = texts["decision"]
+    return texts | {
+        "stream": [contract.stream] * len(letters),
+        "status": [
+            "replayed" if topic == contract.retry_topic else "discarded" if decision == "discard" else "parked"
+            for (topic, _), decision in zip(letters, decisions, strict=True)
+        ],
+        "id": [
+            text(its.get("dl-id")) or f"{topic}/{letter.partition}/{letter.offset}"
+            for (topic, letter), its in zip(letters, headers, strict=True)
+        ],
+        "attempt": [attempts(its) or 0 for its in headers],
+        "first_failed_at": [moment(its, "dl-first-failed-at") for its in headers],
+        "decided_at": [moment(its, DECIDED_AT) for its in headers],
+        "edited": [
+            letter.value if decision == "edit" else None
+            for (_, letter), decision in zip(letters, decisions, strict=True)
+        ],
+        "topic": [topic for topic, _ in letters],
+        "partition": [letter.partition for _, letter in letters],
+        "offset": [letter.offset for _, letter in letters],
     }

@@ -57,7 +57,8 @@ class Reader:
                 "auto.offset.reset": "earliest",
                 "enable.partition.eof": True,
                 # What is fetched ahead is memory; a partition of a million letters must not be in it whole.
-                "queued.max.messages.kbytes": 32 * 1024,
+                "queued.max.messages.kbytes": 16 * 1024,
+                "fetch.queue.backoff.ms": 5,
             }
         )
 

@@ -33,13 +33,14 @@ def known(served: DuckDBPyConnection, stream: str) -> dict[tuple[str, int], int]
     return {(topic, partition): offset for topic, partition, offset in rows}
 
 
-def record_moves(lake_uri: str, run_id: str, at: datetime, moves: Iterable[list[dict[str, Any]]]) -> int:
-    """Appends `moves` (of `producers.moves`, read after `known`), one commit a list, and returns their number."""
-    count = 0
-    for rows in moves:
-        tables.append_rows(lake_uri, "moves", [row | {"run_id": run_id, "recorded_at": at} for row in rows])
-        count += len(rows)
-    return count
+def record_moves(lake_uri: str, run_id: str, at: datetime, moves: Iterable[Mapping[str, list[Any]]]) -> int:
+    """Appends `moves` (columns of `producers.moves`, read after `known`), a commit each, and returns their number."""
+    total = 0
+    for columns in moves:
+        count = len(columns["id"])
+        tables.append_columns(lake_uri, "moves", {**columns, "run_id": [run_id] * count, "recorded_at": [at] * count})
+        total += count
+    return total
 
 
 def decided(served: DuckDBPyConnection, stream: str) -> set[Identity]:

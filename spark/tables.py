@@ -7,6 +7,7 @@ process: the streaming driver writes bronze and speed, the batch jobs everything
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
@@ -264,14 +265,16 @@ def _ensure(uri: str, schema: StructType, partition_by: list[str], stats_columns
 
 
 def append_rows(lake_uri: str, name: str, rows: list[dict[str, Any]]) -> None:
-    """Appends `rows` to the table `system/<name>`, without a JVM: a commit takes Spark a second and more. Columns that
-    a row does not have are null."""
+    """`append_columns` of a few rows. Columns that a row does not have are null."""
+    append_columns(lake_uri, name, {column: [row.get(column) for row in rows] for column in SYSTEM[name].names})
+
+
+def append_columns(lake_uri: str, name: str, columns: Mapping[str, list[Any]]) -> None:
+    """Appends rows, given as their columns, to the table `system/<name>`, without a JVM: a commit takes Spark a second
+    and more."""
     schema = to_arrow_schema(SYSTEM[name], timezone="UTC")
-    # Column by column: Table.from_pylist takes ten times as long, and a replay may have moved a million letters.
-    columns = [pyarrow.array([row.get(field.name) for row in rows], field.type) for field in schema]
-    write_deltalake(
-        local_path(system(lake_uri, name)), pyarrow.Table.from_arrays(columns, schema=schema), mode="append"
-    )
+    arrays = [pyarrow.array(columns[field.name], field.type) for field in schema]
+    write_deltalake(local_path(system(lake_uri, name)), pyarrow.Table.from_arrays(arrays, schema=schema), mode="append")
 
 
 # -- what a streaming batch writes and reads -----------------------------------------------------------------------
