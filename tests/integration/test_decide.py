@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,8 +11,10 @@ from airflow_client.client.models import UpdateHITLDetailPayload
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient
 from tenacity import retry, retry_if_result, stop_after_delay, wait_fixed
+from typer.testing import CliRunner
 
 from infra.airflow_api import Airflow, Run
+from infra.cli import app
 from infra.provisioning import provision_topics
 from infra.settings import Settings
 from schemas.catalog import load
@@ -90,7 +93,10 @@ def test_each_reason_is_a_question_and_its_answer_is_carried_out(
             UpdateHITLDetailPayload(chosen_options=[answers[reason]], params_input={"because": f"said {reason}"}),
         )
     airflow.wait(asking, timeout=300)
-    run(airflow, "replay_dead_letters")
+    now = CliRunner().invoke(app, ["dead-letters", "replay", "--json"])
+    assert now.exit_code == 0, (now.output, now.exception)
+    counts = json.loads(now.stdout.splitlines()[-1])["weather"]
+    assert (counts["retried"], counts["discarded"], counts["repeated"]) == (2, 2, 0)
     with connect(stack, [contract]) as served:
         rows = served.execute(
             "select reason[-1], status, decision, decided_by, decided_because, count(*) "
