@@ -87,3 +87,14 @@ def test_logs_lists_what_there_is_and_prints_the_end(tmp_path: Path) -> None:
 
 def test_down_without_a_stack_is_harmless(tmp_path: Path) -> None:
     assert millrace(tmp_path, "down").returncode == 0
+
+
+def test_dead_letters_are_none_before_there_is_a_table(tmp_path: Path) -> None:
+    done = millrace(tmp_path, "dead-letters", "list", "--json")
+    assert (done.returncode, json.loads(done.stdout)) == (0, {"counts": [], "letters": []})
+
+
+def test_a_decision_without_letters_is_refused(tmp_path: Path) -> None:
+    done = millrace(tmp_path, "dead-letters", "discard", "--because", "tidy", "--stream", "flights")
+    assert done.returncode == 1
+    assert "with --class, --reason or both" in done.stderr
