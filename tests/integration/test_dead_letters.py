@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from click.testing import Result
-from confluent_kafka import Message, TopicPartition
+from confluent_kafka import Message
 from confluent_kafka.schema_registry import Schema
 from deltalake import DeltaTable
 from typer.testing import CliRunner
@@ -166,14 +166,13 @@ def test_an_approved_letter_goes_through_the_ingest_as_it_was_any_number_of_time
 ) -> None:
     letter = ids("no such page", "parked")[0]
     first = original(mine, letter)
-    for attempt in (1, 2, 3):
+    for attempt in (1, 2):
         answer("approve", letter, "--because", f"try {attempt}", "--by", "ann")
         counts = replayed(f"approve-{attempt}")
         assert (counts["retried"], counts["in_flight"]) == (1, 1)
         assert (letter, "replayed") in [(row["id"], row["status"]) for row in answer("list")["letters"]]
         pipeline.run()
         assert_conserved(pipeline)
-        sent = read(mine, contract.retry_topic)[-1] if attempt == 1 else None
         parked = replayed(f"parked-{attempt}")
         assert (parked["returned"], parked["in_flight"], parked["parked"]) == (attempt, 0, 1)
         for topic in (contract.retry_topic, contract.parked_topic):
@@ -181,10 +180,9 @@ def test_an_approved_letter_goes_through_the_ingest_as_it_was_any_number_of_time
             for copy in copies:
                 assert (copy.key(), copy.value(), copy.timestamp()) == (first.key(), first.value(), first.timestamp())
                 assert foreign(copy) == foreign(first)
-        assert sent is None or sent.value() == first.value()
-    decisions = [step for step in answer("show", letter)["history"] if step["decision"]]
+        decisions = [step for step in answer("show", letter)["history"] if step["decision"]]
     assert [(d["decided_by"], d["decided_because"], d["attempt"]) for d in decisions] == [
-        ("ann", f"try {attempt}", attempt) for attempt in (1, 2, 3)
+        ("ann", f"try {attempt}", attempt) for attempt in (1, 2)
     ]
 
 
@@ -292,12 +290,15 @@ def test_spark_and_duckdb_agree_on_every_letter(pipeline: Pipeline, mine: Settin
 def test_a_letter_that_was_sent_and_never_arrived_is_noticed(
     pipeline: Pipeline, mine: Settings, contract: Contract
 ) -> None:
-    [first, *_] = [row for row in pipeline.bronze() if row["topic"] == contract.retry_topic and row["attempt"] == 1]
-    place = TopicPartition(contract.retry_topic, first["partition"], first["offset"])
+    last: dict[int, int] = {}
+    retried = [row for row in pipeline.bronze() if row["topic"] == contract.retry_topic]
+    for row in retried:
+        last[row["partition"]] = max(last.get(row["partition"], 0), row["offset"])
+    passed = next(row for row in retried if row["offset"] < last[row["partition"]])
     bronze = DeltaTable(tables.local_path(tables.bronze(mine.lake_uri, contract.stream)))
-    others = [r for r in pipeline.bronze() if r["topic"] == place.topic and r["partition"] == place.partition]
-    assert max(row["offset"] for row in others) > place.offset, "the ingest has passed it"
-    bronze.delete(f"topic = '{place.topic}' and partition = {place.partition} and offset = {place.offset}")
+    bronze.delete(
+        f"topic = '{contract.retry_topic}' and partition = {passed['partition']} and offset = {passed['offset']}"
+    )
     with pytest.raises(LettersLost, match=r"1 letters of stream letters_clicks .* bronze does not have them"):
         replayed("lost")
     with connect(mine, [contract]) as served:
