@@ -43,7 +43,7 @@ def questions(stream: str) -> list[dict[str, Any]]:
     with connect(settings(), [load(settings().contracts / stream)]) as served:
         for group in letters.counts(served, stream, letters.Filter(status="parked", until=now)):
             error_class, reason, count = group["error_class"], group["reason"], group["letters"]
-            which = letters.Filter((), error_class, reason, "parked", now)
+            which = letters.Filter((), error_class, reason, "parked", now, exactly=True)
             rows = letters.letters(served, stream, which, EXAMPLES)
             table = "\n".join(f"| `{row['id']}` | {row['attempt']} | {row['parked_because']} |" for row in rows)
             asked.append(
@@ -73,7 +73,8 @@ def decided(letters: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
         return {"decision": chosen, "letters": 0}
     who = answer["responded_by_user"] or {}
     contract = load(settings().contracts / letters["stream"])
-    which = Filter((), letters["error_class"], letters["reason"], "parked", datetime.fromisoformat(letters["until"]))
+    until = datetime.fromisoformat(letters["until"])
+    which = Filter((), letters["error_class"], letters["reason"], "parked", until, exactly=True)
     with connect(settings(), [contract]) as served:
         places = [Parked.of(row) for row in found(served, contract.stream, which)]
     verdict = Verdict(

@@ -23,19 +23,22 @@ STATUSES: tuple[Status, ...] = get_args(Status)
 @dataclass(frozen=True)
 class Filter:
     """What letters must have, where given: one of the `ids`, the error class, words in the reason (upper and lower case
-    are the same), the status, and to have been moved last before `until` (UTC)."""
+    are the same), the status, and to have been moved last before `until` (UTC). With `exactly` class and reason are
+    the very ones of the filter, also when they are None, as they are in a row of `counts`."""
 
     ids: Sequence[str] = ()
     error_class: str | None = None
     reason: str | None = None
     status: str | None = None
     until: datetime | None = None
+    exactly: bool = False
 
     @property
     def predicate(self) -> str:
         return """(len($ids) = 0 or id in $ids)
-            and ($error_class is null or error_class = $error_class)
-            and ($reason is null or contains(lower(reason), lower($reason)))
+            and ((not $exactly and $error_class is null) or error_class is not distinct from $error_class)
+            and ((not $exactly and ($reason is null or contains(lower(reason), lower($reason))))
+                or reason is not distinct from $reason)
             and ($status is null or status = $status)
             and ($until is null or moved_at <= $until)"""
 
@@ -47,6 +50,7 @@ class Filter:
             "reason": self.reason,
             "status": self.status,
             "until": self.until,
+            "exactly": self.exactly,
         }
 
 
