@@ -25,6 +25,9 @@ from wiring import DEFAULTS, at, duty, streams
 
 APPROVE, DISCARD, LEAVE = "Approve", "Discard", "Leave"
 
+UNSAID = "looked at in Airflow"
+"""The reason of a decision for which nobody gave another."""
+
 EXAMPLES = 5
 """Letters of a question that are named in it."""
 
@@ -80,7 +83,7 @@ def decided(letters: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
     verdict = Verdict(
         "approve" if chosen == APPROVE else "discard",
         str(who.get("name") or who.get("id") or "unknown"),
-        answer["params_input"]["because"],
+        answer["params_input"].get("because", UNSAID),
         datetime.now(UTC),
     )
     return {"decision": chosen, "letters": announce(contract, settings(), places, verdict)}
@@ -117,7 +120,7 @@ with DAG(
             body=body,
             options=[APPROVE, DISCARD, LEAVE],
             defaults=LEAVE,
-            params={"because": Param("looked at in Airflow", type="string", minLength=1, title="Why")},
+            params={"because": Param(UNSAID, type="string", minLength=1, title="Why")},
             response_timeout=timedelta(days=1),
             execution_timeout=None,
         )
