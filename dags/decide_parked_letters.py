@@ -1,7 +1,7 @@
 """# decide_parked_letters
 
 Asks a person what is to become of the letters that the replay has given up. For each stream, error class and reason
-there is one question (*Required Actions* in the UI): **Approve** sends these letters to the ingest again as they are,
+there is one question (*Required Actions* in the UI; most letters first, 50 at most): **Approve** sends these letters to the ingest again as they are,
 **Discard** never does, **Leave** asks again next time. Who answered and why is kept with each letter (view `moves`).
 
 **When.** Every hour; a run waits for its answers a day at most, then leaves what nobody answered. A question is about
@@ -28,6 +28,8 @@ APPROVE, DISCARD, LEAVE = "Approve", "Discard", "Leave"
 UNSAID = "looked at in Airflow"
 """The reason of a decision for which nobody gave another."""
 
+QUESTIONS = 50
+"""Questions of a stream that a run asks at most, about the reasons with the most letters."""
 EXAMPLES = 5
 """Letters of a question that are named in it."""
 
@@ -44,7 +46,7 @@ def questions(stream: str) -> list[dict[str, Any]]:
 
     now, asked = datetime.now(UTC), []
     with connect(settings(), [load(settings().contracts / stream)]) as served:
-        for group in letters.counts(served, stream, letters.Filter(status="parked", until=now)):
+        for group in letters.counts(served, stream, letters.Filter(status="parked", until=now))[:QUESTIONS]:
             error_class, reason, count = group["error_class"], group["reason"], group["letters"]
             which = letters.Filter((), error_class, reason, "parked", now, exactly=True)
             rows = letters.letters(served, stream, which, EXAMPLES)
