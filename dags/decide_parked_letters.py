@@ -1,8 +1,9 @@
 """# decide_parked_letters
 
 Asks a person what is to become of the letters that the replay has given up. For each stream, error class and reason
-there is one question (*Required Actions* in the UI; most letters first, 50 at most): **Approve** sends these letters to the ingest again as they are,
-**Discard** never does, **Leave** asks again next time. Who answered and why is kept with each letter (view `moves`).
+there is one question (*Required Actions* in the UI; most letters first, 50 at most a stream): **Approve** sends these
+letters to the ingest again as they are, **Discard** never does, **Leave** asks again next time. Who answered and why is
+kept with each letter (view `moves`).
 
 **When.** Every hour; a run waits for its answers a day at most, then leaves what nobody answered. A question is about
 the letters that were parked when it was asked; what is parked later comes in the next run. No worker is held meanwhile.

@@ -1,10 +1,10 @@
 """Replays a stream's dead letters inside Kafka transactions: `<stream>.dlq` to `.retry`, `.parked` or back to `.dlq`.
 
 What becomes of a letter is decided by `producers.letters.decide`. A person's decision about a parked letter comes as a
-letter on `.dlq` too, so all of this holds for it as well. Here is how it happens exactly once: the letters
-sent and the offsets consumed are one transaction of `transactional.id` `replay.<stream>`, so a run that is killed
-leaves nothing half-done, a second run at the same time fences the first one off, and the next one starts where the
-last commit was. Key, value, timestamp and all headers but the `dl-` ones arrive bit by bit as they were.
+letter on `.dlq` too, so all of this holds for it as well. Here is how it happens exactly once: the letters sent and the
+offsets consumed are one transaction of `transactional.id` `replay.<stream>`, so a run that is killed leaves nothing
+half-done, a second run at the same time fences the first one off, and the next one starts where the last commit was.
+Key, value, timestamp and all headers but the `dl-` ones arrive bit by bit as they were.
 
 Only letters that were there when the run started are read: letters sent back to `.dlq` are for the next run. Letters
 that just wait at the end of a partition are left where they are instead of being written again, so a run with
