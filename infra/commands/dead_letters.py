@@ -139,22 +139,26 @@ def discard(
 def edit(
     letter: Id,
     because: Because,
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", help="FIELD=VALUE; the value is JSON, and text needs no quotes.")
+    ] = None,
     file: Annotated[typer.FileText | None, typer.Option(help="The whole record as JSON; - is standard input.")] = None,
     by: By = None,
     json_: Json = False,
 ) -> None:
     """Send a parked letter's record to the ingest with changes. The original stays as it is.
 
-    Without --file the record opens in your editor: JSON, timestamps in ISO-8601 with an offset.
+    Timestamps are ISO-8601 with an offset. A letter that cannot be decoded needs --file.
     """
     from infra.settings import settings
     from producers.decisions import announce, encoded
 
+    if bool(changes) == bool(file):
+        raise NoSuchLetter("say how to edit the letter: with --set or with --file")
     contract = _contract(letter)
     [parked] = _parked(contract, [letter], None, None)
-    given = file.read() if file else _edited(contract, letter)
     try:
-        record = json.loads(given)
+        record = json.load(file) if file else _record(contract, letter) | dict(map(_change, changes or ()))
     except ValueError as error:
         raise NoSuchLetter(f"the edited record is not JSON: {error}") from error
     if not isinstance(record, dict):
@@ -250,8 +254,8 @@ def _parked(contract: Contract, ids: Sequence[str], error_class: str | None, rea
     return [Parked.of(row) for row in found]
 
 
-def _edited(contract: Contract, letter: str) -> str:
-    """The record of a letter as a person leaves it in the editor."""
+def _record(contract: Contract, letter: str) -> dict[str, Any]:
+    """The record of a letter as JSON has it."""
     from infra.settings import settings
     from producers.decisions import decoded
     from spark.serving import letters
@@ -259,15 +263,19 @@ def _edited(contract: Contract, letter: str) -> str:
 
     with connect(settings(), [contract]) as served:
         found = _one(letters.letters(served, contract.stream, letters.Filter([letter])), letter)
+    record: dict[str, Any] = json.loads(json.dumps(decoded(found["value"], settings()), default=text))
+    return record
+
+
+def _change(said: str) -> tuple[str, Any]:
+    """FIELD=VALUE as the field's name and its JSON value, which is text if it is no other JSON."""
+    field, equals, value = said.partition("=")
+    if not equals:
+        raise NoSuchLetter(f"--set {said} does not say FIELD=VALUE")
     try:
-        record: dict[str, Any] = decoded(found["value"], settings())
-    except MillraceError as error:
-        typer.echo(f"the record cannot be decoded ({error}): its fields are empty", err=True)
-        record = dict.fromkeys(contract.fields)
-    changed = typer.edit(json.dumps(record, default=text, indent=2), extension=".json")
-    if changed is None:
-        raise NoSuchLetter("the editor was left without saving: nothing was decided")
-    return changed
+        return field, json.loads(value)
+    except ValueError:
+        return field, value
 
 
 def _one(found: list[dict[str, Any]], letter: str) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from click.testing import Result
 from confluent_kafka import Message
 from confluent_kafka.schema_registry import Schema
 from deltalake import DeltaTable
@@ -97,7 +96,7 @@ def replayed(run_id: str) -> dict[str, int]:
     return found
 
 
-def millrace(*arguments: str, given: str | None = None) -> Result:
+def millrace(*arguments: str, given: str | None = None) -> Any:
     return CliRunner().invoke(app, ["dead-letters", *arguments], input=given)
 
 
@@ -196,9 +195,7 @@ def test_an_edited_letter_lands_and_its_original_is_kept(
     assert "would be refused again: no such page" in str(still_wrong.exception)
     unfit = millrace("edit", letter, "--because", "typo", "--file", "-", given=json.dumps(record | {"pages": 1}))
     assert "unknown field pages" in str(unfit.exception)
-    answer(
-        "edit", letter, "--because", "typo", "--by", "bob", "--file", "-", given=json.dumps(record | {"page": "home"})
-    )
+    answer("edit", letter, "--because", "typo", "--by", "bob", "--set", "page=home")
     assert replayed("edit")["retried"] == 1
     pipeline.run()
     assert_conserved(pipeline)
@@ -312,6 +309,7 @@ def test_what_is_asked_wrongly_is_one_clear_error(pipeline: Pipeline) -> None:
         (["list", "--stream", "nothing"], "no stream 'nothing'"),
         (["show", "letters_clicks/9/9"], "no dead letter letters_clicks/9/9"),
         (["approve", "--because", "x"], "say which letters to approve"),
+        (["edit", "letters_clicks/0/0", "--because", "x"], "with --set or with --file"),
         (["discard", "--because", "x", "--stream", "letters_clicks"], "with --class, --reason or both"),
     ):
         done = millrace(*arguments)
