@@ -73,10 +73,12 @@ def answer(airflow: Airflow, run: Run, answers: dict[str, str]) -> dict[str, Any
     def ended() -> bool:
         for one in airflow._tasks.get_hitl_details(run.dag_id, run.run_id).hitl_details:
             task, last = one.task_instance, one.subject[-1]
-            asked[last] = one
+            if "test_decide" in one.subject:
+                asked[last] = one
             if not one.response_received and str(task.state.value) == "awaiting_input":
                 payload = UpdateHITLDetailPayload(
-                    chosen_options=[answers[last]], params_input={"because": f"said {last}"}
+                    chosen_options=[answers[last] if "test_decide" in one.subject else "Leave"],
+                    params_input={"because": f"said {last}"},
                 )
                 airflow._tasks.update_hitl_detail(task.dag_id, task.dag_run_id, task.task_id, task.map_index, payload)
         return airflow.run(run.dag_id, run.run_id).state in FINISHED
