@@ -2,13 +2,17 @@
 
 Gives dead letters another try, per stream and by the contract's policy for their error class. A letter in
 `<stream>.dlq` goes to `<stream>.retry` when it is due (the ingest reads it there like any record), back to `.dlq`
-while it is not, and to `<stream>.parked` when its attempts are used up or its class is for a person to decide. Each
-move is a Kafka transaction: a run that is killed, or run twice, changes nothing.
+while it is not, and to `<stream>.parked` when its attempts are used up or its class is for a person to decide. What
+people decided about parked letters is done here as well. Each move is a Kafka transaction: a run that is killed, or run
+twice, changes nothing.
 
-**When.** Every five minutes. The delay between attempts is in the letter (`dl-next-due-at`), not in this schedule.
+**When.** Every five minutes, and with `millrace dead-letters replay`. The delay between attempts is in the letter
+(`dl-next-due-at`), not in this schedule.
 
-**Result.** The task of a stream returns the number of letters read, retried, waiting and parked (tab *XCom*, and one
-row in the view `replays`).
+**Result.** The task of a stream returns the number of letters read, retried, waiting, parked, discarded and repeated
+(dropped copies); and of all letters that were ever sent to `.retry` how many landed as events, returned to the dead, or
+are in flight to the ingest (tab *XCom*, and one row in the view `replays`). Each single move is in the view `moves`,
+each letter's status in `<stream>_letters`.
 
 **When it fails.** No letter is lost: what was not committed is read again by the next run.
 
@@ -16,8 +20,10 @@ row in the view `replays`).
 |---|---|
 | *another replay … has taken over* | two runs at once, say a manual one: the newer one does the work |
 | *Kafka failed the replay*, *does not answer* | retried by itself; `millrace status` shows what is down |
+| *bronze does not have them* | letters were sent, and the ingest passed them by: the message says how to go on |
 
-Letters that end in `.parked` await a person: the view `<stream>_dead_letters` shows them with their reason.
+Letters that end in `.parked` await a person: `millrace dead-letters list --status parked`, or the DAG
+`decide_parked_letters`.
 """
 
 from __future__ import annotations
@@ -26,6 +32,41 @@ from datetime import timedelta
 
 from airflow.sdk import DAG, task
 from wiring import DEFAULTS, at, duty, streams
+
+
+def replayed(stream: str, run_id: str) -> dict[str, int]:
+    """Replays the letters of `stream`, records what was moved, and returns the counts of the run and of `arrivals`."""
+    from dataclasses import asdict
+    from datetime import UTC, datetime
+
+    from infra.settings import settings
+    from producers.codec import registry, schema_exists
+    from producers.moves import moves
+    from producers.replay import replay
+    from schemas.catalog import load
+    from spark import replays
+    from spark.serving.duck import connect
+
+    config, now = settings(), datetime.now(UTC)
+    contract = load(config.contracts / stream)
+    with connect(config, [contract]) as served:
+
+        def record_moves() -> None:
+            news = moves(contract, config, replays.known(served, stream))
+            replays.record_moves(config.lake_uri, run_id, now, news)
+
+        def decided() -> set[replays.Identity]:
+            record_moves()  # those of a run that was killed before it could
+            return replays.decided(served, stream)
+
+        exists = schema_exists(contract, registry(config))
+        report = replay(contract, config, now=now, schema_exists=exists, decided=decided)
+        record_moves()
+        counts = asdict(report) | replays.arrivals(served, contract, config.lake_uri)
+    replays.record(config.lake_uri, run_id, stream, now, counts)
+    replays.require_none_lost(contract, counts)
+    return counts
+
 
 with DAG(
     "replay_dead_letters",
@@ -44,21 +85,7 @@ with DAG(
     @duty
     def replay(stream: str, run_id: str) -> dict[str, int]:
         """Returns the number of letters by what became of them."""
-        from dataclasses import asdict
-        from datetime import UTC, datetime
-
-        from infra.settings import settings
-        from producers.codec import registry, schema_exists
-        from producers.replay import replay
-        from schemas.catalog import load
-        from spark import replays
-
-        config = settings()
-        now = datetime.now(UTC)
-        report = replay(load(config.contracts / stream), config, now=now, schema_exists=schema_exists(registry(config)))
-        counts = asdict(report)
-        replays.record(config.lake_uri, run_id, stream, now, counts)
-        return counts
+        return replayed(stream, run_id)
 
     for stream in streams():
         replay.override(task_id=stream)(stream, run_id="{{ run_id }}")

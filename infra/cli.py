@@ -7,6 +7,7 @@ import sys
 
 import typer
 
+from infra.commands import dead_letters
 from infra.commands.audit import audit
 from infra.commands.bench import bench
 from infra.commands.check import check
@@ -53,8 +54,12 @@ for panel, commands in {
 }.items():
     for command in commands:
         app.command(rich_help_panel=panel)(command)
-app.add_typer(bench, name="bench", rich_help_panel="Look at it")
-app.add_typer(checkpoint, name="checkpoint", rich_help_panel="Streams")
+for panel, group, name in (
+    ("Look at it", bench, "bench"),
+    ("Streams", checkpoint, "checkpoint"),
+    ("Streams", dead_letters.app, "dead-letters"),
+):
+    app.add_typer(group, name=name, rich_help_panel=panel)
 
 
 def main() -> None:

@@ -11,7 +11,8 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import NamedTuple
+from functools import cache
+from typing import Any, NamedTuple
 
 import fastavro
 from confluent_kafka.schema_registry import Schema, SchemaRegistryClient, SchemaRegistryError
@@ -107,20 +108,34 @@ def schema_id(contract: Contract, client: SchemaRegistryClient) -> int:
         return int(client.register_schema(contract.subject, schema))
 
 
-def schema_exists(client: SchemaRegistryClient) -> Callable[[int], bool]:
-    """A function that tells whether the registry has a schema of an id. It raises `RegistryUnavailable`."""
+def writer(client: SchemaRegistryClient, number: int) -> dict[str, Any] | None:
+    """The Avro schema of an id; None if the registry has none. Raises `RegistryUnavailable`."""
+    with _registry_errors(f"schema id {number}"):
+        try:
+            schema: dict[str, Any] = json.loads(client.get_schema(number).schema_str or "null")
+        except SchemaRegistryError as error:
+            if error.http_status_code == 404:
+                return None
+            raise
+    return schema
 
-    def exists(number: int) -> bool:
-        with _registry_errors(f"schema id {number}"):
+
+def schema_exists(contract: Contract, client: SchemaRegistryClient) -> Callable[[int], bool]:
+    """A function that tells whether a schema of an id is registered under the contract's subject, which is what the
+    ingest reads. It asks the registry once, when it is called first, and then raises `RegistryUnavailable`."""
+
+    @cache
+    def registered() -> frozenset[int | None]:
+        with _registry_errors(f"subject {contract.subject}"):
             try:
-                client.get_schema(number)
+                versions = client.get_versions(contract.subject)
             except SchemaRegistryError as error:
                 if error.http_status_code == 404:
-                    return False
+                    return frozenset()
                 raise
-        return True
+            return frozenset(client.get_version(contract.subject, version).schema_id for version in versions)
 
-    return exists
+    return lambda number: number in registered()
 
 
 @contextmanager

@@ -1,39 +1,44 @@
 """Replays a stream's dead letters inside Kafka transactions: `<stream>.dlq` to `.retry`, `.parked` or back to `.dlq`.
 
-What becomes of a letter is decided by `producers.letters.decide`. Here is how it happens exactly once: the letters
-sent and the offsets consumed are one transaction of `transactional.id` `replay.<stream>`, so a run that is killed
-leaves nothing half-done, a second run at the same time fences the first one off, and the next one starts where the
-last commit was. Key, value, timestamp and all headers but the `dl-` ones arrive bit by bit as they were.
+What becomes of a letter is decided by `producers.letters.decide`. A person's decision about a parked letter comes as a
+letter on `.dlq` too, so all of this holds for it as well. Here is how it happens exactly once: the letters sent and the
+offsets consumed are one transaction of `transactional.id` `replay.<stream>`, so a run that is killed leaves nothing
+half-done, a second run at the same time fences the first one off, and the next one starts where the last commit was.
+Key, value, timestamp and all headers but the `dl-` ones arrive bit by bit as they were.
 
 Only letters that were there when the run started are read: letters sent back to `.dlq` are for the next run. Letters
 that just wait at the end of a partition are left where they are instead of being written again, so a run with
-nothing due writes nothing; a waiting letter goes back to the end of `.dlq` only when one after it moves.
+nothing due writes nothing; a waiting letter goes back to the end of `.dlq` only when one after it moves. Before more
+letters than a transaction holds are kept in memory, a second reader looks whether one behind those that wait moves.
 """
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import cache
+from functools import cache, partial
 from typing import NamedTuple
 
 from confluent_kafka import KafkaException
 
 from infra.settings import Settings
-from producers.letters import Decision, Letter, decide
-from producers.transactions import Fenced, Session, SessionError
+from producers.letters import Decision, Identity, Letter, decide
+from producers.transactions import Fenced, Reader, Session, SessionError
 from schemas.errors import TransientError
 from schemas.model import Contract
 
 TRANSACTION_LETTERS = 10_000
 """Letters that one transaction moves at most."""
+TRANSACTION_BYTES = 64 * 1024 * 1024
+"""Bytes of values after which a transaction takes no further letter. Both bound what is in memory."""
 SESSIONS = 3
 """Sessions that a run uses up at most. A transaction that failed, also one whose commit timed out, ends its session:
 librdkafka lacks KIP-890, so its producer must not be used again."""
-
-Identity = tuple[str, str]
 
 
 class ReplayError(TransientError):
@@ -45,21 +50,29 @@ class ReplayError(TransientError):
 
 
 class Move(NamedTuple):
-    """A letter as it was read, and what becomes of it."""
+    """A letter as it was read, who it is, and what becomes of it."""
 
     letter: Letter
+    identity: Identity | None
     decision: Decision
+
+    @property
+    def stays(self) -> bool:
+        """Whether it may be left in `.dlq` as it is."""
+        return self.decision.fate == "wait" and self.decision.letter is self.letter
 
 
 @dataclass
 class ReplayReport:
-    """Letters read, and what became of them: sent to `.retry`, waiting in `.dlq`, sent to `.parked`, or dropped as
-    `repeated` copies of another letter (same `dl-id` and `dl-attempt`) of the run. Only what was committed counts."""
+    """Letters read, and what became of them: sent to `.retry`, waiting in `.dlq`, sent to `.parked` (`discarded` by a
+    person, or `parked`), or dropped as `repeated`: copies of another letter (same `dl-id` and `dl-attempt`) of the run,
+    and decisions about a letter that was decided before. Only what was committed counts."""
 
     read: int = 0
     retried: int = 0
     waiting: int = 0
     parked: int = 0
+    discarded: int = 0
     repeated: int = 0
 
     def count(self, moves: Sequence[Move]) -> None:
@@ -68,6 +81,7 @@ class ReplayReport:
         self.retried += fates["retry"]
         self.waiting += fates["wait"]
         self.parked += fates["park"]
+        self.discarded += fates["discard"]
         self.repeated += fates["drop"]
 
 
@@ -77,18 +91,22 @@ def replay(
     *,
     now: datetime,
     schema_exists: Callable[[int], bool],
-    max_records: int = 100_000,
+    decided: Callable[[], AbstractSet[Identity]] = frozenset,
+    max_records: int = 1_000_000,
 ) -> ReplayReport:
     """Replays at most about `max_records` of the dead letters that are in `<stream>.dlq` now, the same share of each
-    partition; `now` (UTC) decides what is due.
+    partition; `now` (UTC) decides what is due. `decided` gives the identities (at the time of the decision) of all
+    letters that earlier runs moved because a person said so; it is asked once no other run can move any.
 
     Raises `ReplayError` if Kafka fails or another replay of the stream took over, and passes on what `schema_exists`
     raises; letters not yet committed stay as they were.
     """
-    run = _Run(contract, now, cache(schema_exists), max_records)
+    name = f"replay.{contract.stream}"
+    reader = partial(Reader, settings, contract.dlq_topic, f"{name}.ahead")
+    run = _Run(contract, now, cache(schema_exists), decided, reader, max_records)
     for attempt in range(1, SESSIONS + 1):
         try:
-            with Session(settings, contract.dlq_topic, f"replay.{contract.stream}") as session:
+            with Session(settings, contract.dlq_topic, name) as session, _uncollected():
                 run.go(session)
                 return run.report
         except Fenced as error:
@@ -101,6 +119,19 @@ def replay(
     raise AssertionError("every session either returns or raises")
 
 
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Letters are small objects without cycles, and millions of them: to look for cycles among them would take longer
+    than all that is done with them. They are freed by their counts of references as always."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
 @dataclass
 class _Run:
     """A run, over one session or several: what it has done so far, and what it cannot tell yet."""
@@ -108,12 +139,15 @@ class _Run:
     contract: Contract
     now: datetime
     schema_exists: Callable[[int], bool]
+    decided: Callable[[], AbstractSet[Identity]]
+    reader: Callable[[], Reader]
     max_records: int
     report: ReplayReport = field(default_factory=ReplayReport)
     _ends: dict[int, int] = field(default_factory=dict)
     _done: set[int] = field(default_factory=set)  # partitions
     _moved: set[Identity] = field(default_factory=set)
     _seen: set[Identity] = field(default_factory=set)
+    _decided: AbstractSet[Identity] | None = None  # not asked yet by this session
     _unsure: list[Move] = field(default_factory=list)  # sent in a transaction whose end is not known
 
     def go(self, session: Session) -> None:
@@ -125,7 +159,7 @@ class _Run:
             if starts[last.partition] > last.offset:  # the commit that timed out had arrived
                 self._count(self._unsure)
             self._unsure = []
-        self._seen = set(self._moved)
+        self._seen, self._decided = set(self._moved), None
         for partition in sorted(set(self._ends) - self._done):
             quota = -(-(self.max_records - self.report.read) // (len(self._ends) - len(self._done)))
             if quota > 0:
@@ -135,40 +169,75 @@ class _Run:
     def _partition(self, session: Session, partition: int, start: int, quota: int) -> None:
         moving: list[Move] = []
         waiting: list[Move] = []  # behind the last one that moves
+        left, held, until = quota, 0, -1
         for letter in session.letters(partition, start, self._ends[partition], quota):
-            decision = self._decide(letter)
-            waiting.append(Move(letter, decision))
-            if decision.fate != "wait" or decision.letter is not letter:
-                moving = self._commit(session, moving + waiting, TRANSACTION_LETTERS)
-                waiting = []
-        if session.position < self._ends[partition]:
-            # The quota is used up before the end: those that wait make room for those behind them.
-            moving, waiting = moving + waiting, []
-        self._commit(session, moving, 1)
+            move = self._move(letter)
+            waiting.append(move)
+            left -= 1
+            held += len(letter.value or b"")
+            full = len(moving) + len(waiting) >= TRANSACTION_LETTERS or held >= TRANSACTION_BYTES
+            if not move.stays or letter.offset <= until:
+                moving += waiting
+                waiting.clear()
+                if full:
+                    self._commit(session, moving)
+                    moving.clear()
+                    held = 0
+            elif full:
+                until, others = self._last_to_move(partition, session.position, left)
+                if until < letter.offset:
+                    self.report.read += others
+                    self.report.waiting += others
+                    break
+        else:
+            if session.position < self._ends[partition]:
+                # The quota is used up before the end: those that wait make room for those behind them.
+                moving += waiting
+                waiting.clear()
+        self._commit(session, moving)
         self._count(waiting)
 
-    def _decide(self, letter: Letter) -> Decision:
-        if letter.identity is not None:
-            if letter.identity in self._seen:
-                return Decision("drop", letter)
-            self._seen.add(letter.identity)
-        return decide(letter, self.contract.dead_letters.policy, self.now, self.schema_exists)
+    def _last_to_move(self, partition: int, start: int, most: int) -> tuple[int, int]:
+        """The offset of the last letter from `start` on that does not stay where it is, else -1, and the number of
+        letters looked at. If `most` letters do not reach the end, the last of them moves."""
+        last, seen = -1, 0
+        with self.reader() as reader:
+            for letter in reader.letters(partition, start, self._ends[partition], most):
+                seen += 1
+                decision = decide(letter, self.contract.dead_letters.policy, self.now, self.schema_exists)
+                if decision != ("wait", letter):
+                    last = letter.offset
+            return (last if reader.position == self._ends[partition] else reader.position), seen
 
-    def _commit(self, session: Session, moves: list[Move], least: int) -> list[Move]:
-        """Commits `moves` in transactions as long as there are at least `least`; the rest of them."""
+    def _move(self, letter: Letter) -> Move:
+        identity = letter.identity
+        if identity is not None:
+            if identity in self._seen or (identity[2] and identity in self._decided_before()):
+                return Move(letter, identity, Decision("drop", letter))
+            self._seen.add(identity)
+        policy = self.contract.dead_letters.policy
+        return Move(letter, identity, decide(letter, policy, self.now, self.schema_exists))
+
+    def _decided_before(self) -> AbstractSet[Identity]:
+        if self._decided is None:
+            self._decided = self.decided()
+        return self._decided
+
+    def _commit(self, session: Session, moves: list[Move]) -> None:
+        """Commits `moves` in transactions of `TRANSACTION_LETTERS` at most."""
         topics = {
             "retry": self.contract.retry_topic,
             "park": self.contract.parked_topic,
+            "discard": self.contract.parked_topic,
             "wait": self.contract.dlq_topic,
         }
-        while len(moves) >= least:
-            self._unsure, moves = moves[:TRANSACTION_LETTERS], moves[TRANSACTION_LETTERS:]
-            sent = [(topics[d.fate], d.letter) for _, d in self._unsure if d.fate in topics]
+        for first in range(0, len(moves), TRANSACTION_LETTERS):
+            self._unsure = moves[first : first + TRANSACTION_LETTERS]
+            sent = [(topics[m.decision.fate], m.decision.letter) for m in self._unsure if m.decision.fate in topics]
             session.transaction(sent, self._unsure[-1].letter)
             self._count(self._unsure)
             self._unsure = []
-        return moves
 
     def _count(self, moves: list[Move]) -> None:
         self.report.count(moves)
-        self._moved.update(move.letter.identity for move in moves if move.letter.identity)
+        self._moved.update(move.identity for move in moves if move.identity)

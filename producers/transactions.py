@@ -1,4 +1,4 @@
-"""A consumer of one topic and a transactional producer that belong together: read, send and commit as one."""
+"""Reading the letters of one topic, and a transactional producer that belongs to it: read, send and commit as one."""
 
 from __future__ import annotations
 
@@ -38,51 +38,31 @@ class Fenced(Exception):
     """A newer producer with the same transactional id is at work."""
 
 
-class Session:
-    """Reads `topic` with `read_committed` as the group `name`, and writes in transactions of that same name.
-
-    To open one fences off any other of the name and ends its transaction; the offsets are read after that, so they are
-    settled. Partitions are assigned, not subscribed to: the transactional id alone decides who may commit. Once a
-    method raised KafkaException, the session must be closed.
-    """
+class Reader:
+    """Reads the committed letters of `topic`. Partitions are assigned, not subscribed to: the group `name` only holds
+    offsets. Every method raises KafkaException."""
 
     def __init__(self, settings: Settings, topic: str, name: str) -> None:
-        self._topic = topic
-        self._errors: list[str] = []
+        self.topic = topic
         self.position = 0
         """Offset after the last record that `letters` passed, in the partition it reads."""
-        client = {**settings.kafka_client("replay"), "reconnect.backoff.ms": 500}
-        self._producer = Producer(
-            {
-                **client,
-                "transactional.id": name,
-                "transaction.timeout.ms": TRANSACTION_TIMEOUT_MS,
-                "compression.type": "lz4",
-                "partitioner": "murmur2_random",
-                "error_cb": lambda error: self._errors.append(error.str()),
-            }
-        )
         self._consumer = Consumer(
             {
-                **client,
+                **settings.kafka_client("replay"),
+                "reconnect.backoff.ms": 500,
                 "group.id": name,
                 "isolation.level": "read_committed",
                 "enable.auto.commit": False,
                 "enable.auto.offset.store": False,
                 "auto.offset.reset": "earliest",
                 "enable.partition.eof": True,
+                # What is fetched ahead is memory; a partition of a million letters must not be in it whole.
+                "queued.max.messages.kbytes": 16 * 1024,
+                "fetch.queue.backoff.ms": 5,
             }
         )
 
-    def __enter__(self) -> Session:
-        try:
-            with _fencing():
-                self._producer.init_transactions(SECONDS)
-        except BaseException as error:
-            self.close()
-            if isinstance(error, KafkaException) and self._errors:
-                raise SessionError(f"{error.args[0].str()}; {self._errors[-1]}") from error
-            raise
+    def __enter__(self) -> Reader:
         return self
 
     def __exit__(
@@ -92,23 +72,20 @@ class Session:
 
     def close(self) -> None:
         self._consumer.close()
-        with contextlib.suppress(KafkaException):  # its transaction is over, or the next session ends it
-            self._producer.purge()
-            self._producer.close()
 
     def ends(self) -> dict[int, int]:
-        """Each partition's end, behind the last record that is committed. Raises KafkaException."""
-        partitions = self._consumer.list_topics(self._topic, SECONDS).topics[self._topic]
+        """Each partition's end, behind the last record that is committed."""
+        partitions = self._consumer.list_topics(self.topic, SECONDS).topics[self.topic]
         if partitions.error is not None:
             raise KafkaException(partitions.error)
         ends = {}
         for number in partitions.partitions:
-            _, ends[number] = self._consumer.get_watermark_offsets(TopicPartition(self._topic, number), SECONDS)
+            _, ends[number] = self._consumer.get_watermark_offsets(TopicPartition(self.topic, number), SECONDS)
         return ends
 
     def committed(self, partitions: Iterable[int]) -> dict[int, int]:
-        """Each partition's offset to go on from; `OFFSET_BEGINNING` if there is none. Raises KafkaException."""
-        answers = self._consumer.committed([TopicPartition(self._topic, number) for number in partitions], SECONDS)
+        """Each partition's offset to go on from; `OFFSET_BEGINNING` if there is none."""
+        answers = self._consumer.committed([TopicPartition(self.topic, number) for number in partitions], SECONDS)
         for answer in answers:
             if answer.error is not None:
                 raise KafkaException(answer.error)
@@ -120,13 +97,13 @@ class Session:
         """At most `most` letters of `partition` (of another `topic`, if one is given) from `start` to before `end`;
         `position` goes along.
 
-        Raises KafkaException, and `SessionError` if nothing comes though the end is not reached.
+        Raises `SessionError` if nothing comes though the end is not reached.
         """
         if start >= end:
             self.position = end
             return
         self.position = start
-        topic = topic or self._topic
+        topic = topic or self.topic
         most = end - max(start, 0) if most is None else most
         self._consumer.assign([TopicPartition(topic, partition, start)])
         found = 0
@@ -148,6 +125,52 @@ class Session:
                 raise SessionError(f"{topic}/{partition} is silent at offset {self.position}, before its end")
         self._consumer.unassign()
 
+    def commit_with(self, producer: Producer, partition: int, offset: int) -> None:
+        """Makes `offset` the one to go on from, as part of the open transaction of `producer`."""
+        place = TopicPartition(self.topic, partition, offset)
+        producer.send_offsets_to_transaction([place], self._consumer.consumer_group_metadata(), SECONDS)
+
+
+class Session(Reader):
+    """A reader of `topic` that writes in transactions of the same `name`.
+
+    To open one fences off any other of the name and ends its transaction; the offsets are read after that, so they are
+    settled. The transactional id alone decides who may commit. Once a method raised KafkaException, the session must be
+    closed.
+    """
+
+    def __init__(self, settings: Settings, topic: str, name: str) -> None:
+        self._errors: list[str] = []
+        self._producer = Producer(
+            {
+                **settings.kafka_client("replay"),
+                "reconnect.backoff.ms": 500,
+                "transactional.id": name,
+                "transaction.timeout.ms": TRANSACTION_TIMEOUT_MS,
+                "compression.type": "lz4",
+                "partitioner": "murmur2_random",
+                "error_cb": lambda error: self._errors.append(error.str()),
+            }
+        )
+        super().__init__(settings, topic, name)
+
+    def __enter__(self) -> Session:
+        try:
+            with _fencing():
+                self._producer.init_transactions(SECONDS)
+        except BaseException as error:
+            self.close()
+            if isinstance(error, KafkaException) and self._errors:
+                raise SessionError(f"{error.args[0].str()}; {self._errors[-1]}") from error
+            raise
+        return self
+
+    def close(self) -> None:
+        super().close()
+        with contextlib.suppress(KafkaException):  # its transaction is over, or the next session ends it
+            self._producer.purge()
+            self._producer.close()
+
     def transaction(self, letters: Sequence[tuple[str, Letter]], last: Letter | None = None) -> None:
         """Sends `letters` to the topics beside them and commits the offset after `last`, all or nothing. A letter for
         the session's topic stays in its partition. Raises KafkaException (the outcome may be unknown: the next
@@ -158,9 +181,7 @@ class Session:
                 for topic, letter in letters:
                     self._send(topic, letter)
                 if last is not None:
-                    offset = TopicPartition(self._topic, last.partition, last.offset + 1)
-                    group = self._consumer.consumer_group_metadata()
-                    self._producer.send_offsets_to_transaction([offset], group, SECONDS)
+                    self.commit_with(self._producer, last.partition, last.offset + 1)
                 self._producer.commit_transaction(SECONDS)
             except BaseException:
                 with contextlib.suppress(KafkaException):  # if this fails too, the next session or the broker aborts
@@ -168,20 +189,24 @@ class Session:
                 raise
 
     def _send(self, topic: str, letter: Letter) -> None:
-        partition = letter.partition if topic == self._topic else ANY_PARTITION
-        while True:
-            try:
-                self._producer.produce(
-                    topic,
-                    letter.value,
-                    letter.key,
-                    partition,
-                    timestamp=letter.timestamp or 0,  # 0 lets Kafka set its own
-                    headers=list(letter.headers),
-                )
-                return
-            except BufferError:
-                self._producer.poll(0.5)
+        send(self._producer, topic, letter, letter.partition if topic == self.topic else ANY_PARTITION)
+
+
+def send(producer: Producer, topic: str, letter: Letter, partition: int = ANY_PARTITION) -> None:
+    """Hands `letter` to `producer` as it is, waiting while the queue is full. Raises KafkaException."""
+    while True:
+        try:
+            producer.produce(
+                topic,
+                letter.value,
+                letter.key,
+                partition,
+                timestamp=letter.timestamp or 0,  # 0 lets Kafka set its own
+                headers=list(letter.headers),
+            )
+            return
+        except BufferError:
+            producer.poll(0.5)
 
 
 @contextlib.contextmanager

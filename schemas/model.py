@@ -10,6 +10,7 @@ import re
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from zlib import crc32
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
@@ -107,15 +108,23 @@ class Aggregate(_Strict):
 
 
 class Backoff(_Strict):
-    """Replay policy of one error class: attempt n is due `min(cap, base * 2**n)` after the failure; after
-    `attempts` attempts the letter is parked. `attempts: 0` parks it at once, for a person to decide."""
+    """Replay policy of one error class: attempt n is due `min(cap, base * 2**n)` after the failure, less a share of up
+    to `jitter`; after `attempts` attempts the letter is parked. `attempts: 0` parks it at once, for a person to decide.
+    """
 
     attempts: int = Field(ge=0)
     base: Duration = timedelta(minutes=1)
     cap: Duration = timedelta(hours=6)
+    jitter: float = Field(0.1, ge=0, lt=1, description="So that the letters of one outage come back spread out.")
+
+    def due_after(self, attempt: int, letter: str) -> timedelta:
+        """How long after its failure the letter of that id, replayed `attempt` times, is due: `delay` less its jitter.
+        The id decides how much, not chance: a batch that runs again says the same."""
+        share = crc32(f"{letter} {attempt}".encode()) / 2**32
+        return self.delay(attempt) * (1 - self.jitter * share)
 
     def delay(self, attempt: int) -> timedelta:
-        """How long after its failure a letter that was replayed `attempt` times is due."""
+        """The longest time after its failure that a letter that was replayed `attempt` times waits."""
         delay = self.base
         for _ in range(attempt):  # doubled step by step: 2**attempt would overflow what a timedelta holds
             if delay >= self.cap or not delay:

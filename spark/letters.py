@@ -182,7 +182,7 @@ class Letters:
             "dl-reason": letter["reason"].encode(),
             "dl-attempt": str(letter["attempt"]).encode(),
             "dl-first-failed-at": first or _instant(now),
-            "dl-next-due-at": _instant(now + backoff.delay(letter["attempt"])),
+            "dl-next-due-at": _instant(now + backoff.due_after(letter["attempt"], letter["id"])),
         }
         return [(key, value) for key, value in own if not key.startswith(PREFIX)] + list(ours.items())
 

@@ -1,12 +1,13 @@
 """Names, schemas and creation of the Delta tables, and how a streaming batch is appended and read back.
 
 Names, schemas and creation need no JVM. Every path is a URI under `settings().lake_uri`. Each table has one writing
-process: the streaming driver writes bronze and speed, the batch jobs everything else but `system/replays`, which the
-replay task writes, and `system/audits`, which the audit task of `reconcile` writes.
+process: the streaming driver writes bronze and speed, the batch jobs everything else but `system/replays` and
+`system/moves`, which the replay task writes, and `system/audits`, which the audit task of `reconcile` writes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
@@ -66,7 +67,7 @@ def staged(lake_uri: str, stream: str, aggregate: str) -> str:
 
 
 def system(lake_uri: str, name: str) -> str:
-    """`name` is a key of `SYSTEM`: publications, ledger, quality, replays, audits."""
+    """`name` is a key of `SYSTEM`: publications, ledger, quality, moves, replays, audits."""
     return f"{lake_uri}/system/{name}"
 
 
@@ -129,6 +130,28 @@ SYSTEM |= {
             "recorded_at": TIMESTAMP,
         }
     ),
+    "moves": _struct(
+        {
+            "stream": STRING,
+            "status": STRING,
+            "id": STRING,
+            "attempt": INT,
+            "error_class": STRING,
+            "reason": STRING,
+            "first_failed_at": TIMESTAMP,
+            "parked_because": STRING,
+            "decision": STRING,
+            "decided_by": STRING,
+            "decided_because": STRING,
+            "decided_at": TIMESTAMP,
+            "edited": BinaryType(),
+            "topic": STRING,
+            "partition": INT,
+            "offset": LONG,
+            "run_id": STRING,
+            "recorded_at": TIMESTAMP,
+        }
+    ),
     "replays": _struct(
         {
             "run_id": STRING,
@@ -138,6 +161,12 @@ SYSTEM |= {
             "retried": LONG,
             "waiting": LONG,
             "parked": LONG,
+            "discarded": LONG,
+            "repeated": LONG,
+            "landed": LONG,
+            "returned": LONG,
+            "in_flight": LONG,
+            "lost": LONG,
         }
     ),
     "audits": _struct(
@@ -256,9 +285,16 @@ def _ensure(uri: str, schema: StructType, partition_by: list[str], stats_columns
 
 
 def append_rows(lake_uri: str, name: str, rows: list[dict[str, Any]]) -> None:
-    """Appends `rows` to the table `system/<name>`, without a JVM: a commit takes Spark a second and more."""
-    arrow = pyarrow.Table.from_pylist(rows, to_arrow_schema(SYSTEM[name], timezone="UTC"))
-    write_deltalake(local_path(system(lake_uri, name)), arrow, mode="append")
+    """`append_columns` of a few rows. Columns that a row does not have are null."""
+    append_columns(lake_uri, name, {column: [row.get(column) for row in rows] for column in SYSTEM[name].names})
+
+
+def append_columns(lake_uri: str, name: str, columns: Mapping[str, list[Any]]) -> None:
+    """Appends rows, given as their columns, to the table `system/<name>`, without a JVM: a commit takes Spark a second
+    and more."""
+    schema = to_arrow_schema(SYSTEM[name], timezone="UTC")
+    arrays = [pyarrow.array(columns[field.name], field.type) for field in schema]
+    write_deltalake(local_path(system(lake_uri, name)), pyarrow.Table.from_arrays(arrays, schema=schema), mode="append")
 
 
 # -- which batches a table holds -----------------------------------------------------------------------------------

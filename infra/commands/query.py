@@ -23,7 +23,8 @@ def query(
     """Ask the served views with SQL. `show tables` lists them.
 
     Views: <aggregate>_1m, _5m and _1h (with `source` batch or speed and `final`), <stream>_events,
-    <stream>_dead_letters, ledger, publications, quality, replays, audits. Times are UTC.
+    <stream>_dead_letters, <stream>_letters (one row a dead letter, with its status), ledger, publications, quality,
+    moves, replays, audits. Times are UTC.
     """
     import duckdb
 
@@ -41,14 +42,14 @@ def query(
         except duckdb.Error as error:
             raise QueryError(str(error)) from error
     if json_:
-        typer.echo(json.dumps([dict(zip(names, row, strict=True)) for row in rows], default=_text))
+        typer.echo(json.dumps([dict(zip(names, row, strict=True)) for row in rows], default=text))
     elif csv:
         _print_csv(names, rows)
     else:
-        _print_table(names, rows, limit)
+        print_table(names, rows, limit)
 
 
-def _text(value: object) -> str:
+def text(value: object) -> str:
     """How a value that JSON has no type for is written: times as ISO-8601, bytes as hex."""
     from datetime import date, datetime
 
@@ -64,12 +65,13 @@ def _print_csv(names: list[str], rows: list[tuple[object, ...]]) -> None:
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(names)
     writer.writerows(
-        [value if value is None or isinstance(value, (int, float, str)) else _text(value) for value in row]
+        [value if value is None or isinstance(value, (int, float, str)) else text(value) for value in row]
         for row in rows
     )
 
 
-def _print_table(names: list[str], rows: list[tuple[object, ...]], limit: int) -> None:
+def print_table(names: list[str], rows: list[tuple[object, ...]], limit: int = 1_000_000) -> None:
+    """Rows as a table for people, `limit` of them at most, and their number."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -79,7 +81,7 @@ def _print_table(names: list[str], rows: list[tuple[object, ...]], limit: int) -
         table.add_column(Text(name), overflow="fold")
     for row in rows[:limit]:
         # As text: brackets in data are no markup.
-        cells = ("" if value is None else value if isinstance(value, str) else _text(value) for value in row)
+        cells = ("" if value is None else value if isinstance(value, str) else text(value) for value in row)
         table.add_row(*(Text(cell) for cell in cells))
     console = Console()
     if not console.is_terminal:

@@ -208,7 +208,9 @@ def _format(settings: Settings, java: Path, options: list[str]) -> None:
             for name, password in users(settings).items()
             for part in ("--add-scram", f"SCRAM-SHA-512=[name={name},password={password}]")
         ]
-        tool = ["-Xmx128m", *options, "kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(configuration)]
+        # With an equals sign, for one id in 64 begins with a dash and would pass for an option.
+        what = ["format", f"--cluster-id={cluster}", "-c", str(configuration)]
+        tool = ["-Xmx128m", *options, "kafka.tools.StorageTool", *what]
         _run(java, java_arguments(Path(scratch) / "args", [*tool, *seeds]), "format Kafka's storage")
         write_private(_known_file(settings), json.dumps(users(settings)))
         logs.rename(place)

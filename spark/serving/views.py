@@ -3,9 +3,10 @@
 For each aggregate `<name>_1m`, `_5m` and `_1h`: columns window_start, window_end (UTC), the dimensions, the measures,
 `source` ('batch' or 'speed') and `final`. Windows that end at or before the stream's `final_through` are the batch
 layer's, exact and final; later ones are the speed layer's partials, folded. For each stream `<stream>_events`
-(accepted records, with their place in Kafka; a repeated event is there as often as it came) and
-`<stream>_dead_letters` (rejected ones, with bytes and reason). And the platform's own: publications, ledger, quality,
-replays, audits.
+(accepted records, with their place in Kafka; a repeated event is there as often as it came),
+`<stream>_dead_letters` (rejected ones, with bytes and reason; one that was rejected again after its replay is there
+again) and `<stream>_letters` (one row a dead letter, with its `status`). And the platform's own: publications, ledger,
+quality, moves, replays, audits.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ _WORDS: dict[Dialect, _Words] = {
 def view_names(contract: Contract) -> list[str]:
     """The views of a stream, and those of the platform."""
     windows = [f"{aggregate.name}_{window}" for aggregate in contract.aggregates for window in aggregate.windows]
-    return [*windows, f"{contract.stream}_events", f"{contract.stream}_dead_letters", *tables.SYSTEM]
+    of_records = [f"{contract.stream}_{kind}" for kind in ("events", "dead_letters", "letters")]
+    return [*windows, *of_records, *tables.SYSTEM]
 
 
 def views(contract: Contract, dialect: Dialect, lake_uri: str, scan: Scan) -> dict[str, str]:
@@ -61,18 +63,63 @@ def views(contract: Contract, dialect: Dialect, lake_uri: str, scan: Scan) -> di
     words, bronze = _WORDS[dialect], scan(tables.bronze(lake_uri, contract.stream), tables.bronze_schema(contract))
     place = words.names(name for name in tables.COORDINATES if name != "original")
     original = f"""coalesce({words.name("original")}, concat({words.name("topic")}, '/', {words.name("partition")}, '/',
-        {words.name("offset")})) as {words.name("original")}"""
+        {words.name("offset")}))"""
     values = [name for name in tables.bronze_schema(contract).names if name not in tables.COORDINATES | tables.VERDICT]
     letter = words.names(name for name in tables.VERDICT if name != "accepted")
     found[f"{contract.stream}_events"] = (
-        f"select {words.names(values)}, {place}, {original} from {bronze} where {words.name('accepted')}"
+        f"select {words.names(values)}, {place}, {original} as original from {bronze} where accepted"
     )
     found[f"{contract.stream}_dead_letters"] = (
-        f"select {letter}, {place}, {original}, {words.names(values)} from {bronze} where not {words.name('accepted')}"
+        f"select {letter}, {place}, {original} as original, {words.names(values)} from {bronze} where not accepted"
     )
+    moves = scan(tables.system(lake_uri, "moves"), tables.SYSTEM["moves"])
+    found[f"{contract.stream}_letters"] = _letters(contract, words, bronze, original, moves)
     for name, schema in tables.SYSTEM.items():
         found[name] = f"select * from {scan(tables.system(lake_uri, name), schema)}"
     return found
+
+
+def _letters(contract: Contract, words: _Words, bronze: str, original: str, moves: str) -> str:
+    """One row a dead letter: `id` (topic/partition/offset of the original), `status`, what was wrong and the bytes at
+    its last rejection, what was done when it was last moved (recorded at `moved_at`), and its place on
+    `<stream>.parked` if it is parked."""
+    rejection = words.names(["schema_id", "kafka_timestamp", "key", "value", "headers"])
+    decision = words.names(["parked_because", "decision", "decided_by", "decided_because", "decided_at"])
+    partition, offset = words.names(["partition"]), words.names(["offset"])
+    # A letter that is rejected again comes back with the attempt with which it was sent.
+    return f"""
+    with rejected as (
+        select * from (
+            select {original} as id, error_class, reason, attempt, {rejection},
+                row_number() over (partition by {original} order by attempt desc, batch desc, {offset} desc) as nth
+            from {bronze} where not accepted
+        ) as numbered where nth = 1
+    ), moved as (
+        select * from (
+            select *, row_number() over (partition by id order by attempt desc,
+                case status when 'replayed' then 0 when 'parked' then 1 else 2 end desc, {offset} desc) as nth
+            from {moves} where stream = '{contract.stream}'
+        ) as numbered where nth = 1
+    ), landed as (
+        select distinct original as id from {bronze} where accepted and attempt > 0
+    ), judged as (
+        select coalesce(rejected.id, moved.id) as id,
+            case when landed.id is not null then 'landed'
+                when rejected.attempt >= moved.attempt and moved.status = 'replayed' then 'waiting'
+                when rejected.attempt > moved.attempt or moved.id is null then 'waiting'
+                else moved.status end as status,
+            coalesce(rejected.error_class, moved.error_class) as error_class,
+            coalesce(rejected.reason, moved.reason) as reason,
+            greatest(coalesce(rejected.attempt, 0), coalesce(moved.attempt, 0)) as attempt,
+            {rejection}, first_failed_at, {decision}, moved.recorded_at as moved_at,
+            moved.{partition} as parked_partition, moved.{offset} as parked_offset
+        from rejected full outer join moved on rejected.id = moved.id
+            left join landed on landed.id = coalesce(rejected.id, moved.id)
+    )
+    select id, status, error_class, reason, attempt, {rejection}, first_failed_at, {decision}, moved_at,
+        case when status in ('parked', 'discarded') then parked_partition end as parked_partition,
+        case when status in ('parked', 'discarded') then parked_offset end as parked_offset
+    from judged"""
 
 
 def _merged(

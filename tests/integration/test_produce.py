@@ -161,7 +161,7 @@ def test_the_registry_knows_the_schema_and_refuses_a_breaking_one(stack: Setting
     client = registry(stack)
     number = schema_id(contract, client)
     assert schema_id(contract, client) == number, "registered once"
-    exists = schema_exists(registry(stack))
+    exists = schema_exists(contract, registry(stack))
     assert exists(number)
     assert not exists(2_000_000_000)
     client.set_compatibility(contract.subject, level="FULL_TRANSITIVE")

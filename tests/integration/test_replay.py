@@ -45,7 +45,8 @@ def contract(stack: Settings, admin: AdminClient) -> Iterator[Contract]:
     """The flights contract under a name of its own, its topics with two partitions."""
     flights = catalog(PROJECT / "schemas")["flights"]  # the stack's own copy has an impatient policy
     mine = flights.model_copy(update={"stream": f"replayed_{uuid.uuid4().hex[:8]}"})
-    for future in admin.create_topics([NewTopic(topic, 2, 1) for topic in mine.topics]).values():
+    forever = {"retention.ms": "-1"}  # as provisioned: the letters carry a time of long ago
+    for future in admin.create_topics([NewTopic(topic, 2, 1, config=forever) for topic in mine.topics]).values():
         future.result()
     yield mine
     for future in admin.delete_topics(list(mine.topics)).values():
@@ -147,7 +148,8 @@ def test_each_letter_goes_its_way(stack: Settings, contract: Contract, bury: Cal
     assert len(letters) == 8 + 2
     looked = next(m for m in letters if header(m, "dl-attempt") == "3")
     assert header(looked, "dl-id") == "schema-missing"
-    assert header(looked, "dl-next-due-at") == "2013-06-01T12:08:00Z"
+    due = datetime.fromisoformat(header(looked, "dl-next-due-at") or "")
+    assert timedelta(minutes=7.2) < due - NOW <= timedelta(minutes=8)  # a minute doubled thrice, less up to a tenth
 
 
 def test_a_letter_arrives_bit_by_bit_as_it_was(stack: Settings, contract: Contract, bury: Callable[..., None]) -> None:
@@ -208,31 +210,87 @@ def test_waiting_letters_do_not_hold_up_those_behind_them(
     assert sorted(retried) == ["due-0", "due-1"]
 
 
-def test_a_run_killed_in_its_transaction_leaves_nothing_behind(
-    stack: Settings, contract: Contract, bury: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("behind", ["nothing", "a due letter", "a due letter and more than a run takes"])
+def test_more_waiting_letters_than_are_kept_in_memory(
+    stack: Settings, contract: Contract, bury: Callable[..., None], monkeypatch: pytest.MonkeyPatch, behind: str
+) -> None:
+    monkeypatch.setattr("producers.replay.TRANSACTION_LETTERS", 10)
+    bury(*({"dl-id": f"waits-{i}", "dl-next-due-at": FUTURE} for i in range(35)))
+    if behind == "nothing":
+        assert run(contract, stack) == ReplayReport(read=35, waiting=35)
+        assert len(read(stack, contract.dlq_topic)) == 35, "they stay where they are"
+        return
+    bury({"dl-id": "due"}, *({"dl-id": f"waits-{i}", "dl-next-due-at": FUTURE} for i in range(35, 60)))
+    if behind == "a due letter":
+        assert run(contract, stack) == ReplayReport(read=61, retried=1, waiting=60)
+        assert len(read(stack, contract.dlq_topic)) == 61 + 35, "only those before the due one went to the end"
+    else:
+        reports = [run(contract, stack, max_records=40) for _ in range(2)]  # 20 of each partition
+        assert [report.read for report in reports] == [20, 20]
+        assert sum(report.retried for report in reports) == 1
+    assert [header(m, "dl-id") for m in read(stack, contract.retry_topic)] == ["due"]
+    settled = run(contract, stack)
+    assert settled == ReplayReport(read=60, waiting=60), "none is lost, none doubled"
+    waiting = {header(m, "dl-id") for m in read(stack, contract.dlq_topic)} - {"due"}
+    assert waiting == {f"waits-{i}" for i in range(60)}
+
+
+KILLED_AT = {"before-it-produces": 0, "in-its-transaction": 20, "before-it-commits": 20, "after-it-committed": 40}
+"""The moment in the second transaction, and how many of 50 letters are committed by then."""
+
+
+@pytest.mark.parametrize("moment", KILLED_AT)
+def test_a_run_killed_at_any_point_loses_and_doubles_nothing(
+    stack: Settings, contract: Contract, bury: Callable[..., None], monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
     bury(*({"dl-id": f"letter-{i}"} for i in range(50)))
     monkeypatch.setattr("producers.replay.TRANSACTION_LETTERS", 20)
     if (child := os.fork()) == 0:
-        sent, count = Session._send, 0
-
-        def dies(self: Session, topic: str, letter: Letter) -> None:
-            nonlocal count
-            count += 1
-            if count == 30:  # in the middle of the second transaction, its letters already on the broker
-                self._producer.flush(10)
-                os.kill(os.getpid(), signal.SIGKILL)
-            sent(self, topic, letter)
-
         try:
-            Session._send = dies  # type: ignore[method-assign]
+            _kill_at(moment)
             run(contract, stack)
         finally:
             os._exit(1)
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
-    assert run(contract, stack) == ReplayReport(read=30, retried=30)
+    left = 50 - KILLED_AT[moment]
+    assert run(contract, stack) == ReplayReport(read=left, retried=left)
     ids = Counter(header(m, "dl-id") for m in read(stack, contract.retry_topic))
     assert ids == Counter({f"letter-{i}": 1 for i in range(50)})
+
+
+def _kill_at(moment: str) -> None:
+    """Patches this process, a child of the test's, so that it dies at that moment."""
+    send, commit_with, transaction = Session._send, Session.commit_with, Session.transaction
+    sent = transactions = 0
+
+    def die(session: Session) -> None:
+        session._producer.flush(10)  # what it sent is on the broker
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def sends(self: Session, topic: str, letter: Letter) -> None:
+        nonlocal sent
+        sent += 1
+        if moment == "in-its-transaction" and sent == 30:
+            die(self)
+        send(self, topic, letter)
+
+    def commits_with(self: Session, *offset: object) -> None:
+        commit_with(self, *offset)  # type: ignore[arg-type]
+        if moment == "before-it-commits" and transactions == 2:
+            die(self)
+
+    def transacts(self: Session, *of: object) -> None:
+        nonlocal transactions
+        transactions += 1
+        if moment == "before-it-produces":
+            die(self)
+        transaction(self, *of)  # type: ignore[arg-type]
+        if moment == "after-it-committed" and transactions == 2:
+            die(self)
+
+    Session._send = sends  # type: ignore[method-assign]
+    Session.commit_with = commits_with  # type: ignore[method-assign]
+    Session.transaction = transacts  # type: ignore[method-assign]
 
 
 @pytest.mark.parametrize("arrived", [True, False], ids=["commit-arrived", "commit-lost"])

@@ -13,7 +13,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 from infra.airflow_api import Airflow
 from infra.settings import PROJECT, Settings
 
-DAGS = ("provision", "stream_supervisor", "reconcile", "data_quality", "replay_dead_letters")
+DAGS = ("provision", "decide_parked_letters", "stream_supervisor", "reconcile", "data_quality", "replay_dead_letters")
 SHOTS = PROJECT / ".millrace" / "screenshots"
 
 

@@ -15,7 +15,8 @@ from infra.settings import Settings
 
 MILLRACE = Path(sys.executable).with_name("millrace")
 COMMANDS = (
-    "up", "down", "status", "demo", "produce", "query", "audit", "check", "checkpoint", "doctor", "logs", "bench",
+    "up", "down", "status", "demo", "produce", "query", "audit", "check", "checkpoint", "dead-letters", "doctor",
+    "logs", "bench",
 )  # fmt: skip
 
 
@@ -117,3 +118,14 @@ def test_checkpoint_show_needs_no_server_and_accept_storm_says_that_there_is_non
     accepted = millrace(tmp_path, "checkpoint", "accept-storm", "flights")
     assert accepted.returncode == 1
     assert "no storm of flights waits for a decision" in accepted.stderr
+
+
+def test_dead_letters_are_none_before_there_is_a_table(tmp_path: Path) -> None:
+    done = millrace(tmp_path, "dead-letters", "list", "--json")
+    assert (done.returncode, json.loads(done.stdout)) == (0, {"counts": [], "letters": []})
+
+
+def test_a_decision_without_letters_is_refused(tmp_path: Path) -> None:
+    done = millrace(tmp_path, "dead-letters", "discard", "--because", "tidy", "--stream", "flights")
+    assert done.returncode == 1
+    assert "with --class, --reason or both" in done.stderr

@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from producers.letters import PARKED_BECAUSE, Decision, Letter, decide, instant
+from producers.letters import DECISION, PARKED_BECAUSE, Decision, Letter, decide, instant
 from schemas.model import Backoff, ErrorClass
 
 NOW = datetime(2024, 5, 1, 12, tzinfo=UTC)
 POLICY: dict[ErrorClass, Backoff] = {
-    "transient": Backoff(attempts=3, base=timedelta(seconds=30), cap=timedelta(hours=1)),
-    "unknown_schema": Backoff(attempts=4, base=timedelta(minutes=1), cap=timedelta(minutes=5)),
+    "transient": Backoff(attempts=3, base=timedelta(seconds=30), cap=timedelta(hours=1), jitter=0),
+    "unknown_schema": Backoff(attempts=4, base=timedelta(minutes=1), cap=timedelta(minutes=5), jitter=0),
     "malformed": Backoff(attempts=0),
     "rule": Backoff(attempts=0),
 }
@@ -76,6 +76,41 @@ def test_looks_for_a_schema_back_off_and_end() -> None:
         current, now = found.letter, due
     assert found.fate == "park"
     assert waits == [2, 4, 5]
+
+
+@pytest.mark.parametrize("error_class", ["malformed", "rule", "transient", "unknown_schema", "?"])
+@pytest.mark.parametrize(
+    ("verb", "fate", "attempt_after"),
+    [("approve", "retry", 10), ("edit", "retry", 10), ("discard", "discard", 9), ("ponder", "park", 9)],
+)
+def test_what_a_person_decided_is_done_whatever_the_policy_says(
+    error_class: str, verb: str, fate: str, attempt_after: int
+) -> None:
+    """Attempts used up, not due, schema unknown: all the same."""
+    parked = letter(error_class, "9", instant(NOW + timedelta(hours=1)))
+    found = decision(parked.with_headers({DECISION: verb}))
+    assert (found.fate, found.letter.header("dl-attempt")) == (fate, str(attempt_after))
+    assert found.letter.header(DECISION) == verb
+
+
+def test_a_decided_letter_is_another_than_the_one_it_is_about() -> None:
+    """Else a copy of it that is read first would have the decision dropped as a repetition."""
+    parked = letter()
+    assert parked.identity != parked.with_headers({DECISION: "approve"}).identity
+    assert parked.identity == parked._replace(offset=9, value=b"other").identity
+
+
+def test_jitter_spreads_the_letters_of_one_outage_and_never_exceeds_the_backoff() -> None:
+    backoff = Backoff(attempts=5, base=timedelta(minutes=1), cap=timedelta(minutes=10), jitter=0.25)
+    for attempt, longest in ((0, 1), (3, 8), (9, 10)):
+        waits = [
+            backoff.due_after(attempt, f"flights/0/{number}") / timedelta(minutes=longest) for number in range(999)
+        ]
+        assert 0.75 <= min(waits) < 0.78
+        assert 0.97 < max(waits) <= 1
+        assert abs(sum(waits) / len(waits) - 0.875) < 0.02
+    assert backoff.due_after(2, "a") == backoff.due_after(2, "a") != backoff.due_after(2, "b")
+    assert Backoff(attempts=1, jitter=0).due_after(0, "a") == timedelta(minutes=1)
 
 
 def test_the_registry_is_asked_only_for_unknown_schemas() -> None:

@@ -1,0 +1,132 @@
+"""# decide_parked_letters
+
+Asks a person what is to become of the letters that the replay has given up. For each stream, error class and reason
+there is one question (*Required Actions* in the UI; most letters first, 50 at most a stream): **Approve** sends these
+letters to the ingest again as they are, **Discard** never does, **Leave** asks again next time. Who answered and why is
+kept with each letter (view `moves`).
+
+**When.** Every hour; a run waits for its answers a day at most, then leaves what nobody answered. A question is about
+the letters that were parked when it was asked; what is parked later comes in the next run. No worker is held meanwhile.
+
+**Result.** The task `decide` of each question returns the decision and the number of letters. The replay carries it out
+within five minutes. To edit a letter, or to decide about single ones: `millrace dead-letters`.
+
+**When it fails.** Nothing was decided, or only a part of a question's letters; the next run asks about the rest. *Did
+not reach* and *Kafka failed* are retried by themselves: `millrace status` shows what is down.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from airflow.providers.standard.operators.hitl import HITLOperator
+from airflow.sdk import DAG, Param, task, task_group
+from wiring import DEFAULTS, at, duty, streams
+
+APPROVE, DISCARD, LEAVE = "Approve", "Discard", "Leave"
+
+UNSAID = "looked at in Airflow"
+"""The reason of a decision for which nobody gave another."""
+
+QUESTIONS = 50
+"""Questions of a stream that a run asks at most, about the reasons with the most letters."""
+EXAMPLES = 5
+"""Letters of a question that are named in it."""
+
+
+def questions(stream: str) -> list[dict[str, Any]]:
+    """One question for each error class and reason of parked letters: its subject and body (Markdown) for people, and
+    the `letters` it is about for `decided`."""
+    from datetime import UTC, datetime
+
+    from infra.settings import settings
+    from schemas.catalog import load
+    from spark.serving import letters
+    from spark.serving.duck import connect
+
+    now, asked = datetime.now(UTC), []
+    with connect(settings(), [load(settings().contracts / stream)]) as served:
+        for group in letters.counts(served, stream, letters.Filter(status="parked", until=now))[:QUESTIONS]:
+            error_class, reason, count = group["error_class"], group["reason"], group["letters"]
+            which = letters.Filter((), error_class, reason, "parked", now, exactly=True)
+            rows = letters.letters(served, stream, which, EXAMPLES)
+            table = "\n".join(f"| `{row['id']}` | {row['attempt']} | {row['parked_because']} |" for row in rows)
+            asked.append(
+                {
+                    "subject": f"{stream}: {count:,} parked letters, {error_class}: {reason}",
+                    "body": f"| letter | attempts | parked because |\n|---|---|---|\n{table}\n\n"
+                    "One in full: `millrace dead-letters show ID`.",
+                    "letters": {"stream": stream, "error_class": error_class, "reason": reason, "until": str(now)},
+                }
+            )
+    return asked
+
+
+def decided(letters: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
+    """Sends the decision in `answer` (of HITLOperator) about the `letters` of its question."""
+    from datetime import UTC, datetime
+
+    from infra.settings import settings
+    from producers.decisions import Parked, Verdict, announce
+    from schemas.catalog import load
+    from spark.serving.duck import connect
+    from spark.serving.letters import Filter
+    from spark.serving.letters import letters as found
+
+    [chosen] = answer["chosen_options"]
+    if chosen == LEAVE:
+        return {"decision": chosen, "letters": 0}
+    who = answer["responded_by_user"] or {}
+    contract = load(settings().contracts / letters["stream"])
+    until = datetime.fromisoformat(letters["until"])
+    which = Filter((), letters["error_class"], letters["reason"], "parked", until, exactly=True)
+    with connect(settings(), [contract]) as served:
+        places = [Parked.of(row) for row in found(served, contract.stream, which)]
+    verdict = Verdict(
+        "approve" if chosen == APPROVE else "discard",
+        str(who.get("name") or who.get("id") or "unknown"),
+        answer["params_input"].get("because", UNSAID),
+        datetime.now(UTC),
+    )
+    return {"decision": chosen, "letters": announce(contract, settings(), places, verdict)}
+
+
+with DAG(
+    "decide_parked_letters",
+    description="People approve or discard the dead letters that were given up",
+    doc_md=__doc__,
+    schedule=at("40 * * * *"),
+    catchup=False,
+    max_active_runs=1,
+    default_args=DEFAULTS,
+    tags=["millrace", "letters"],
+):
+
+    @task
+    @duty
+    def parked() -> list[dict[str, Any]]:
+        """Every question there is, of all streams."""
+        return [question for stream in streams() for question in questions(stream)]
+
+    @task
+    @duty
+    def decide(letters: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
+        """Returns the decision and the number of letters."""
+        return decided(letters, answer)
+
+    @task_group
+    def reason(subject: str, body: str, letters: dict[str, Any]) -> None:
+        ask = HITLOperator(
+            task_id="ask",
+            subject=subject,
+            body=body,
+            options=[APPROVE, DISCARD, LEAVE],
+            defaults=LEAVE,
+            params={"because": Param(UNSAID, type="string", minLength=1, title="Why")},
+            response_timeout=timedelta(days=1),
+            execution_timeout=None,
+        )
+        decide(letters, ask.output)
+
+    reason.expand_kwargs(parked())

@@ -1,0 +1,95 @@
+"""What replays have done, read back from where they put it: every letter on `<stream>.retry` and `<stream>.parked`.
+
+Only replays write there, in transactions, so the two topics are the one truth about what was sent again, given up and
+discarded, whatever was killed when. Their records become rows of `system/moves`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from confluent_kafka import KafkaException
+
+from infra.settings import Settings
+from producers.letters import (
+    DECIDED_AT,
+    DECIDED_BECAUSE,
+    DECIDED_BY,
+    DECISION,
+    PARKED_BECAUSE,
+    Letter,
+    attempts,
+    moment,
+    text,
+)
+from producers.transactions import Reader, SessionError
+from schemas.errors import TransientError
+from schemas.model import Contract
+
+BLOCK = 25_000
+"""Moves that are in memory at a time."""
+
+Columns = dict[str, list[Any]]
+
+
+class MovesError(TransientError):
+    """Kafka failed while the moves were read. What was recorded stays; the next run goes on from there."""
+
+
+def moves(
+    contract: Contract, settings: Settings, after: Mapping[tuple[str, int], int], block: int = BLOCK
+) -> Iterator[Columns]:
+    """The moves of a stream's letters, as columns of `system/moves` but `run_id` and `recorded_at`, `block` at most at
+    a time. `after` holds the last known offset of each (topic, partition). Raises `MovesError`."""
+    letters: list[tuple[str, Letter]] = []
+    for topic in (contract.retry_topic, contract.parked_topic):
+        try:
+            with Reader(settings, topic, f"replay.{contract.stream}.moves") as reader:
+                for partition, end in reader.ends().items():
+                    for letter in reader.letters(partition, after.get((topic, partition), -1) + 1, end, end):
+                        letters.append((topic, letter))
+                        if len(letters) == block:
+                            yield _columns(contract, letters)
+                            letters.clear()
+        except (KafkaException, SessionError) as error:
+            raise MovesError(f"Kafka failed while {topic} was read: {error}") from error
+    if letters:
+        yield _columns(contract, letters)
+
+
+def _columns(contract: Contract, letters: list[tuple[str, Letter]]) -> Columns:
+    headers = [dict(letter.headers) for _, letter in letters]
+    texts = {
+        name: [text(its.get(header)) for its in headers]
+        for name, header in {
+            "error_class": "dl-error-class",
+            "reason": "dl-reason",
+            "parked_because": PARKED_BECAUSE,
+            "decision": DECISION,
+            "decided_by": DECIDED_BY,
+            "decided_because": DECIDED_BECAUSE,
+        }.items()
+    }
+    decisions = texts["decision"]
+    return texts | {
+        "stream": [contract.stream] * len(letters),
+        "status": [
+            "replayed" if topic == contract.retry_topic else "discarded" if decision == "discard" else "parked"
+            for (topic, _), decision in zip(letters, decisions, strict=True)
+        ],
+        "id": [
+            text(its.get("dl-id")) or f"{topic}/{letter.partition}/{letter.offset}"
+            for (topic, letter), its in zip(letters, headers, strict=True)
+        ],
+        "attempt": [attempts(its) or 0 for its in headers],
+        "first_failed_at": [moment(its, "dl-first-failed-at") for its in headers],
+        "decided_at": [moment(its, DECIDED_AT) for its in headers],
+        "edited": [
+            letter.value if decision == "edit" else None
+            for (_, letter), decision in zip(letters, decisions, strict=True)
+        ],
+        "topic": [topic for topic, _ in letters],
+        "partition": [letter.partition for _, letter in letters],
+        "offset": [letter.offset for _, letter in letters],
+    }

@@ -1,0 +1,3 @@
+"""Benchmarks run against the stack of the integration tests."""
+
+from tests.integration.conftest import stack as stack

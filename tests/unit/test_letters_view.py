@@ -1,0 +1,124 @@
+"""The status of each letter, derived from bronze and from moves, and the questions that are asked about letters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow
+import pytest
+from deltalake import write_deltalake
+from pyspark.sql.pandas.types import to_arrow_schema
+
+from infra.settings import PROJECT, Settings
+from schemas.catalog import load
+from spark import replays, tables
+from spark.serving.duck import connect
+from spark.serving.letters import Filter, counts, letters
+
+WEATHER = load(PROJECT / "schemas" / "weather")
+NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
+
+
+class Lake:
+    """Bronze and moves of weather letters, all with the id weather/0/<number>."""
+
+    def __init__(self, home: Path) -> None:
+        self.settings = Settings(home=home)
+        self.uri = self.settings.lake_uri
+        self._offset = 0
+        tables.create(self.uri, WEATHER)
+
+    def ingested(self, number: int, attempt: int = 0, accepted: bool = False, **more: Any) -> None:
+        self._offset += 1
+        schema = to_arrow_schema(tables.bronze_schema(WEATHER), timezone="UTC")
+        row = {"topic": "weather", "partition": 0, "offset": number, "accepted": accepted, "attempt": attempt} | more
+        row |= {"batch": self._offset, "error_class": None if accepted else "rule", "reason": more.get("reason", "wet")}
+        if attempt:
+            row |= {"topic": "weather.retry", "offset": self._offset, "original": f"weather/0/{number}"}
+        arrow = pyarrow.Table.from_pylist([{name: row.get(name) for name in schema.names}], schema=schema)
+        write_deltalake(tables.local_path(tables.bronze(self.uri, "weather")), arrow, mode="append")
+
+    def moved(self, number: int, status: str, attempt: int, **more: Any) -> None:
+        self._offset += 1
+        row = {"stream": "weather", "id": f"weather/0/{number}", "status": status, "attempt": attempt, **more}
+        row |= {"topic": "weather.retry", "partition": 0, "offset": self._offset, "recorded_at": NOW}
+        tables.append_rows(self.uri, "moves", [row])
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> Lake:
+    return Lake(tmp_path)
+
+
+@pytest.fixture
+def served(lake: Lake) -> Iterator[duckdb.DuckDBPyConnection]:
+    with connect(lake.settings, [WEATHER]) as connection:
+        yield connection
+
+
+@pytest.mark.parametrize(
+    ("story", "status", "attempt"),
+    [
+        ([("reject", 0)], "waiting", 0),
+        ([("reject", 0), ("replayed", 1)], "replayed", 1),
+        ([("reject", 0), ("replayed", 1), ("reject", 1)], "waiting", 1),
+        ([("reject", 0), ("replayed", 1), ("accept", 1)], "landed", 1),
+        ([("reject", 0), ("parked", 0)], "parked", 0),
+        ([("reject", 0), ("parked", 7)], "parked", 7),  # looked for its schema seven times
+        ([("reject", 0), ("replayed", 1), ("reject", 1), ("parked", 1)], "parked", 1),
+        ([("reject", 0), ("parked", 0), ("discarded", 0)], "discarded", 0),
+        ([("reject", 0), ("parked", 0), ("replayed", 1), ("reject", 1)], "waiting", 1),
+        (
+            [("reject", 0), ("parked", 0), ("replayed", 1), ("reject", 1), ("parked", 1), ("discarded", 1)],
+            "discarded",
+            1,
+        ),
+        ([("reject", 0), ("parked", 0), ("replayed", 1), ("accept", 1)], "landed", 1),
+        ([("parked", 0)], "parked", 0),  # never in bronze: its headers were unreadable
+    ],
+)
+def test_the_status_follows_from_what_happened(
+    lake: Lake, served: duckdb.DuckDBPyConnection, story: list[tuple[str, int]], status: str, attempt: int
+) -> None:
+    for what, at in reversed(story):  # the order in which the tables learn of it does not matter
+        if what in ("reject", "accept"):
+            lake.ingested(1, at, accepted=what == "accept")
+        else:
+            lake.moved(1, what, at)
+    lake.ingested(2)
+    rows = served.execute("select id, status, attempt from weather_letters order by id").fetchall()
+    assert rows == [("weather/0/1", status, attempt), ("weather/0/2", "waiting", 0)]
+
+
+def test_a_question_about_one_reason_is_about_no_other(lake: Lake, served: duckdb.DuckDBPyConnection) -> None:
+    lake.ingested(1, reason="wet")
+    lake.ingested(2, reason="wet and cold")
+    lake.moved(3, "parked", 0)  # of unknown class and reason
+    assert len(letters(served, "weather", Filter(reason="WET"))) == 2
+    for group in counts(served, "weather", Filter()):
+        exact = Filter((), group["error_class"], group["reason"], exactly=True)
+        assert len(letters(served, "weather", exact)) == group["letters"] == 1
+
+
+def test_what_was_parked_after_a_question_was_asked_is_not_in_its_answer(
+    lake: Lake, served: duckdb.DuckDBPyConnection
+) -> None:
+    lake.moved(1, "parked", 0)
+    assert letters(served, "weather", Filter(until=NOW - timedelta(seconds=1))) == []
+    assert len(letters(served, "weather", Filter(until=NOW))) == 1
+
+
+def test_arrivals_are_told_by_their_place(lake: Lake, served: duckdb.DuckDBPyConnection) -> None:
+    for number in (1, 2, 3):
+        lake.moved(number, "replayed", 1)  # to the offsets 1, 2 and 3
+    assert replays.arrivals(served, WEATHER, lake.uri) == {"landed": 0, "returned": 0, "in_flight": 3, "lost": 0}
+    lake._offset = 1
+    lake.ingested(2, 1, accepted=True)  # the record at offset 2; the one at 1 was passed by
+    found = replays.arrivals(served, WEATHER, lake.uri)
+    assert found == {"landed": 1, "returned": 0, "in_flight": 1, "lost": 1}
+    with pytest.raises(replays.LettersLost, match=r"1 letters of stream weather were sent to weather\.retry"):
+        replays.require_none_lost(WEATHER, found)
