@@ -1,7 +1,8 @@
 """What replays have done, read back from where they put it: every letter on `<stream>.retry` and `<stream>.parked`.
 
-Only replays write there, in transactions, so the two topics are the one truth about what was sent again, given up and
-discarded, whatever was killed when. Their records become rows of `system/moves`.
+Replays write there in transactions, so the two topics are the one truth about what was sent again, given up and
+discarded, whatever was killed when. Their records become rows of `system/moves`. (The audit's repair writes to the
+retry topic as well: records that were no dead letters, and so have no attempt behind them.)
 """
 
 from __future__ import annotations
@@ -48,6 +49,8 @@ def moves(
             with Reader(settings, topic, f"replay.{contract.stream}.moves") as reader:
                 for partition, end in reader.ends().items():
                     for letter in reader.letters(partition, after.get((topic, partition), -1) + 1, end, end):
+                        if topic == contract.retry_topic and not attempts(dict(letter.headers)):
+                            continue  # sent again by a repair
                         letters.append((topic, letter))
                         if len(letters) == block:
                             yield _columns(contract, letters)

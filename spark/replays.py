@@ -54,20 +54,23 @@ def decided(served: DuckDBPyConnection, stream: str) -> set[Identity]:
 def arrivals(served: DuckDBPyConnection, contract: Contract, lake_uri: str) -> dict[str, int]:
     """What became of all the letters that were ever sent to `.retry`, by their place there: `landed` as an accepted row
     of bronze, `returned` as a rejected one, `in_flight` to the ingest, or `lost`: it has passed them, and they are not
-    in bronze."""
+    in bronze, nor were they sent once more by a repair of the audit."""
     # Bronze is scanned once: of two scans the later could know of a batch that the earlier did not.
     row = served.execute(
         """
         with arrived as materialized (
-            select partition, "offset", bool_or(accepted) as accepted from delta_scan($bronze) where topic = $retry
-            group by all
-        ), passed as (select partition, max("offset") as through from arrived group by all)
+            select partition, "offset", original, attempt, bool_or(accepted) as accepted from delta_scan($bronze)
+            where topic = $retry group by all
+        ),
+        passed as (select partition, max("offset") as through from arrived group by all),
+        repaired as (select distinct original as id, attempt, true as elsewhere from arrived)
         select
             count(*) filter (accepted) as landed,
             count(*) filter (not accepted) as returned,
             count(*) filter (accepted is null and "offset" > coalesce(through, -1)) as in_flight,
-            count(*) filter (accepted is null and "offset" <= through) as lost
+            count(*) filter (accepted is null and "offset" <= through and elsewhere is null) as lost
         from moves left join arrived using (partition, "offset") left join passed using (partition)
+            left join repaired on repaired.id = moves.id and repaired.attempt = moves.attempt
         where stream = $stream and topic = $retry
         """,
         {
