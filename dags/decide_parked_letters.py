@@ -12,7 +12,8 @@ the letters that were parked when it was asked; what is parked later comes in th
 within five minutes. To edit a letter, or to decide about single ones: `millrace dead-letters`.
 
 **When it fails.** Nothing was decided, or only a part of a question's letters; the next run asks about the rest. *Did
-not reach* and *Kafka failed* are retried by themselves: `millrace status` shows what is down.
+not reach* and *Kafka failed* are retried by themselves: `millrace status` shows what is down. An answer that is given
+in the very second of its question can cross with the scheduler's news of the task: the question is then asked again.
 """
 
 from __future__ import annotations
