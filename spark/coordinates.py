@@ -72,7 +72,7 @@ class Coordinates:
             {"after_batch": after_batch},
         )
         while rows := found.fetchmany(10_000):
-            yield from (Break(topic, partition, offset, before) for topic, partition, offset, before in rows)
+            yield from (Break(*row) for row in rows)
 
     def rows(self, after_batch: int) -> int:
         """The number of rows of batches after `after_batch`."""
