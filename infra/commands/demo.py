@@ -88,7 +88,7 @@ def _run(
             run = airflow.trigger(dag_id)
             return lambda say: airflow.wait(run)
 
-        dags = ("provision", "stream_supervisor", *DUTIES)
+        dags = ("provision", "stream_supervisor", *DUTIES, "decide_parked_letters")
         step("Airflow reads the DAGs", lambda say: airflow.wait_for_dags(dags))
         step("provision: topics, schemas, tables", waiting("provision"))
         airflow.unpause("stream_supervisor")
@@ -107,6 +107,7 @@ def _run(
         for dag_id in ("reconcile", "data_quality"):
             step(f"{dag_id}: {DUTIES[dag_id]}", waiting(dag_id))
         step(f"replay_dead_letters: {DUTIES['replay_dead_letters']}", beside)
+        airflow.unpause("decide_parked_letters")  # asks at its next hour, if there is something to ask
 
 
 def _replay(contract: Contract, days: int, faults: Faults, speed: float, again: bool, say: Say) -> None:
