@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -24,6 +25,8 @@ from spark.serving.duck import connect
 from tests.integration.test_replay import read
 
 pytestmark = pytest.mark.timeout(600)
+
+READING = timedelta(seconds=8)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +70,8 @@ def run(airflow: Airflow, dag_id: str) -> Run:
 def answer(airflow: Airflow, run: Run, answers: dict[str, str]) -> dict[str, Any]:
     """Answers each question of `run` by the last letter of its subject, and returns them by that letter once the run
     has ended. An answer within a second or two of the question may cross with the scheduler's own news of the task,
-    which is then tried again and asks again; so a question is answered as often as it is open, as a person would."""
+    which is then tried again and asks again; so it is read for a while, as by a person, and answered as often as it is
+    open."""
 
     @retry(wait=wait_fixed(0.5), stop=stop_after_delay(240), retry=retry_if_result(lambda ended: not ended))
     def ended() -> bool:
@@ -75,7 +79,9 @@ def answer(airflow: Airflow, run: Run, answers: dict[str, str]) -> dict[str, Any
             task, last = one.task_instance, one.subject[-1]
             if "test_decide" in one.subject:
                 asked[last] = one
-            if not one.response_received and str(task.state.value) == "awaiting_input":
+            read_for = datetime.now(UTC) - task.start_date if task.start_date else timedelta()
+            waits = not one.response_received and str(task.state.value) == "awaiting_input"
+            if waits and read_for > READING:
                 payload = UpdateHITLDetailPayload(
                     chosen_options=[answers[last] if "test_decide" in one.subject else "Leave"],
                     params_input={"because": f"said {last}"},
