@@ -1,7 +1,8 @@
 """The Kafka coordinates that bronze holds, read at one version of the table and without a JVM.
 
 Only the columns `topic`, `partition`, `offset` and `batch` are read, and file statistics on `batch` prune to what is
-new. (Measured: 10 million rows in 2.4 s on two cores, at 1 GB of memory; more of them spill to disk.)
+new. (Measured on two cores: 10 million rows of four partitions in 4.3 s with 550 MB resident, and 60 million of one
+partition, most of them spilled to disk, in 40 s.)
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from infra.offsets import Offsets
 from spark import tables
 from spark.conservation import Break
 
-MEMORY = "1GB"
+MEMORY = "256MB"
 
 UNTOUCHED = {"OPTIMIZE", "ADD COLUMN", "ADD COLUMNS", "SET TBLPROPERTIES", "VACUUM START", "VACUUM END"}
 """Operations of Delta's history that change no row."""
@@ -72,7 +73,7 @@ class Coordinates:
             {"after_batch": after_batch},
         )
         while rows := found.fetchmany(10_000):
-            yield from (Break(*row) for row in rows)
+            yield from map(Break._make, rows)
 
     def rows(self, after_batch: int) -> int:
         """The number of rows of batches after `after_batch`."""
