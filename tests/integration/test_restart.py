@@ -329,6 +329,7 @@ def test_a_second_reset_before_the_first_generation_ran_finishes_the_same_batch(
     assert checkpoints.generation_of(checkpoints.settled_batch(site.contract, site.stack) or 0) == 3
 
 
+@pytest.mark.long
 def test_a_reset_that_was_not_finished_is_refused_and_can_be_done_again(site: Site) -> None:
     site.send(range(20))
     site.go()
@@ -403,6 +404,7 @@ def test_retention_of_what_was_read_is_no_loss(site: Site) -> None:
 # -- refusals ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_changed_contract_is_admitted_or_refused_before_the_query_starts(site: Site) -> None:
     site.send(range(20))
     site.go()
@@ -501,6 +503,7 @@ def test_a_halted_stream_is_tried_again_in_place(site: Site) -> None:
     site.assert_exact()
 
 
+@pytest.mark.long
 def test_a_reset_does_not_get_around_a_storm(site: Site) -> None:
     site.send(range(5), bad=30)
     why = site.halt()
@@ -513,6 +516,7 @@ def test_a_reset_does_not_get_around_a_storm(site: Site) -> None:
     site.assert_exact()
 
 
+@pytest.mark.long
 def test_a_storm_for_lack_of_a_schema_ends_when_it_is_registered(site: Site) -> None:
     client = registry(site.stack)
     known = schema_id(site.stack, site.contract, 1)
