@@ -34,6 +34,8 @@ def query(
     with connect(settings()) as connection:
         try:
             cursor = connection.execute(sql)
+            if cursor is None:  # nothing but blanks and comments
+                raise QueryError("there is no SQL to run; `show tables` lists the views")
             names = [column[0] for column in cursor.description or []]
             rows = cursor.fetchall()
         except duckdb.CatalogException as error:

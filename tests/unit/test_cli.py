@@ -129,3 +129,10 @@ def test_a_decision_without_letters_is_refused(tmp_path: Path) -> None:
     done = millrace(tmp_path, "dead-letters", "discard", "--because", "tidy", "--stream", "flights")
     assert done.returncode == 1
     assert "with --class, --reason or both" in done.stderr
+
+
+@pytest.mark.parametrize("sql", ["", "  "])
+def test_a_query_without_sql_is_a_clear_error(tmp_path: Path, sql: str) -> None:
+    done = millrace(tmp_path, "query", sql)
+    assert done.returncode == 1
+    assert done.stderr.startswith("millrace: there is no SQL to run")
