@@ -135,9 +135,18 @@ class SparkJob(SparkSubmitOperator):
         return self._reports(chosen, since)
 
     def _withheld(self, run_id: str) -> dict[str, str]:
-        """Why streams that have something to work on must not be worked on."""
-        ready = [stream for stream in streams() if nothing_settled(stream) is None]
-        return {stream: reason for stream in ready if (reason := self.withheld(stream, run_id))}
+        """Why streams that have something to work on must not be worked on. As in `_reason_against`, what is wrong with
+        one stream is left for the job to say."""
+        from schemas.errors import MillraceError
+
+        found = {}
+        for stream in streams():
+            try:
+                if nothing_settled(stream) is None and (reason := self.withheld(stream, run_id)):
+                    found[stream] = reason
+            except MillraceError as error:
+                self.log.warning("%s: %s", stream, error)
+        return found
 
     def _reason_against(self, stream: str, forced: bool) -> str | None:
         """Why a stream is left out. What is wrong with one stream is left for the job to say, in that stream's turn."""

@@ -6,13 +6,16 @@ import json
 import re
 import zlib
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from pyarrow import fs
+from pydantic import BaseModel, ValidationError
 
 from infra.offsets import Offsets, flat
 from schemas.errors import TerminalError
 from spark.tables import local_path
+
+Model = TypeVar("Model", bound=BaseModel)
 
 
 class Unreadable(TerminalError):
@@ -65,6 +68,17 @@ def document(uri: str) -> str | None:
         raise Unreadable(f"{uri} is not text: {error}") from error
 
 
+def model(kind: type[Model], uri: str) -> Model | None:
+    """The document at `uri` as its model, None if there is none. Raises `Unreadable`."""
+    text = document(uri)
+    if text is None:
+        return None
+    try:
+        return kind.model_validate_json(text)
+    except ValidationError as error:
+        raise Unreadable(f"{uri} is broken: {error.errors()[0]['msg']}") from error
+
+
 def put(uri: str, text: str) -> None:
     """Writes `text` to the file at `uri`, whole or not at all."""
     system, path = fs.FileSystem.from_uri(local_path(uri))
@@ -82,6 +96,12 @@ def offsets(uri: str) -> Offsets:
         return flat(_document(uri, 3))
     except (AttributeError, TypeError, ValueError) as error:
         raise Unreadable(f"{uri} holds no offsets: {error}") from error
+
+
+def beginning(uri: str) -> Offsets:
+    """Where the query of the checkpoint at `uri` began to read; empty if that is noted nowhere. Raises `Unreadable`."""
+    first = f"{uri}/sources/0/0"
+    return {} if document(first) is None else flat(_document(first, None))
 
 
 def _document(uri: str, lines: int | None) -> Any:

@@ -7,20 +7,30 @@ folder: Delta would silently skip the writes of a fresh checkpoint that kept its
 
 from __future__ import annotations
 
-import json
-from typing import Any
+from pydantic import BaseModel, ConfigDict
 
 from infra.offsets import Offsets, flat
 from infra.settings import Settings
 from schemas.errors import TransientError
 from schemas.model import Contract
-from spark.checkpoint_log import document, numbers, offsets
+from spark.checkpoint_log import beginning, document, model, numbers, offsets
 
 _BITS = 40
 
 
 class NothingSettled(TransientError):
     """No batch of the stream is complete yet."""
+
+
+class Start(BaseModel):
+    """What a reset notes in a generation's `start.json`: the `offsets` it starts from, nested as Spark does; the newest
+    batch that bronze held then (`after`); and whether that one is `finished` (see `spark.restart`)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    offsets: dict[str, dict[str, int]]
+    after: int | None
+    finished: bool = False
 
 
 def batch_number(generation: int, batch_id: int) -> int:
@@ -50,6 +60,12 @@ def application(stream: str, generation: int) -> str:
     return f"{stream}.g{generation}"
 
 
+def begun(place: str) -> Start | None:
+    """How a reset began the generation whose checkpoint is at `place`; None if no reset made it. Raises
+    `checkpoint_log.Unreadable`."""
+    return model(Start, f"{place}/start.json")
+
+
 def settled_batch(contract: Contract, settings: Settings) -> int | None:
     """The newest batch whose ingest is complete in every table and on the dead-letter topic: the newest entry of the
     newest generation's commit log, as a `batch` number. None before the first. A new generation without a commit
@@ -57,9 +73,9 @@ def settled_batch(contract: Contract, settings: Settings) -> int | None:
     for number in sorted(_generations(contract, settings), reverse=True):
         if (committed := _committed(contract, settings, number)) is not None:
             return batch_number(number, committed)
-        begun = _begun(contract, settings, number)
-        if begun.get("finished"):
-            return int(begun["after"])
+        start = begun(location(settings, contract.stream, number))
+        if start and start.finished:
+            return start.after
     return None
 
 
@@ -75,9 +91,9 @@ def settled_offsets(contract: Contract, settings: Settings, through: int) -> Off
             ends[place] = max(end, ends.get(place, 0))
 
     for number in _generations(contract, settings):
-        begun = _begun(contract, settings, number)
-        if begun.get("finished") and begun["after"] <= through:
-            reach(flat(begun["offsets"]))
+        start = begun(location(settings, contract.stream, number))
+        if start and start.finished and start.after is not None and start.after <= through:
+            reach(flat(start.offsets))
     for number in _generations(contract, settings):
         committed = _committed(contract, settings, number)
         if committed is None or (batch := batch_number(number, committed)) > through:
@@ -92,8 +108,7 @@ def first_offsets(contract: Contract, settings: Settings) -> Offsets:
     """Where the oldest generation began to read: what the lake has promised to hold. A partition that is not among
     them was added later, and is read from its beginning. Nothing when that checkpoint is lost."""
     oldest = min(_generations(contract, settings), default=None)
-    first = None if oldest is None else document(f"{location(settings, contract.stream, oldest)}/sources/0/0")
-    return flat(json.loads(first.splitlines()[-1])) if first else {}
+    return {} if oldest is None else beginning(location(settings, contract.stream, oldest))
 
 
 def _generations(contract: Contract, settings: Settings) -> list[int]:
@@ -103,11 +118,3 @@ def _generations(contract: Contract, settings: Settings) -> list[int]:
 def _committed(contract: Contract, settings: Settings, generation: int) -> int | None:
     """The newest batch id in a generation's commit log."""
     return max(numbers(f"{location(settings, contract.stream, generation)}/commits", r"(\d+)"), default=None)
-
-
-def _begun(contract: Contract, settings: Settings, generation: int) -> dict[str, Any]:
-    """What a reset noted in a generation's `start.json`; nothing if no reset made it."""
-    found: dict[str, Any] = json.loads(
-        document(f"{location(settings, contract.stream, generation)}/start.json") or "{}"
-    )
-    return found

@@ -21,11 +21,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import duckdb
 from deltalake import DeltaTable
-from pydantic import BaseModel, ConfigDict, ValidationError
 
 from infra.offsets import Offsets, broker_offsets, flat, nested
 from infra.settings import Settings
@@ -33,9 +32,8 @@ from schemas.errors import Halt, TerminalError
 from schemas.model import Contract
 from spark import checkpoint_log, checkpoints, tables
 from spark.checkpoint_log import Log, Unreadable
+from spark.checkpoints import Start
 from spark.fingerprint import Fingerprint, changes, fingerprint
-
-Model = TypeVar("Model", bound=BaseModel)
 
 
 class CheckpointRefused(Halt):
@@ -48,16 +46,6 @@ class ResetRefused(TerminalError):
 
 class NoStorm(TerminalError):
     """No storm of the stream waits for a decision."""
-
-
-class Start(BaseModel):
-    """`start.json`. `after` is the newest batch that bronze held at the reset; `offsets` are nested as Spark does."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    offsets: dict[str, dict[str, int]]
-    after: int | None
-    finished: bool = False
 
 
 @dataclass(frozen=True)
@@ -100,7 +88,7 @@ def opening(contract: Contract, settings: Settings) -> Opening:
     place = checkpoints.location(settings, stream, generation)
     try:
         log = checkpoint_log.read(place)
-        start = _start(place)
+        start = checkpoints.begun(place)
         before = remembered(contract, settings, generation)
     except Unreadable as error:
         raise _refused(stream, f"{error}. Put the file back from a copy, or {_reset(stream)}") from error
@@ -141,7 +129,7 @@ def remembered(contract: Contract, settings: Settings, generation: int) -> Finge
 def finished(contract: Contract, settings: Settings, generation: int) -> None:
     """Notes that the batch before `generation` is complete."""
     place = checkpoints.location(settings, contract.stream, generation)
-    start = _start(place)
+    start = checkpoints.begun(place)
     if start is not None:
         _put_start(place, start.model_copy(update={"finished": True}))
 
@@ -291,29 +279,15 @@ def _accepted(settings: Settings, stream: str, batch: int) -> str:
 
 
 def _fingerprint(place: str) -> Fingerprint | None:
-    return _model(Fingerprint, f"{place}/fingerprint.json")
+    return checkpoint_log.model(Fingerprint, f"{place}/fingerprint.json")
 
 
 def _put_fingerprint(place: str, known: Fingerprint) -> None:
     checkpoint_log.put(f"{place}/fingerprint.json", known.model_dump_json(indent=1))
 
 
-def _start(place: str) -> Start | None:
-    return _model(Start, f"{place}/start.json")
-
-
 def _put_start(place: str, start: Start) -> None:
     checkpoint_log.put(f"{place}/start.json", start.model_dump_json(indent=1))
-
-
-def _model(model: type[Model], uri: str) -> Model | None:
-    text = checkpoint_log.document(uri)
-    if text is None:
-        return None
-    try:
-        return model.model_validate_json(text)
-    except ValidationError as error:
-        raise Unreadable(f"{uri} is broken: {error.errors()[0]['msg']}") from error
 
 
 def _bronze(contract: Contract, settings: Settings, query: str, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:

@@ -185,6 +185,25 @@ def test_a_stream_with_a_residual_is_withheld_and_the_others_go_on(
     assert done[1:] == [["flights", "weather"]]
 
 
+def test_a_broken_contract_keeps_no_other_stream_from_its_turn(
+    lake: str, commits: Path, tmp_path: Path, dags: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for stream in ("flights", "weather"):
+        shutil.copytree(PROJECT / "schemas" / stream, tmp_path / "contracts" / stream)
+    (tmp_path / "contracts" / "weather" / "stream.yaml").write_text("stream: [")
+    config = Settings(home=tmp_path, lake=lake, contracts=tmp_path / "contracts")
+    monkeypatch.setattr("infra.settings.settings", lambda: config)
+    (commits / "0").touch()
+    shutil.copytree(commits.parent.parent, commits.parents[2] / "flights")
+    audited(lake, "r", "flights", missing=0)
+
+    job = dags("reconcile").dag.get_task("reconcile")
+    done: list[list[str]] = []
+    monkeypatch.setattr(type(job), "_done", lambda self, context, chosen: done.append(chosen) or {})
+    inspect.unwrap(type(job).execute)(job, {"run_id": "r", "dag_run": SimpleNamespace(conf={})})
+    assert done == [["flights", "weather"]], "the job itself says what is wrong with weather, in its turn"
+
+
 def test_suites_are_told_and_older_failures_are_not(lake: str, served: Any, dags: Any) -> None:
     add(lake, "quality", suite="old", success=False, evaluated=9, failed=2, recorded_at=NOW - timedelta(hours=1))
     add(lake, "quality", suite="events", success=True, evaluated=26, failed=0, recorded_at=NOW)
