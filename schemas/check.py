@@ -6,12 +6,13 @@ from collections.abc import Collection, Iterator
 from datetime import timedelta
 from pathlib import Path
 
-from schemas import examples
+from schemas import derived, examples
 from schemas.catalog import documents, folders, load_with_lines
 from schemas.compatibility import incompatibilities
 from schemas.document import Document, Step
-from schemas.fields import DIMENSION, NUMERIC, ORDERED, kind, logical_type, nullable
-from schemas.model import RESERVED, Aggregate, Contract, Measure
+from schemas.fields import DIMENSION, NUMERIC, kind, logical_type, nullable
+from schemas.model import RESERVED, Aggregate, Contract
+from schemas.operands import operand_fault, unknown
 from schemas.predicates import PredicateError, Rules
 from schemas.problem import ContractError, Problem
 from schemas.verdict import Judge
@@ -20,7 +21,6 @@ RESERVED_IN_AGGREGATES = frozenset({"hour"})
 """Columns of the batch tables that a field may have but a dimension or a measure may not."""
 
 IDENTITY = frozenset({"integer", "string", "boolean", "date", "timestamp", "decimal"})
-DISTINCT = frozenset({"integer", "string", "boolean", "date", "timestamp"})
 
 
 def check(root: Path, streams: Collection[str] | None = None) -> list[Problem]:
@@ -64,6 +64,7 @@ def _contract(contract: Contract, document: Document, others: list[Contract]) ->
             )
         taken[aggregate.name] = contract.stream
         yield from _aggregate(contract, document, aggregate, loc)
+    yield from derived.problems(contract, document, others)
     yield from _compatibility(contract)
     wrong_rules = list(_rules(contract, document))
     yield from wrong_rules
@@ -97,7 +98,7 @@ def _identity(contract: Contract, document: Document) -> Iterator[Problem]:
             if name in names[:index]:
                 yield document.problem(loc, f"{name!r} is listed twice")
             elif name not in contract.fields:
-                yield document.problem(loc, _unknown(contract, name))
+                yield document.problem(loc, unknown(contract, name))
             elif nullable(contract.fields[name]):
                 yield document.problem(loc, f"field {name!r} may be null, so it cannot identify anything")
             elif kind(contract.fields[name]) not in IDENTITY:
@@ -105,7 +106,7 @@ def _identity(contract: Contract, document: Document) -> Iterator[Problem]:
                     loc, f"field {name!r} is of kind {kind(contract.fields[name])}, which cannot identify anything"
                 )
     if contract.event_time not in contract.fields:
-        yield document.problem(("event_time",), _unknown(contract, contract.event_time))
+        yield document.problem(("event_time",), unknown(contract, contract.event_time))
     elif logical_type(contract.fields[contract.event_time]) not in ("timestamp-micros", "timestamp-millis"):
         yield document.problem(
             ("event_time",),
@@ -119,7 +120,7 @@ def _aggregate(
     for index, name in enumerate(aggregate.dimensions):
         at = (*loc, "dimensions", index)
         if name not in contract.fields:
-            yield document.problem(at, _unknown(contract, name))
+            yield document.problem(at, unknown(contract, name))
         elif name in RESERVED_IN_AGGREGATES:
             yield document.problem(at, f"{name!r} is reserved: the batch tables have a column of that name")
         elif kind(contract.fields[name]) not in DIMENSION:
@@ -142,23 +143,8 @@ def _aggregate(
                 (*at, "name"), f"{measure.name!r} is reserved: the batch tables have a column of that name"
             )
         names.add(measure.name)
-        if fault := _operand(contract, measure):
+        if fault := operand_fault(contract, measure):
             yield document.problem((*at, "of"), fault)
-
-
-def _operand(contract: Contract, measure: Measure) -> str | None:
-    """What is wrong with the field that the measure is computed from, or None."""
-    if measure.of is None:
-        return None
-    if measure.of not in contract.fields:
-        return _unknown(contract, measure.of)
-    what = kind(contract.fields[measure.of])
-    allowed = {
-        "sum": NUMERIC, "avg": NUMERIC, "quantile": NUMERIC, "min": ORDERED, "max": ORDERED, "distinct": DISTINCT
-    }.get(measure.kind)  # fmt: skip
-    if allowed is not None and what not in allowed:
-        return f"{measure.kind} needs a field of kind {' or '.join(sorted(allowed))}; {measure.of!r} is of kind {what}"
-    return None
 
 
 def _dead_letters(contract: Contract, document: Document) -> Iterator[Problem]:
@@ -179,7 +165,7 @@ def _quality(contract: Contract, document: Document) -> Iterator[Problem]:
     for name, (least, greatest) in quality.ranges.items():
         loc = ("quality", "ranges", name)
         if name not in contract.fields:
-            yield document.problem(loc, _unknown(contract, name))
+            yield document.problem(loc, unknown(contract, name))
         elif kind(contract.fields[name]) not in NUMERIC:
             yield document.problem(
                 loc, f"a range needs a number, but field {name!r} is of kind {kind(contract.fields[name])}"
@@ -189,7 +175,7 @@ def _quality(contract: Contract, document: Document) -> Iterator[Problem]:
     for name in quality.values:
         loc = ("quality", "values", name)
         if name not in contract.fields:
-            yield document.problem(loc, _unknown(contract, name))
+            yield document.problem(loc, unknown(contract, name))
         elif kind(contract.fields[name]) != "string":
             yield document.problem(
                 loc, f"a list of values needs a string, but {name!r} is of kind {kind(contract.fields[name])}"
@@ -242,7 +228,3 @@ def _examples(contract: Contract) -> Iterator[Problem]:
 
 def _said(error_class: str | None, rule: str | None) -> str:
     return "accepted" if error_class is None else f"turned away as {error_class}" + (f" by {rule}" if rule else "")
-
-
-def _unknown(contract: Contract, name: str) -> str:
-    return f"the newest Avro schema, v{len(contract.versions)}.avsc, has no field {name!r}"

@@ -107,6 +107,68 @@ class Aggregate(_Strict):
     windows: list[Window] = ["1m", "5m", "1h"]
 
 
+class Velocity(_Strict):
+    """Bursts of a key, served as the view `<name>`: one alert each time that a key *crosses* a limit.
+
+    At the event time t of an event its key has done what its events in (t - `within`, t] add up to: their number, or
+    with `of` the sum of that field (null adds nothing; a float is added as decimal(28,9)). A key that has done more
+    than `more_than` is above. It crosses the limit at t when it is above at t and was not at its event before, if there
+    was one within `within`. A repeated event counts once.
+
+    Columns: the fields of `key`, `event_time` (of the crossing), `done` (the number or the sum), `alert_id`.
+    """
+
+    name: Name
+    description: str
+    key: list[str] = Field(min_length=1)
+    within: Duration
+    more_than: float = Field(ge=0)
+    of: str | None = None
+
+
+class Sessions(_Strict):
+    """Visits of a key, served as the view `<name>`: events of the key belong to one session while each is less than
+    `gap` after the one before. A repeated event counts once.
+
+    Columns: the fields of `key`, `session_start` (first event), `session_end` (`gap` after the last event), `events`
+    (their number), the `measures` of the session's events. The speed layer serves a session once it is closed: when
+    event time, less the allowed lateness, has passed its end.
+    """
+
+    name: Name
+    description: str
+    key: list[str] = Field(min_length=1)
+    gap: Duration
+    measures: list[Measure] = Field(default_factory=list, description="Of kind count, sum, avg, min or max.")
+
+
+class Join(_Strict):
+    """Events of the stream, each with the events of the stream `other` that match it, served as the view `<name>`.
+
+    They match when the fields `on` are equal and the other's event time is in (t - `before`, t + `after`], t being the
+    event's own. `left` keeps events without a match, once, with nulls; `inner` drops them. Events that match several
+    are there as often. A repeated event counts once.
+
+    Columns: the stream's `event_id` fields, `event_time`, `on` and the fields in `fields`; then the other's event time,
+    event id and `other_fields`, all as `<other>_<field>`.
+    """
+
+    name: Name
+    description: str
+    other: Name
+    on: list[str] = Field(min_length=1, description="Fields that both streams have, of the same type.")
+    before: Duration = timedelta()
+    after: Duration = timedelta()
+    kind: Literal["inner", "left"] = "inner"
+    fields: list[str] = []
+    other_fields: list[str] = []
+
+
+Derived = Velocity | Sessions | Join
+"""What keeps state between micro-batches: each is a streaming query of its own over bronze, a table of the speed layer,
+a table of the batch layer that repairs it, and a view of both."""
+
+
 class Backoff(_Strict):
     """Replay policy of one error class: attempt n is due `min(cap, base * 2**n)` after the failure, less a share of up
     to `jitter`; after `attempts` attempts the letter is parked. `attempts: 0` parks it at once, for a person to decide.
@@ -195,6 +257,9 @@ class Contract(_Strict):
     allowed_lateness: Duration = timedelta(hours=1)
     rules: list[Rule] = []
     aggregates: list[Aggregate] = []
+    velocity: list[Velocity] = []
+    sessions: list[Sessions] = []
+    joins: list[Join] = []
     dead_letters: DeadLetters = DeadLetters()
     quality: Quality = Quality()
     retention: Retention = Retention()
@@ -246,6 +311,11 @@ class Contract(_Strict):
     def ingest_topics(self) -> tuple[str, str]:
         """The topics that bronze accounts for, offset by offset."""
         return (self.stream, self.retry_topic)
+
+    @property
+    def derived(self) -> tuple[Derived, ...]:
+        """Everything that keeps state: velocity, sessions, joins."""
+        return (*self.velocity, *self.sessions, *self.joins)
 
     def aggregate(self, name: str) -> Aggregate:
         for aggregate in self.aggregates:

@@ -131,6 +131,54 @@ def test_check_names_what_is_wrong(
     assert problem.line == expected
 
 
+DERIVED = """velocity:
+  - {name: many_departures, description: d, key: [origin], within: 10m, more_than: 5}
+sessions:
+  - {name: rotations, description: d, key: [carrier], gap: 6h, measures: [{name: miles, kind: sum, of: distance}]}
+joins:
+  - {name: with_weather, description: d, other: weather, on: [origin], before: 1h, fields: [dest], other_fields: [temp]}
+dead_letters:"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "field", "says"),
+    [
+        ("key: [origin]", "key: [orign]", "velocity[0].key[0]", "has no field 'orign'"),
+        ("key: [origin]", "key: [tailnum]", "velocity[0].key[0]", "may be null"),
+        ("more_than: 5", "more_than: 5.5", "velocity[0].more_than", "whole number"),
+        ("more_than: 5", "more_than: 5, of: dest", "velocity[0].of", "is of kind string"),
+        ("within: 10m", "within: 0m", "velocity[0].within", "longer than nothing"),
+        ("name: rotations", "name: weather_by_origin", "sessions[0].name", "already a name in stream weather"),
+        ("name: rotations", "name: many_departures", "sessions[0].name", "already a name in this stream"),
+        ("gap: 6h", "gap: six", "sessions[0].gap", "duration such as"),
+        (
+            "kind: sum, of: distance",
+            "kind: distinct, of: dest",
+            "sessions[0].measures[0].kind",
+            "a session has measures",
+        ),
+        ("name: miles", "name: events", "sessions[0].measures[0].name", "already a column"),
+        ("other: weather", "other: wether", "joins[0].other", "no other stream 'wether'"),
+        ("on: [origin]", "on: [dest]", "joins[0].on[0]", "stream weather has no field 'dest'"),
+        ("before: 1h", "before: 0h", "joins[0]", "leave no time"),
+        ("[temp]", "[tmp]", "joins[0].other_fields[0]", "stream weather has no field 'tmp'"),
+    ],
+)
+def test_check_names_what_is_wrong_with_derived_results(
+    root: Path, edit: Callable[[str, str, str], Path], old: str, new: str, field: str, says: str
+) -> None:
+    edit("flights/stream.yaml", "dead_letters:", DERIVED)
+    assert check(root) == []
+    path = root / "flights/stream.yaml"
+    text = path.read_text()
+    before, after = text.split("velocity:")
+    path.write_text(before + "velocity:" + after.replace(old, new, 1))
+    [problem] = check(root)
+    assert (problem.file, problem.field) == (path, field)
+    assert says in problem.message
+    assert problem.line == 1 + before.count("\n") + 1 + 2 * ["velocity", "sessions", "joins"].index(field.split("[")[0])
+
+
 def test_a_name_is_reported_at_the_stream_that_was_asked_for_only(
     root: Path, edit: Callable[[str, str, str], Path]
 ) -> None:

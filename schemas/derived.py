@@ -1,0 +1,116 @@
+"""What `millrace check` verifies about velocity, sessions and joins."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
+
+from schemas.document import Document, Step
+from schemas.fields import DIMENSION, NUMERIC, kind, nullable
+from schemas.model import RESERVED, Contract, Join, Sessions, Velocity
+from schemas.operands import operand_fault, unknown
+from schemas.problem import Problem
+
+COLUMNS = frozenset({"event_time", "closes_at", "hour", "done", "alert_id", "session_start", "session_end", "events"})
+"""Columns that the tables of derived results have of their own; `event_time` may be the field of that name."""
+
+PLAIN = frozenset({"count", "sum", "avg", "min", "max"})
+"""Kinds of measures that a session can have: those that need no sketch."""
+
+
+def problems(contract: Contract, document: Document, others: Sequence[Contract]) -> Iterator[Problem]:
+    """Every problem of the contract's derived results. `others` are the contracts of the other streams."""
+    taken = {one.name: f"stream {other.stream}" for other in others for one in (*other.aggregates, *other.derived)}
+    taken |= {aggregate.name: "this stream" for aggregate in contract.aggregates}
+    known = {other.stream: other for other in others}
+    for sort in ("velocity", "sessions", "joins"):
+        for index, one in enumerate(getattr(contract, sort)):
+            loc = (sort, index)
+            if one.name in taken:
+                yield document.problem((*loc, "name"), f"{one.name!r} is already a name in {taken[one.name]}")
+            taken[one.name] = "this stream"
+            match one:
+                case Velocity():
+                    yield from _velocity(contract, document, one, loc)
+                case Sessions():
+                    yield from _sessions(contract, document, one, loc)
+                case Join():
+                    yield from _join(contract, document, one, loc, known)
+
+
+def _velocity(contract: Contract, document: Document, one: Velocity, loc: tuple[Step, ...]) -> Iterator[Problem]:
+    yield from _key(contract, document, one.key, (*loc, "key"))
+    yield from _positive(document, one.within, (*loc, "within"))
+    if one.of is None and one.more_than != int(one.more_than):
+        yield document.problem((*loc, "more_than"), "must be a whole number of events; name a field in `of` for a sum")
+    if one.of is not None:
+        if one.of not in contract.fields:
+            yield document.problem((*loc, "of"), unknown(contract, one.of))
+        elif kind(contract.fields[one.of]) not in NUMERIC:
+            what = kind(contract.fields[one.of])
+            yield document.problem((*loc, "of"), f"a sum needs a number, but field {one.of!r} is of kind {what}")
+
+
+def _sessions(contract: Contract, document: Document, one: Sessions, loc: tuple[Step, ...]) -> Iterator[Problem]:
+    yield from _key(contract, document, one.key, (*loc, "key"))
+    yield from _positive(document, one.gap, (*loc, "gap"))
+    names: set[str] = set()
+    for index, measure in enumerate(one.measures):
+        at = (*loc, "measures", index)
+        if measure.kind not in PLAIN:
+            yield document.problem((*at, "kind"), f"a session has measures of kind {', '.join(sorted(PLAIN))}")
+        elif fault := operand_fault(contract, measure):
+            yield document.problem((*at, "of"), fault)
+        if measure.name in COLUMNS | set(one.key):
+            yield document.problem((*at, "name"), f"{measure.name!r} is already a column of the sessions")
+        if measure.name in names:
+            yield document.problem((*at, "name"), f"measure {measure.name!r} is defined twice")
+        names.add(measure.name)
+
+
+def _join(
+    contract: Contract, document: Document, one: Join, loc: tuple[Step, ...], known: dict[str, Contract]
+) -> Iterator[Problem]:
+    yield from _key(contract, document, one.on, (*loc, "on"))
+    if one.before + one.after <= timedelta():
+        yield document.problem(loc, "before and after leave no time in which the other event could be")
+    for index, name in enumerate(one.fields):
+        if name not in contract.fields:
+            yield document.problem((*loc, "fields", index), unknown(contract, name))
+        elif name.lower() in COLUMNS - {contract.event_time}:
+            yield document.problem((*loc, "fields", index), f"{name!r} is already a column of the join")
+    other = known.get(one.other)
+    if other is None:
+        there = ", ".join(sorted(known)) or "none"
+        yield document.problem((*loc, "other"), f"there is no other stream {one.other!r}; there are: {there}")
+        return
+    for index, name in enumerate(one.on):
+        at = (*loc, "on", index)
+        if name not in other.fields:
+            yield document.problem(at, f"stream {other.stream} has no field {name!r}")
+        elif name in contract.fields and kind(other.fields[name]) != kind(contract.fields[name]):
+            kinds = f"{kind(contract.fields[name])} here and {kind(other.fields[name])} in stream {other.stream}"
+            yield document.problem(at, f"field {name!r} is of kind {kinds}")
+    for index, name in enumerate(one.other_fields):
+        if name not in other.fields:
+            yield document.problem((*loc, "other_fields", index), f"stream {other.stream} has no field {name!r}")
+
+
+def _key(contract: Contract, document: Document, names: Sequence[str], loc: tuple[Step, ...]) -> Iterator[Problem]:
+    for index, name in enumerate(names):
+        at = (*loc, index)
+        if name in names[:index]:
+            yield document.problem(at, f"{name!r} is listed twice")
+        elif name not in contract.fields:
+            yield document.problem(at, unknown(contract, name))
+        elif nullable(contract.fields[name]):
+            yield document.problem(at, f"field {name!r} may be null, so it cannot be a key")
+        elif kind(contract.fields[name]) not in DIMENSION:
+            yield document.problem(at, f"field {name!r} is of kind {kind(contract.fields[name])} and cannot be a key")
+        elif name.lower() in COLUMNS - {contract.event_time} or name.lower() in RESERVED:
+            yield document.problem(at, f"{name!r} is already a column of the result")
+
+
+def _positive(document: Document, duration: timedelta, loc: tuple[Step, ...]) -> Iterator[Problem]:
+    if duration <= timedelta():
+        yield document.problem(loc, "must be longer than nothing")
