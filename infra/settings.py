@@ -73,6 +73,11 @@ class Settings(BaseSettings):
     batch_memory: str = Field("1g", description="Heap of a batch job.")
     max_offsets_per_trigger: int = Field(1_000_000, ge=1, description="Records a micro-batch takes at most.")
     trigger_interval: float = Field(1.0, gt=0, description="Seconds between the starts of micro-batches.")
+    alert_checkpoint: float = Field(
+        600.0,
+        ge=5,
+        description="Seconds between checkpoints of an alert lane: each stalls it a moment, a crash repeats as many.",
+    )
     stall_after: float = Field(
         180.0, gt=0, description="Seconds without a heartbeat until the stream counts as stalled."
     )

@@ -1,15 +1,26 @@
-"""Sends a stream's records to Kafka: idempotent, acknowledged by all replicas, every delivery accounted for."""
+"""Sends a stream's records to Kafka: idempotent, acknowledged by all replicas, every delivery accounted for.
+
+Two modes. **Idempotent**, the default: the client's own retries neither double nor reorder; a process that dies leaves
+what was sent, and sending it all again repeats it (events have ids, so it is recognised). **Transactional**, under an
+id of the caller's choice: exactly once over any number of deaths. The messages go out in transactions of
+`IN_TRANSACTION`; each of them also commits how many messages of the sequence are sent by then, as an offset of the
+consumer group of that id. So readers of committed records see whole transactions only, and a run with the same id and
+the same sequence of messages (source, faults, seed) goes on after the last one that was committed; when all was sent it
+sends nothing. A producer of the same id that still lives is fenced off by the next one.
+"""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from typing import Any
 
-from confluent_kafka import KafkaError, KafkaException, Producer
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka import Message as Delivered
 
 from infra.settings import Settings
@@ -38,6 +49,8 @@ POLL_EVERY = 1000
 FLUSH_SECONDS = 150.0
 """Longer than librdkafka's delivery timeout with the options below, so a flush ends with every message decided."""
 DELIVERY_TIMEOUT_MS = 120_000
+IN_TRANSACTION = 10_000
+"""Messages that one transaction holds."""
 
 
 class ProduceError(TransientError):
@@ -68,6 +81,8 @@ class Report:
     seconds: float = 0.0
     by_kind: Counter[str] = field(default_factory=Counter)
     interrupted: bool = False
+    committed_before: int = 0
+    """In transactional mode: messages of the sequence that earlier runs of the id had sent."""
 
     @property
     def rate(self) -> float:
@@ -84,6 +99,7 @@ def produce(
     speed: float | None = None,
     on_progress: Callable[[Report], None] | None = None,
     options: Mapping[str, str | int | float | bool] | None = None,
+    transactional: str | None = None,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] | None = None,
 ) -> Report:
@@ -91,15 +107,17 @@ def produce(
     answer to each.
 
     `speed` is event seconds per second of `clock` (None: flat out). `on_progress` is called with the running report
-    about every `POLL_EVERY` messages and at the end. `options` are further librdkafka options. `sleep` defaults to
-    serving deliveries meanwhile. On Ctrl-C what was sent is flushed and reported with `interrupted`.
+    about every `POLL_EVERY` messages and at the end. `options` are further librdkafka options. `transactional` is the
+    id of the transactional mode (see above); None is the idempotent one. `sleep` defaults to serving deliveries
+    meanwhile. On Ctrl-C what was sent is flushed and reported with `interrupted`.
 
     Raises `ProduceError` with the count and the first reason if a delivery failed, `TopicMissing`,
     `BrokerUnavailable`, and what `producers.codec` raises for the registry and for records that do not fit.
     """
     if speed is not None and speed <= 0:
         raise TerminalError(f"the speed must be above 0, not {speed}")
-    client = _Client(settings, contract.stream, options or {}, on_progress, clock)
+    kind = partial(_Transactional, transactional) if transactional else _Client
+    client = kind(settings, contract.stream, options or {}, on_progress, clock)
     codec = Codec(contract, schema_id(contract, registry(settings)))
     messages: Iterable[Message] = codec.messages(records)
     if faults is not None and faults.any:
@@ -155,17 +173,13 @@ class _Client:
     def send(self, messages: Iterable[Message]) -> Report:
         report = self._report
         try:
-            for message in messages:
-                self._send(message)
-                if report.sent % POLL_EVERY == 0:
-                    self._progress()
+            self._send_all(messages)
         except KeyboardInterrupt:
             report.interrupted = True
         except KafkaException as error:  # the client is broken for good: what is in its queue fails
             self._first_failure = self._first_failure or str(error.args[0])
         finally:
-            undelivered = self._producer.flush(FLUSH_SECONDS)
-            report.failed += undelivered
+            self._settle()
             self._progress()
         if report.failed or self._first_failure:
             reason = self._first_failure or self._last_error or f"no answer within {FLUSH_SECONDS:.0f} s"
@@ -179,6 +193,16 @@ class _Client:
     def wait(self, seconds: float) -> None:
         """Serves deliveries for `seconds`."""
         self._producer.poll(seconds)
+
+    def _send_all(self, messages: Iterable[Message]) -> None:
+        for message in messages:
+            self._send(message)
+            if self._report.sent % POLL_EVERY == 0:
+                self._progress()
+
+    def _settle(self) -> None:
+        """Waits until every message is decided."""
+        self._report.failed += self._producer.flush(FLUSH_SECONDS)
 
     def _send(self, message: Message) -> None:
         while True:
@@ -221,3 +245,61 @@ class _Client:
                 f"topic {self._topic} cannot be written ({problem.str()}); "
                 "DAG `provision` makes a stream's topics, and its principals' rights"
             )
+
+
+class _Transactional(_Client):
+    """A client that sends exactly once under its id `name`."""
+
+    def __init__(
+        self,
+        name: str,
+        settings: Settings,
+        topic: str,
+        options: Mapping[str, str | int | float | bool],
+        on_progress: Callable[[Report], None] | None,
+        clock: Callable[[], float],
+    ) -> None:
+        options = {**options, "transactional.id": name, "transaction.timeout.ms": DELIVERY_TIMEOUT_MS}
+        super().__init__(settings, topic, options, on_progress, clock)
+        # The group that holds how far the sequence is; nobody consumes with it.
+        self._group = Consumer(
+            {**settings.kafka_client("producer"), "group.id": name, "enable.auto.commit": False, "log_level": 2}
+        )
+        self._open = False
+        self._visible = 0
+
+    def _send_all(self, messages: Iterable[Message]) -> None:
+        self._producer.init_transactions(LOOK_UP_SECONDS)  # ends what a producer of this id left open
+        self._report.committed_before = done = self._committed()
+        rest = islice(messages, done, None)
+        while batch := list(islice(rest, IN_TRANSACTION)):
+            self._producer.begin_transaction()
+            self._open = True
+            super()._send_all(batch)
+            done += len(batch)
+            place = TopicPartition(self._topic, 0, done)
+            self._producer.send_offsets_to_transaction([place], self._group.consumer_group_metadata(), FLUSH_SECONDS)
+            self._producer.commit_transaction(FLUSH_SECONDS)
+            self._open = False
+            self._visible = self._report.acknowledged
+
+    def _committed(self) -> int:
+        """How many messages of the sequence have been committed under this id."""
+        [place] = self._group.committed([TopicPartition(self._topic, 0)], LOOK_UP_SECONDS)
+        if place.error is not None:
+            raise KafkaException(place.error)
+        return max(0, place.offset)
+
+    def _settle(self) -> None:
+        """Ends a transaction that is still open: nobody will have seen its messages."""
+        report = self._report
+        if self._open:
+            self._producer.purge()
+            with suppress(KafkaException):  # if this fails too, the next producer of the id ends it, or the broker
+                self._producer.abort_transaction(LOOK_UP_SECONDS)
+            self._producer.poll(0)
+            report.acknowledged = self._visible
+            report.failed = report.sent - self._visible
+            if report.interrupted:  # on purpose: what was not committed was not sent
+                report.sent, report.failed, self._first_failure = self._visible, 0, ""
+        self._group.close()

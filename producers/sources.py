@@ -95,10 +95,7 @@ class Source:
         return int(self.table.num_rows)
 
     def __iter__(self) -> Iterator[Record]:
-        schema = self.table.schema
-        micros = pa.schema([pa.field(f.name, pa.int64() if f.type == TIMESTAMP else f.type) for f in schema])
-        for batch in self.table.cast(micros).to_batches(max_chunksize=10_000):
-            yield from batch.to_pylist()
+        return records(self.table)
 
     def first(self, count: int) -> Source:
         """The first `count` events."""
@@ -121,6 +118,13 @@ class Source:
         low = before(start) if start else 0
         high = before(end) if end else len(self)
         return Source(self.table.slice(low, max(0, high - low)), self.event_time)
+
+
+def records(table: pa.Table) -> Iterator[Record]:
+    """The rows of a table as records, in their order."""
+    micros = pa.schema([pa.field(f.name, pa.int64() if f.type == TIMESTAMP else f.type) for f in table.schema])
+    for batch in table.cast(micros).to_batches(max_chunksize=10_000):
+        yield from batch.to_pylist()
 
 
 def source(stream: str) -> Source:

@@ -6,16 +6,19 @@ from collections.abc import Collection, Iterator
 from datetime import timedelta
 from pathlib import Path
 
-from schemas import derived, examples
+from schemas import derived, examples, references
 from schemas.catalog import documents, folders, load_with_lines
 from schemas.compatibility import incompatibilities
 from schemas.document import Document, Step
 from schemas.fields import DIMENSION, NUMERIC, kind, logical_type, nullable
 from schemas.model import RESERVED, Aggregate, Contract
 from schemas.operands import operand_fault, unknown
-from schemas.predicates import PredicateError, Rules
+from schemas.predicates import Alerts, PredicateError, Rules
 from schemas.problem import ContractError, Problem
 from schemas.verdict import Judge
+
+RESERVED_AGGREGATES = frozenset({"alerts"})
+"""Names of tables that the speed layer keeps beside those of the aggregates."""
 
 RESERVED_IN_AGGREGATES = frozenset({"hour"})
 """Columns of the batch tables that a field may have but a dimension or a measure may not."""
@@ -62,12 +65,18 @@ def _contract(contract: Contract, document: Document, others: list[Contract]) ->
             yield document.problem(
                 (*loc, "name"), f"{aggregate.name!r} is already an aggregate of stream {taken[aggregate.name]}"
             )
+        if aggregate.name in RESERVED_AGGREGATES:
+            yield document.problem((*loc, "name"), f"{aggregate.name!r} is reserved: a table of the speed layer has it")
         taken[aggregate.name] = contract.stream
         yield from _aggregate(contract, document, aggregate, loc)
     yield from derived.problems(contract, document, others)
     yield from _compatibility(contract)
     wrong_rules = list(_rules(contract, document))
     yield from wrong_rules
+    wrong_references = list(_references(contract, document))
+    yield from wrong_references
+    if not wrong_references:
+        yield from _alerts(contract, document)
     if not wrong_rules:
         yield from _examples(contract)
 
@@ -198,6 +207,61 @@ def _rules(contract: Contract, document: Document) -> Iterator[Problem]:
             Rules(contract, [rule])
         except PredicateError as error:
             yield document.problem(("rules", index, "predicate"), str(error))
+
+
+def _references(contract: Contract, document: Document) -> Iterator[Problem]:
+    names: set[str] = set()
+    known = {name.lower() for name in contract.fields}
+    for index, reference in enumerate(contract.references):
+        loc: tuple[Step, ...] = ("references", index)
+        if reference.name in names:
+            yield document.problem((*loc, "name"), f"reference {reference.name!r} is defined twice")
+        if reference.name in known:
+            yield document.problem((*loc, "name"), f"{reference.name!r} is also a field: predicates could not tell")
+        names.add(reference.name)
+        wrong = [
+            document.problem((*loc, "key", place), fault)
+            for place, name in enumerate(reference.key)
+            if (fault := _lookup_fault(contract, name))
+        ]
+        yield from wrong
+        if not wrong:
+            try:
+                references.table(contract, reference)
+            except ContractError as error:
+                yield from error.problems
+
+
+def _lookup_fault(contract: Contract, name: str) -> str | None:
+    """Why nothing can be looked up by the field, or None."""
+    if name not in contract.fields:
+        return unknown(contract, name)
+    what = kind(contract.fields[name])
+    allowed = IDENTITY - {"decimal"}
+    if what not in allowed:
+        return f"a key needs a field of kind {' or '.join(sorted(allowed))}; {name!r} is of kind {what}"
+    return None
+
+
+def _alerts(contract: Contract, document: Document) -> Iterator[Problem]:
+    names: set[str] = set()
+    known = {reference.name for reference in contract.references}
+    for index, alert in enumerate(contract.alerts):
+        loc: tuple[Step, ...] = ("alerts", index)
+        if alert.name in names:
+            yield document.problem((*loc, "name"), f"alert {alert.name!r} is defined twice")
+        names.add(alert.name)
+        missing = [place for place, name in enumerate(alert.references) if name not in known]
+        for place in missing:
+            yield document.problem(
+                (*loc, "references", place),
+                f"there is no reference {alert.references[place]!r}; there are: {', '.join(sorted(known)) or 'none'}",
+            )
+        if not missing:
+            try:
+                Alerts(contract, [alert])
+            except PredicateError as error:
+                yield document.problem((*loc, "predicate"), str(error))
 
 
 def _compatibility(contract: Contract) -> Iterator[Problem]:

@@ -169,6 +169,30 @@ Derived = Velocity | Sessions | Join
 a table of the batch layer that repairs it, and a view of both."""
 
 
+class Reference(_Strict):
+    """A small table that alerts look things up in: `file` beside `stream.yaml`, CSV (with a header) or Parquet.
+
+    A record finds the row whose `key` columns equal its fields of the same names, each row having a key of its own; in
+    predicates the row is a struct of the reference's name, and null if there is none: `amount > limits.daily`.
+    """
+
+    name: Name
+    description: str = ""
+    file: str = Field(pattern=r"^[A-Za-z0-9_-]+\.(csv|parquet)$")
+    key: list[str] = Field(min_length=1)
+
+
+class Alert(_Strict):
+    """A record that is accepted and for which `predicate` (Spark SQL over the decoded fields and the rows of the
+    references named in `references`) is true is told on `<stream>.alerts` within milliseconds."""
+
+    name: Name
+    description: str = ""
+    predicate: str
+    severity: Literal["info", "warning", "critical"] = "warning"
+    references: list[Name] = []
+
+
 class Backoff(_Strict):
     """Replay policy of one error class: attempt n is due `min(cap, base * 2**n)` after the failure, less a share of up
     to `jitter`; after `attempts` attempts the letter is parked. `attempts: 0` parks it at once, for a person to decide.
@@ -260,6 +284,8 @@ class Contract(_Strict):
     velocity: list[Velocity] = []
     sessions: list[Sessions] = []
     joins: list[Join] = []
+    references: list[Reference] = []
+    alerts: list[Alert] = []
     dead_letters: DeadLetters = DeadLetters()
     quality: Quality = Quality()
     retention: Retention = Retention()
@@ -316,6 +342,12 @@ class Contract(_Strict):
     def derived(self) -> tuple[Derived, ...]:
         """Everything that keeps state: velocity, sessions, joins."""
         return (*self.velocity, *self.sessions, *self.joins)
+
+    def reference(self, name: str) -> Reference:
+        for reference in self.references:
+            if reference.name == name:
+                return reference
+        raise KeyError(f"stream {self.stream} has no reference {name}")
 
     def aggregate(self, name: str) -> Aggregate:
         for aggregate in self.aggregates:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from typing import Literal
 
@@ -10,6 +11,7 @@ from pyspark.sql import SparkSession
 
 from infra.local.jars import spark_jars
 from infra.settings import Settings
+from schemas.catalog import catalog
 
 Role = Literal["stream", "batch"]
 
@@ -65,7 +67,7 @@ def submit_conf(settings: Settings, role: Role) -> dict[str, str]:
     """Spark configuration of the streaming driver or of a batch job, as `spark-submit --conf` and the session builder
     take it: master, memory, jars, Delta. Fetches missing jars."""
     streaming = role == "stream"
-    master = settings.spark_master if streaming else settings.spark_batch_master
+    master, slots = _with_lanes(settings) if streaming else (settings.spark_batch_master, {})
     jars = [str(path) for path in spark_jars()]
     # A local JVM reads the jars where they are; a cluster gets copies.
     shipped = (
@@ -82,7 +84,19 @@ def submit_conf(settings: Settings, role: Role) -> dict[str, str]:
         **shipped,
         **_CONF,
         **_ROLE[role],
+        **slots,
     }
+
+
+def _with_lanes(settings: Settings) -> tuple[str, dict[str, str]]:
+    """The driver's master with a slot more for each partition that an alert lane reads: real-time mode keeps a task at
+    each, which mostly waits. Work is still divided for the slots that there were. A cluster has slots of its own."""
+    local = re.fullmatch(r"local\[(\d+)\]", settings.spark_master)
+    lanes = [contract for contract in catalog(settings.contracts).values() if contract.alerts] if local else []
+    if not local or not lanes:
+        return settings.spark_master, {}
+    tasks = sum(len(contract.ingest_topics) * contract.topic.partitions for contract in lanes)
+    return f"local[{int(local[1]) + tasks}]", {"spark.default.parallelism": local[1]}
 
 
 def session(settings: Settings, role: Role, name: str = "millrace") -> SparkSession:

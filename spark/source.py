@@ -18,22 +18,36 @@ def records(spark: SparkSession, contract: Contract, settings: Settings, start: 
     """The committed records of `<stream>` and `<stream>.retry`, with headers. A checkpoint says where to go on;
     without one they are read from `start`, and partitions that it does not name from their beginning. Records that
     Kafka dropped before they were read fail the query: they are lost, and nobody may miss it."""
-    connection = {f"kafka.{key}": value for key, value in settings.kafka_java("stream").items()}
     options = {
-        "subscribe": ",".join(contract.ingest_topics),
-        "startingOffsets": "earliest" if start is None else _starting(contract, settings, start),
-        "includeHeaders": "true",
         "failOnDataLoss": "true",
         "maxOffsetsPerTrigger": str(settings.max_offsets_per_trigger),
-        # ACLs name consumer groups, so generated ones need a prefix.
-        "groupIdPrefix": f"stream.{contract.stream}",
-        "kafka.isolation.level": "read_committed",
         # Each batch reads to a known end, where the default long poll of 500 ms would be waited for in vain; and a poll
         # of 500 records costs more than the records.
         "kafka.fetch.max.wait.ms": "20",
         "kafka.max.poll.records": "10000",
     }
-    return spark.readStream.format("kafka").options(**connection, **options).load()
+    return _read(spark, contract, settings, start, options)
+
+
+def live_records(spark: SparkSession, contract: Contract, settings: Settings, start: Offsets | None) -> DataFrame:
+    """The same for a query in real-time mode, which has no batches to limit: a record comes as soon as it is there.
+    What Kafka dropped before it was read is too old to alert anybody, and the ingest fails for it."""
+    return _read(spark, contract, settings, start, {"failOnDataLoss": "false"})
+
+
+def _read(
+    spark: SparkSession, contract: Contract, settings: Settings, start: Offsets | None, options: dict[str, str]
+) -> DataFrame:
+    connection = {f"kafka.{key}": value for key, value in settings.kafka_java("stream").items()}
+    common = {
+        "subscribe": ",".join(contract.ingest_topics),
+        "startingOffsets": "earliest" if start is None else _starting(contract, settings, start),
+        "includeHeaders": "true",
+        # ACLs name consumer groups, so generated ones need a prefix.
+        "groupIdPrefix": f"stream.{contract.stream}",
+        "kafka.isolation.level": "read_committed",
+    }
+    return spark.readStream.format("kafka").options(**connection, **common, **options).load()
 
 
 def _starting(contract: Contract, settings: Settings, start: Offsets) -> str:

@@ -58,6 +58,10 @@ def speed(lake_uri: str, stream: str, aggregate: str) -> str:
     return f"{lake_uri}/speed/{stream}/{aggregate}"
 
 
+def alerts(lake_uri: str, stream: str) -> str:
+    return speed(lake_uri, stream, "alerts")
+
+
 def batch(lake_uri: str, stream: str, aggregate: str) -> str:
     return f"{lake_uri}/batch/{stream}/{aggregate}"
 
@@ -224,6 +228,25 @@ def dimension_columns(contract: Contract, aggregate: Aggregate) -> dict[str, Dat
     return {name: fields.scalar(contract.fields[name]) for name in aggregate.dimensions}
 
 
+ALERTS = _struct(
+    {
+        "id": STRING,
+        "alert": STRING,
+        "severity": STRING,
+        "event_time": TIMESTAMP,
+        "kafka_timestamp": TIMESTAMP,
+        "alerted_at": TIMESTAMP,
+        "topic": STRING,
+        "partition": INT,
+        "offset": LONG,
+        "record": STRING,
+        "references": STRING,
+    }
+)
+"""One row an alert. `kafka_timestamp` is when its record was produced, `alerted_at` when the alert was on the topic;
+topic, partition and offset are the original's; `record` and `references` are JSON."""
+
+
 def speed_schema(contract: Contract, aggregate: Aggregate) -> StructType:
     """`window_start` (1 minute, UTC), the dimensions, one column per state, `batch`."""
     states = {state.name: state.type for state in measures.states(aggregate, contract)}
@@ -256,6 +279,8 @@ def create(lake_uri: str, contract: Contract) -> list[str]:
         wanted.append((speed(*place), speed_schema(contract, aggregate), [], "window_start,batch"))
         wanted.append((batch(*place), batch_schema(contract, aggregate), [], None))
         wanted.append((staged(*place), batch_schema(contract, aggregate), [], None))
+    if contract.alerts:
+        wanted.append((alerts(lake_uri, contract.stream), ALERTS, [], "offset,event_time"))
     wanted += [(system(lake_uri, name), schema, [], None) for name, schema in SYSTEM.items()]
     return [done for uri, schema, by, stats in wanted if (done := _ensure(uri, schema, by, stats))]
 

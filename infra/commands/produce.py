@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -35,13 +35,26 @@ def contract_of(stream: str) -> Contract:
 
 
 def send(
-    contract: Contract, records: Iterable[Any], faults: Faults, speed: float, on_progress: Callable[[Report], None]
+    contract: Contract,
+    records: Iterable[Any],
+    faults: Faults,
+    speed: float,
+    on_progress: Callable[[Report], None],
+    transactional: str | None = None,
 ) -> Report:
     """Sends `records`; `speed` 0 is flat out."""
     from infra.settings import settings
     from producers.produce import produce
 
-    return produce(contract, records, settings=settings(), faults=faults, speed=speed or None, on_progress=on_progress)
+    return produce(
+        contract,
+        records,
+        settings=settings(),
+        faults=faults,
+        speed=speed or None,
+        on_progress=on_progress,
+        transactional=transactional,
+    )
 
 
 def produce(
@@ -55,13 +68,28 @@ def produce(
     late: Annotated[float, typer.Option(min=0, max=1, help="Share of events held back.")] = 0,
     late_by: Annotated[int, typer.Option(min=1, help="Hours of event time that late events are held back.")] = 6,
     malformed: Annotated[float, typer.Option(min=0, max=1, help="Share of extra records nobody can accept.")] = 0,
-    seed: Annotated[int, typer.Option(help="Seed of the faults.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the faults, and of generated events.")] = 0,
+    events: Annotated[int, typer.Option(min=1, help="Generated events, for a stream that has a generator.")] = 100_000,
+    rate: Annotated[
+        float, typer.Option(min=0, help="Generated events a second, sent at this rate, from now on; 0 is flat out.")
+    ] = 0,
+    start: Annotated[
+        datetime | None, typer.Option(help="Event time (UTC) of the first generated event, instead.")
+    ] = None,
+    transactional: Annotated[
+        str | None, typer.Option(metavar="ID", help="Exactly once under this id; run it again to send what is left.")
+    ] = None,
     json_: Annotated[bool, typer.Option("--json", help="End with one JSON document.")] = False,
 ) -> None:
-    """Send a stream's records to Kafka, each acknowledged by all replicas; exit code 1 if any was not."""
+    """Send a stream's records to Kafka, each acknowledged by all replicas; exit code 1 if any was not.
+
+    They come from its data set, its generator or a file. With `--transactional` they are sent in transactions under
+    that id: readers never see the half of a killed producer, and the same command goes on where it was killed.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+    from producers.generators import BEGINNING, GENERATORS, generated
     from producers.inject import Faults
     from producers.sources import json_lines, source
 
@@ -71,6 +99,10 @@ def produce(
     total: int | None = None
     if file:
         records = json_lines(file, contract)
+    elif stream in GENERATORS:
+        begin = start.replace(tzinfo=UTC) if start else datetime.now(UTC) if rate else BEGINNING
+        records = generated(stream, events, rate or 1000, seed, begin)
+        total, speed = len(records), speed or (1 if rate else 0)
     else:
         records = source(stream)
         records = records.first(limit) if limit else records
@@ -84,11 +116,13 @@ def produce(
             faults,
             speed,
             lambda r: progress.update(task, completed=r.by_kind["event"] + r.by_kind["late"]),
+            transactional,
         )
     if json_:
         typer.echo(json.dumps(asdict(report) | {"rate": report.rate}))
     else:
         kinds = ", ".join(f"{kind} {count:,}" for kind, count in report.by_kind.items())
-        typer.echo(f"{report.acknowledged:,} records acknowledged in {report.seconds:.1f} s ({kinds})")
+        before = f", {report.committed_before:,} had been sent before" if report.committed_before else ""
+        typer.echo(f"{report.acknowledged:,} records acknowledged in {report.seconds:.1f} s ({kinds}){before}")
     if report.interrupted:
         raise typer.Exit(130)

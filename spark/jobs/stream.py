@@ -1,4 +1,5 @@
-"""The streaming driver: one ingest query per stream, in one process, until it is told to stop.
+"""The streaming driver: one ingest query per stream, and an alert lane for each that has alerts, in one process, until
+it is told to stop.
 
     spark-submit spark/jobs/stream.py --epoch N        (or plain python; the session configures itself)
 
@@ -42,6 +43,7 @@ from schemas.model import Contract
 from spark import checkpoints, restart, source, tables
 from spark.heartbeat import NO_PROGRESS, Heartbeat, progress
 from spark.ingest import Ingest
+from spark.lane import Lane
 from spark.letters import Letters
 from spark.session import session
 from spark.writers import Writers
@@ -73,6 +75,12 @@ class Stream:
     told: tuple[str, datetime] | None = None
     """The last halt's message and when it began; kept while the stream is tried again, until a batch is finished."""
     running: bool = field(default=False)
+    lane: Lane | None = field(default=None, init=False)
+    """If the contract has alerts; it runs whether the ingest is halted or not."""
+
+    def __post_init__(self) -> None:
+        if self.contract.alerts:
+            self.lane = Lane(self.contract, self.configured, self.may_commit)
 
     def start(self, spark: SparkSession) -> None:
         """Finishes what a reset left to be finished and starts the query. What `Halt`s it, `halted` tells."""
@@ -247,6 +255,9 @@ def _run(
             for stream in streams.values():
                 if stream.halted:
                     stream.start(spark)
+        for stream in streams.values():
+            if stream.lane is not None:
+                stream.lane.tend(spark)
         heartbeat.beat("running", _progress(streams))
         told_to_stop.wait(1.0)
     told_to_stop.set()
@@ -255,7 +266,10 @@ def _run(
 
 
 def _finish(streams: dict[str, Stream]) -> None:
-    """Lets running batches finish, for `PATIENCE` seconds, and stops the queries."""
+    """Stops the lanes, lets running batches finish, for `PATIENCE` seconds, and stops their queries."""
+    for stream in streams.values():
+        if stream.lane is not None:
+            stream.lane.close()
     deadline = time.monotonic() + PATIENCE
     pending = list(streams.values())
     while pending and time.monotonic() < deadline:
@@ -278,7 +292,8 @@ def _patient(check: Callable[[], None]) -> Callable[[], None]:
 
 
 def _progress(streams: dict[str, Stream]) -> dict[str, dict[str, Any]]:
-    return {name: stream.progress() for name, stream in streams.items()}
+    lanes = {stream.contract.alerts_topic: stream.lane.progress() for stream in streams.values() if stream.lane}
+    return {name: stream.progress() for name, stream in streams.items()} | lanes
 
 
 def _message(error: BaseException) -> str:

@@ -5,8 +5,8 @@ For each aggregate `<name>_1m`, `_5m` and `_1h`: columns window_start, window_en
 layer's, exact and final; later ones are the speed layer's partials, folded. For each stream `<stream>_events`
 (accepted records, with their place in Kafka; a repeated event is there as often as it came),
 `<stream>_dead_letters` (rejected ones, with bytes and reason; one that was rejected again after its replay is there
-again) and `<stream>_letters` (one row a dead letter, with its `status`). And the platform's own: publications, ledger,
-quality, moves, replays, audits.
+again), `<stream>_letters` (one row a dead letter, with its `status`) and, if its contract has alerts, `<stream>_alerts`
+(each alert once). And the platform's own: publications, ledger, quality, moves, replays, audits.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ _WORDS: dict[Dialect, _Words] = {
 def view_names(contract: Contract) -> list[str]:
     """The views of a stream, and those of the platform."""
     windows = [f"{aggregate.name}_{window}" for aggregate in contract.aggregates for window in aggregate.windows]
-    of_records = [f"{contract.stream}_{kind}" for kind in ("events", "dead_letters", "letters")]
+    kinds = ["events", "dead_letters", "letters", *(["alerts"] if contract.alerts else [])]
+    of_records = [f"{contract.stream}_{kind}" for kind in kinds]
     return [*windows, *of_records, *tables.SYSTEM]
 
 
@@ -74,6 +75,10 @@ def views(contract: Contract, dialect: Dialect, lake_uri: str, scan: Scan) -> di
     )
     moves = scan(tables.system(lake_uri, "moves"), tables.SYSTEM["moves"])
     found[f"{contract.stream}_letters"] = _letters(contract, words, bronze, original, moves)
+    if contract.alerts:
+        found[f"{contract.stream}_alerts"] = (
+            f"select * from {scan(tables.alerts(lake_uri, contract.stream), tables.ALERTS)}"
+        )
     for name, schema in tables.SYSTEM.items():
         found[name] = f"select * from {scan(tables.system(lake_uri, name), schema)}"
     return found

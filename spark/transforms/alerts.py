@@ -1,0 +1,71 @@
+"""Records of a stream to the alerts that the contract declares, in operations that real-time mode runs: projections,
+filters, broadcast joins. The records are decoded and judged by the very expressions of the ingest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import reduce
+
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F
+
+from schemas.model import Alert, Contract
+from spark.transforms.decode import decode
+from spark.transforms.validate import validate
+
+_JSON = {"timestampFormat": "yyyy-MM-dd'T'HH:mm:ss.SSSSSS'Z'", "ignoreNullFields": "false"}
+
+
+def alerts(
+    records: DataFrame, contract: Contract, writers: Mapping[int, str], references: Mapping[str, DataFrame]
+) -> DataFrame:
+    """Rows of Spark's Kafka source (with headers) to one row per alert: `key`, `value` (strings). `writers` as `decode`
+    takes them; `references` are the rows of the contract's reference tables, by name.
+
+    The key is the record's own (the contract's key fields, joined with '|'). The value is a JSON document:
+
+    - `id`: `topic/partition/offset/alert`, with the place of the record's original if it was replayed: the same
+      whenever the record is read again;
+    - `alert`, `severity`, `original` (the id without the alert), `event_time` and `kafka_timestamp` (when the record
+      was produced), both ISO-8601 in UTC with microseconds;
+    - `record`: the record's fields; `references`: the rows that the alert names, by name, null where there was none.
+    """
+    judged = validate(decode(records, contract, writers), contract).where("accepted")
+    joined = reduce(
+        lambda frame, name: _looked_up(frame, contract, name, references[name]),
+        [reference.name for reference in contract.references],
+        judged,
+    )
+    place = F.concat_ws("/", "topic", F.col("partition").cast("string"), F.col("offset").cast("string"))
+    own = joined.withColumn("_original", F.coalesce("original", place))
+    raised = own.select(
+        F.concat_ws("|", *(F.col(name).cast("string") for name in contract.key)).alias("key"),
+        F.explode(F.array_compact(F.array(*(_raised(contract, alert) for alert in contract.alerts)))).alias("value"),
+    )
+    return raised.select("key", "value")
+
+
+def _looked_up(frame: DataFrame, contract: Contract, name: str, rows: DataFrame) -> DataFrame:
+    """`frame` with the struct column `name`: the row of the reference that its key finds, else null."""
+    key = contract.reference(name).key
+    found = rows.select(F.struct("*").alias(name), *(F.col(column).alias(f"_{name}_{column}") for column in key))
+    on = [frame[column] == found[f"_{name}_{column}"] for column in key]
+    return frame.join(F.broadcast(found), on, how="left").drop(*(f"_{name}_{column}" for column in key))
+
+
+def _raised(contract: Contract, alert: Alert) -> Column:
+    """The alert's document if its predicate is true for the row, else null."""
+    document = F.to_json(
+        F.struct(
+            F.concat_ws("/", "_original", F.lit(alert.name)).alias("id"),
+            F.lit(alert.name).alias("alert"),
+            F.lit(alert.severity).alias("severity"),
+            F.col("_original").alias("original"),
+            "event_time",
+            "kafka_timestamp",
+            F.struct(*contract.fields).alias("record"),
+            *([F.struct(*alert.references).alias("references")] if alert.references else []),
+        ),
+        _JSON,
+    )
+    return F.when(F.expr(f"({alert.predicate})"), document)
