@@ -77,9 +77,8 @@ class Pace:
 
 @dataclass(frozen=True)
 class Generated:
-    """Generated events of a stream in the order of their arrival, any number of times: as Arrow tables of at most
-    `BLOCK` rows whose columns are the fields of the contract, or as records like those of a `producers.sources.Source`.
-    """
+    """Generated events of a stream in the order of their arrival, any number of times: as Arrow tables of about `BLOCK`
+    rows whose columns are the fields of the contract, or as records like those of a `producers.sources.Source`."""
 
     stream: str
     pace: Pace
@@ -98,11 +97,19 @@ class Generated:
             yield from records(table)
 
     def tables(self) -> Iterator[pa.Table]:
-        curve = self.pace.curve()
+        curve, held = self.pace.curve(), None
         for block, first in enumerate(range(0, self.pace.events, BLOCK)):
             numbers = np.arange(first, min(first + BLOCK, self.pace.events), dtype=np.int64)
             rng = np.random.default_rng([self.pace.seed, 1 + block])
-            yield self._table(self.make(numbers, self.pace.times(curve, numbers, rng), rng))
+            times = self.pace.times(curve, numbers, rng)
+            made = self.make(numbers, times, rng)
+            if held is not None:
+                made = {name: np.concatenate([held[name], values]) for name, values in made.items()}
+            # What arrives after the block's last event has happened may have to wait for events of the next block.
+            last = numbers[-1] + 1 == self.pace.events
+            here = made["arrival"] <= (np.inf if last else times[-1])
+            yield self._table({name: values[here] for name, values in made.items()})
+            held = {name: values[~here] for name, values in made.items()}
 
     def _table(self, columns: Columns) -> pa.Table:
         order = np.argsort(columns["arrival"], kind="stable")

@@ -100,6 +100,8 @@ def produce(
     if file:
         records = json_lines(file, contract)
     elif stream in GENERATORS:
+        if transactional and rate and not start:
+            raise TerminalError("--transactional sends the same events each time: with --rate give --start as well")
         begin = start.replace(tzinfo=UTC) if start else datetime.now(UTC) if rate else BEGINNING
         records = generated(stream, events, rate or 1000, seed, begin)
         total, speed = len(records), speed or (1 if rate else 0)

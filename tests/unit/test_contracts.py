@@ -9,12 +9,15 @@ from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
-from schemas import examples
+from schemas import examples, references
 from schemas.catalog import catalog, load
 from schemas.check import check
 from schemas.errors import TerminalError
+from schemas.predicates import Alerts
 from schemas.problem import ContractError
 
 ROOT = Path(__file__).resolve().parents[2] / "schemas"
@@ -46,14 +49,18 @@ def line_of(path: Path, text: str) -> int:
     return max(i for i, line in enumerate(path.read_text().splitlines(), 1) if text in line)
 
 
-def test_the_committed_contracts_are_right_and_have_enough_examples() -> None:
-    assert check(ROOT) == []
-    for contract in catalog().values():
+@pytest.mark.parametrize("folder", [ROOT, ROOT / "uses"])
+def test_the_committed_contracts_are_right_and_have_enough_examples(folder: Path) -> None:
+    assert check(folder) == []
+    for contract in catalog(folder).values():
         assert len(examples.good(contract)) >= 3
         assert len(examples.bad(contract)) >= 4
         classes = {example.error_class for example in examples.bad(contract)}
         assert classes == {"rule", "malformed", "unknown_schema"}
         assert {e.rule for e in examples.bad(contract) if e.rule} == {rule.name for rule in contract.rules}
+
+
+def test_a_cancelled_flight_is_a_good_example() -> None:
     cancelled = [e.record for e in examples.good(catalog()["flights"]) if e.record and e.record.get("dep_time") is None]
     assert cancelled
 
@@ -329,3 +336,85 @@ def test_the_policy_of_an_error_class_has_a_default_and_a_bound() -> None:
     backoff = policy["unknown_schema"]
     assert [backoff.delay(n) for n in (0, 1, 5)] == [timedelta(minutes=m) for m in (1, 2, 32)]
     assert backoff.delay(10_000) == backoff.cap == timedelta(hours=6)
+
+
+@pytest.fixture
+def uses(tmp_path: Path) -> Path:
+    """A copy of the contract of transactions, which has alerts."""
+    shutil.copytree(ROOT / "uses" / "transactions", tmp_path / "uses" / "transactions")
+    return tmp_path / "uses"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "field", "message"),
+    [
+        ("amount_cents > categories.limit_cents", "amount > 5", "alerts[0].predicate", "unknown field amount"),
+        ("categories.limit_cents", "categories.limit", "alerts[0].predicate", "unknown field categories.limit"),
+        ("categories.limit_cents", "watchlist.reason", "alerts[0].predicate", "unknown field watchlist.reason"),
+        ("amount_cents > categories.limit_cents", "amount_cents +", "alerts[0].predicate", "not Spark SQL"),
+        ("amount_cents > categories.limit_cents", "amount_cents + 1", "alerts[0].predicate", "not true or false"),
+        ("> categories.limit_cents", "> (select 1)", "alerts[0].predicate", "no SELECT"),
+        ("> categories.limit_cents", "> max(amount_cents)", "alerts[0].predicate", "no aggregate function"),
+        ("> categories.limit_cents", "> rand()", "alerts[0].predicate", "another answer when it is asked again"),
+        ("amount_cents > categories.limit_cents", "event_time < current_timestamp()", "alerts[0].predicate",
+         "another answer when it is asked again"),
+        ("amount_cents > categories.limit_cents", "event_time < now()", "alerts[0].predicate", "another answer"),
+        ("amount_cents > categories.limit_cents", "explode(array(true))", "alerts[0].predicate", "no rows of a row"),
+        ("references: [categories]", "references: [limits]", "alerts[0].references[0]",
+         "there is no reference 'limits'; there are: categories, watchlist"),
+        ("name: watched_account", "name: over_limit", "alerts[1].name", "defined twice"),
+        ("severity: critical", "severity: mild", "alerts[0].severity", "should be 'info', 'warning' or 'critical'"),
+        ("key: [category]", "key: [kind]", "references[0].key[0]", "has no field 'kind'"),
+        ("name: watchlist", "name: country", "references[1].name", "is also a field"),
+        ("file: categories.csv", "file: ../categories.csv", "references[0].file", "string should match pattern"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_an_alert_names_file_line_and_field(
+    uses: Path, old: str, new: str, field: str, message: str
+) -> None:
+    path = uses / "transactions" / "stream.yaml"
+    text = path.read_text()
+    line = text[: text.index(old)].count("\n") + 1
+    assert text.count(old) >= 1
+    path.write_text(text.replace(old, new, 1))
+    found = [problem for problem in check(uses) if problem.field == field]
+    assert [(problem.file, problem.line) for problem in found] == [(path, line)]
+    assert message in found[0].message
+
+
+@pytest.mark.parametrize(
+    ("change", "line", "message"),
+    [
+        (lambda text: text + "fuel,1,low\n", 12, "has the key fuel twice"),
+        (lambda text: text + ",1,low\n", 1, "a row without a key"),
+        (lambda text: text.replace("category,", "kind,"), 1, "has no column category, which is its key"),
+        (lambda text: "category,limit_cents\nfuel,1,2,3\n", 1, "cannot be used: CSV parse error"),
+        (lambda text: "", 1, "cannot be used: Empty CSV file"),
+    ],
+)
+def test_a_reference_file_that_cannot_be_used_is_named_with_its_line(
+    uses: Path, change: Callable[[str], str], line: int, message: str
+) -> None:
+    path = uses / "transactions" / "categories.csv"
+    path.write_text(change(path.read_text()))
+    [problem] = check(uses)
+    assert (problem.file, problem.line, problem.field) == (path, line, "categories")
+    assert message in problem.message
+    path.unlink()
+    [problem] = check(uses)
+    assert "cannot be used" in problem.message
+
+
+def test_a_reference_may_be_parquet_and_keys_are_of_the_fields_types(uses: Path) -> None:
+    path = uses / "transactions" / "watchlist.csv"
+    path.write_text("account,reason\n00042,digits are text\n")
+    contract = load(uses / "transactions")
+    assert references.table(contract, contract.reference("watchlist")).to_pylist() == [
+        {"account": "00042", "reason": "digits are text"}
+    ]
+    yaml = uses / "transactions" / "stream.yaml"
+    yaml.write_text(yaml.read_text().replace("watchlist.csv", "watchlist.parquet"))
+    parquet.write_table(pa.table({"account": ["account-00001"], "reason": ["x"]}), path.with_suffix(".parquet"))
+    assert check(uses) == []
+    record = {"account": "account-00001", "amount_cents": 10_000, "category": "fuel", "country": "DE", "home": "DE"}
+    assert [alert.name for alert in Alerts(load(uses / "transactions")).raised(record)] == ["watched_account"]

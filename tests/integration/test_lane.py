@@ -1,0 +1,195 @@
+"""The alert lane in the real driver: what it tells, what it must not tell, and what a kill -9 does to it.
+
+What must be told is found by other means: fastavro and DuckDB over the records as they are on the broker.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+import psutil
+import pytest
+from confluent_kafka import Message, Producer
+from confluent_kafka.admin import AdminClient
+from tenacity import retry, retry_if_result, stop_after_delay, wait_fixed
+
+from infra import driver
+from infra.lease import Lease
+from infra.provisioning import provision_subject, provision_topics
+from infra.settings import PROJECT, Settings
+from producers.codec import Codec, registry, schema_id
+from producers.generators import generated
+from producers.inject import Faults
+from producers.produce import produce
+from schemas.catalog import load
+from schemas.model import Contract
+from schemas.predicates import Alerts
+from schemas.verdict import Judge
+from spark.serving.duck import connect
+from tests import stacks
+from tests.integration.test_produce import read
+
+LARGE = {
+    "event_time": 1_767_603_600_000_000,
+    "transaction": "payment-large",
+    "account": "account-00042",
+    "home": "DE",
+    "merchant": "merchant-0007",
+    "category": "groceries",
+    "country": "PT",
+    "channel": "chip",
+    "amount_cents": 9_999_900,
+}  # fmt: skip
+"""Over the limit, and of a watched account."""
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
+    contracts = tmp_path_factory.mktemp("contracts")
+    shutil.copytree(PROJECT / "schemas" / "uses" / "transactions", contracts / "transactions")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MILLRACE_ALERT_CHECKPOINT", "5")
+        patch.setenv("SPARK_SUBMIT_OPTS", "-XX:TieredStopAtLevel=1")
+        with stacks.running("millrace-lane-", contracts, ["kafka", "registry"]) as config:
+            found = Desk(config)
+            yield found
+            driver.stop(config, timeout=0)
+            found.lease.close()
+
+
+class Desk:
+    """A fraud desk: the stream `transactions`, its driver, and what is on `transactions.alerts`."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.contract = load(settings.contracts / "transactions")
+        self.lease = Lease(settings)
+        provision_topics(AdminClient(settings.kafka_client("provision")), self.contract)
+        provision_subject(registry(settings), self.contract)
+
+    def start(self) -> driver.Driver:
+        command = [sys.executable, str(driver.APPLICATION), "--epoch"]
+        found = driver.ensure(self.settings, self.lease, lambda epoch: [*command, str(epoch)])
+        driver.wait_started(self.settings, found)
+        return found
+
+    def alerts(self) -> list[Message]:
+        return read(self.settings, self.contract.alerts_topic)
+
+    def wait_for(self, ids: set[str]) -> dict[str, bytes]:
+        """The values on the topic by id, as soon as all of `ids` are there. An id has one value, however often."""
+
+        @retry(
+            wait=wait_fixed(0.2), stop=stop_after_delay(60), retry=retry_if_result(lambda found: not ids <= set(found))
+        )
+        def told() -> dict[str, bytes]:
+            values: dict[str, bytes] = {}
+            for message in self.alerts():
+                value = message.value() or b""
+                assert values.setdefault(json.loads(value)["id"], value) == value
+            return values
+
+        return told()
+
+    def expected(self) -> set[str]:
+        """The ids that the records on `transactions` and its retry topic must have raised."""
+        client = registry(self.settings)
+        versions = [client.get_version(self.contract.subject, n) for n in client.get_versions(self.contract.subject)]
+        judge = Judge(self.contract, {v.schema_id: json.loads(v.schema.schema_str) for v in versions})
+        alerts = Alerts(self.contract)
+        found: set[str] = set()
+        for message in read(self.settings, self.contract.stream) + read(self.settings, self.contract.retry_topic):
+            verdict = judge.verdict(message.value())
+            if verdict.error_class is None and verdict.record is not None:
+                place = f"{message.topic()}/{message.partition()}/{message.offset()}"
+                place = dict(message.headers() or []).get("dl-id", place.encode()).decode()
+                found |= {f"{place}/{alert.name}" for alert in alerts.raised(verdict.record)}
+        return found
+
+    def logged(self) -> list[str]:
+        """The ids in the view, in order."""
+        with connect(self.settings, [self.contract]) as served:
+            return [row[0] for row in served.execute("select id from transactions_alerts order by id").fetchall()]
+
+    def send(self, contract: Contract, *records: dict[str, Any]) -> None:
+        produce(contract, records, settings=self.settings)
+
+
+def test_accepted_records_alert_within_moments_and_no_others(desk: Desk) -> None:
+    events = generated("transactions", 1500, seed=7)
+    produce(desk.contract, events, settings=desk.settings, faults=Faults(malformed=0.05, seed=1))
+    desk.send(desk.contract, LARGE, LARGE | {"channel": "pigeon"}, LARGE | {"amount_cents": -1})
+    desk.start()
+    expected = desk.expected()
+    assert {id_.rpartition("/")[2] for id_ in expected} == {alert.name for alert in desk.contract.alerts}
+    told = desk.wait_for(expected)
+    assert set(told) == expected
+
+    [large] = [doc for doc in map(json.loads, told.values())
+               if doc["record"]["transaction"] == "payment-large" and doc["alert"] == "over_limit"]  # fmt: skip
+    time = "2026-01-05T09:00:00.000000Z"
+    assert large["record"] == LARGE | {"event_time": time}
+    assert (large["event_time"], large["severity"]) == (time, "critical")
+    assert large["references"] == {"categories": {"category": "groceries", "limit_cents": 30_000, "risk": "low"}}
+    assert {message.key() for message in desk.alerts() if b"payment-large" in (message.value() or b"")} == {
+        b"account-00042"
+    }
+
+
+def test_a_replayed_record_alerts_as_its_original(desk: Desk) -> None:
+    codec = Codec(desk.contract, schema_id(desk.contract, registry(desk.settings)))
+    producer = Producer(desk.settings.kafka_client("producer"))
+    headers = [("dl-id", b"transactions/1/777777"), ("dl-attempt", b"1")]
+    producer.produce(desk.contract.retry_topic, codec.value(LARGE), b"account-00042", headers=headers)
+    assert producer.flush(30) == 0
+    desk.start()
+    assert {f"transactions/1/777777/{name}" for name in ("over_limit", "watched_account")} <= desk.expected()
+    desk.wait_for(desk.expected())
+
+
+def test_a_schema_registered_while_it_runs_is_understood(desk: Desk) -> None:
+    fields = [*desk.contract.schema_now["fields"], {"name": "terminal", "type": ["null", "string"], "default": None}]
+    newer = desk.contract.model_copy(
+        update={"versions": (*desk.contract.versions, desk.contract.schema_now | {"fields": fields})}
+    )
+    desk.start()
+    desk.wait_for(desk.expected())  # the lane runs with the first schema
+    provision_subject(registry(desk.settings), newer)
+    before = len(read(desk.settings, desk.contract.stream))
+    desk.send(newer, *(LARGE | {"transaction": f"payment-newer-{number}", "terminal": "t1"} for number in range(3)))
+    places = [(m.partition(), m.offset()) for m in read(desk.settings, desk.contract.stream) if b"newer" in m.value()]
+    assert len(places) == 3
+    assert len(read(desk.settings, desk.contract.stream)) == before + 3
+    desk.wait_for({f"transactions/{partition}/{offset}/over_limit" for partition, offset in places})
+
+
+def test_kill_9_loses_no_alert_and_the_lake_has_each_once(desk: Desk) -> None:
+    first = desk.start()  # finds the one that runs
+    number = len(read(desk.settings, desk.contract.stream))
+    produce(desk.contract, generated("transactions", 1500, seed=8), settings=desk.settings)
+    processes = first.processes()
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.send_signal(signal.SIGKILL)
+    psutil.wait_procs(processes, timeout=30)
+    before = desk.alerts()
+    desk.send(desk.contract, *(LARGE | {"transaction": f"payment-{n}"} for n in range(number, number + 50)))
+
+    desk.start()
+    expected = desk.expected()
+    told = desk.wait_for(expected)
+    assert set(told) == expected
+    assert len(desk.alerts()) - len(before) >= 100
+
+    @retry(wait=wait_fixed(0.2), stop=stop_after_delay(60), retry=retry_if_result(lambda ids: set(ids) != expected))
+    def logged() -> list[str]:
+        return desk.logged()
+
+    found = logged()
+    assert found == sorted(expected)
