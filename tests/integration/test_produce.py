@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import signal
 import socket
+import subprocess
+import sys
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -13,11 +16,11 @@ import pytest
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, NewTopic, ResourceType
 
-from infra.settings import Settings
-from producers.codec import RegistryError, RegistryUnavailable, registry, schema_exists, schema_id
+from infra.settings import PROJECT, Settings
+from producers.codec import Codec, RegistryError, RegistryUnavailable, registry, schema_exists, schema_id
 from producers.inject import Faults
 from producers.produce import BrokerUnavailable, ProduceError, TopicMissing, produce
-from producers.sources import source
+from producers.sources import Record, source
 from schemas.catalog import catalog
 from schemas.model import Contract
 from schemas.verdict import Judge
@@ -44,6 +47,7 @@ def read(settings: Settings, topic: str) -> list[Message]:
             "enable.auto.commit": False,
             "enable.partition.eof": True,
             "auto.offset.reset": "earliest",
+            "isolation.level": "read_committed",
         }
     )
     partitions = list(consumer.list_topics(topic, 10).topics[topic].partitions)
@@ -178,3 +182,72 @@ def test_the_same_seed_sends_the_same(stack: Settings, contract: Contract) -> No
     second = produce(contract, events, settings=stack, faults=faults)
     assert first.by_kind == second.by_kind
     assert first.by_kind != produce(contract, events, settings=stack, faults=replace(faults, seed=2)).by_kind
+
+
+DIES = """
+import os, signal, sys
+from confluent_kafka import Consumer, TopicPartition
+from infra.settings import settings
+from producers.produce import produce
+from producers.sources import Record, source
+from schemas.catalog import catalog
+
+config, (topic, id_) = settings(), sys.argv[1:]
+contract = catalog(config.contracts)["flights"].model_copy(update={"stream": topic})
+reader = Consumer({**config.kafka_client("admin"), "group.id": "watcher"})  # sees what is not committed as well
+
+def arrived():
+    return sum(reader.get_watermark_offsets(TopicPartition(topic, number), 10)[1] for number in range(3))
+
+def records():
+    for number, record in enumerate(source("flights").first(9000)):
+        if number == 5500:
+            while arrived() < 5400:
+                pass
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield record
+
+import producers.produce
+producers.produce.IN_TRANSACTION, producers.produce.TRANSACTION_SECONDS = 2000, 600
+produce(contract, records(), settings=config, transactional=id_)
+"""
+
+
+def test_a_killed_transactional_producer_shows_no_half_and_goes_on_where_it_was(
+    stack: Settings, contract: Contract
+) -> None:
+    events, id_ = source("flights").first(9000), f"{contract.stream}-once"
+    killed = subprocess.run([sys.executable, "-c", DIES, contract.stream, id_], cwd=PROJECT, timeout=120, check=False)
+    assert killed.returncode == -signal.SIGKILL
+
+    report = produce(contract, events, settings=stack, transactional=id_)
+    assert (report.committed_before, report.acknowledged) == (4000, 5000)
+    messages = read(stack, contract.stream)
+    judge = Judge(contract, {schema_id(contract, registry(stack)): contract.schema_now})
+    found = Counter(str(judge.verdict(m.value()).record) for m in messages)
+    idempotent = Codec(contract, schema_id(contract, registry(stack)))
+    assert found == Counter(str(judge.verdict(message.value).record) for message in idempotent.messages(events))
+
+    again = produce(contract, events, settings=stack, transactional=id_)
+    assert (again.committed_before, again.sent) == (9000, 0)
+    assert len(read(stack, contract.stream)) == 9000
+
+
+def test_an_interrupted_transactional_producer_takes_back_what_it_had_not_committed(
+    stack: Settings, contract: Contract, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("producers.produce.IN_TRANSACTION", 400)
+    monkeypatch.setattr("producers.produce.TRANSACTION_SECONDS", 600)
+
+    def interrupted() -> Iterator[Record]:
+        for number, record in enumerate(source("flights").first(2000)):
+            if number == 1000:
+                raise KeyboardInterrupt
+            yield record
+
+    id_ = f"{contract.stream}-once"
+    report = produce(contract, interrupted(), settings=stack, transactional=id_)
+    assert (report.interrupted, report.acknowledged, report.failed) == (True, 800, 0)
+    assert len(read(stack, contract.stream)) == 800
+    assert produce(contract, source("flights").first(2000), settings=stack, transactional=id_).acknowledged == 1200
+    assert len(read(stack, contract.stream)) == 2000

@@ -1,0 +1,201 @@
+"""A load generator that is not the bottleneck: events that were made and encoded beforehand, stamped as they are sent.
+
+A pool of generated telemetry is encoded once. What differs from event to event lies at the front of the Avro body, the
+event time and the reading's number, both as numbers whose encoding has always the same width; so a batch of events is
+their new fronts, made by numpy for all of them at once, before the pool's old tails. librdkafka takes them in batches
+(`produce_batch`). Each process of a load has numbers of its own, so events stay unique.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from confluent_kafka import Producer
+
+from infra.settings import Settings, settings
+from producers.codec import Codec, registry, schema_id
+from producers.generators import generated
+from producers.produce import FLUSH_SECONDS, OPTIONS
+from schemas.errors import TransientError
+from schemas.model import Contract
+from schemas.predicates import Alerts
+from schemas.wire import HEADER, header
+
+STREAM = "telemetry"
+POOL = 20_000
+BATCH = 2_000
+TIME_BYTES, NUMBER_BYTES = 8, 7
+"""Of the encoded event time (any instant from 1979 to 3111) and reading."""
+FIRST_NUMBER = 1 << 41
+"""Readings of loads have numbers from here on, each process its own 2**36 of them."""
+_MINE = 1 << 36
+
+
+class LoadError(TransientError):
+    """Kafka did not take all of a load."""
+
+
+def varints(values: np.ndarray, width: int) -> bytes:
+    """Avro's encoding of non-negative longs that all take `width` bytes, one after the other.
+
+    (Avro 1.12, "Binary encoding": zig-zag, then seven bits a byte, lowest first, the high bit on all but the last.)
+    """
+    zigzag = values.astype(np.uint64) << np.uint64(1)
+    shifts = np.arange(width, dtype=np.uint64) * np.uint64(7)
+    seven = ((zigzag[:, None] >> shifts) & np.uint64(0x7F)).astype(np.uint8)
+    seven[:, :-1] |= 0x80
+    if len(values) and (seven[:, -1].min() == 0 or int(zigzag.max()) >> (7 * width)):
+        raise ValueError(f"not every value takes {width} bytes")
+    return seven.tobytes()
+
+
+@dataclass(frozen=True)
+class Load:
+    """Encoded telemetry, endlessly. `keys` and `tails` are the pool's; the event of number n has those of n's place."""
+
+    head: bytes
+    keys: Sequence[bytes]
+    tails: Sequence[bytes]
+    first: int = FIRST_NUMBER
+
+    def values(self, start: int, times: np.ndarray) -> list[bytes]:
+        """The events from number `start` on that happened at `times` (microseconds since the epoch)."""
+        numbers = self.first + np.arange(start, start + len(times), dtype=np.int64)
+        stamps, ids = varints(times, TIME_BYTES), varints(numbers, NUMBER_BYTES)
+        head, tails, size = self.head, self.tails, len(self.tails)
+        return [
+            head
+            + stamps[at * TIME_BYTES : (at + 1) * TIME_BYTES]
+            + ids[at * NUMBER_BYTES : (at + 1) * NUMBER_BYTES]
+            + tails[(start + at) % size]
+            for at in range(len(times))
+        ]
+
+    def batch(self, start: int, times: np.ndarray) -> list[dict[str, Any]]:
+        """The same, as `Producer.produce_batch` takes them."""
+        keys, size = self.keys, len(self.keys)
+        return [
+            {"key": keys[(start + at) % size], "value": value} for at, value in enumerate(self.values(start, times))
+        ]
+
+
+def load(contract: Contract, schema: int, seed: int = 0, alerting: float | None = None, process: int = 0) -> Load:
+    """A load of `contract` (that of telemetry, in a schema registered as `schema`). `alerting` is the share of events
+    that raise an alert of the contract; None: as it comes."""
+    records = list(generated(STREAM, POOL, seed=seed))
+    if alerting is not None:
+        raised = Alerts(contract).raised
+        faulty = {**records[0], "temperature": 250.0}
+        assert raised(faulty)
+        calm = [{**record, "temperature": min(record["temperature"], 60.0), "battery": 50} for record in records]
+        calm = [{**record, "vibration": record["vibration"] and min(record["vibration"], 2.0)} for record in calm]
+        every = max(1, round(1 / alerting))
+        records = [
+            {**record, "temperature": 250.0} if place % every == 0 else record for place, record in enumerate(calm)
+        ]
+    codec = Codec(contract, schema)
+    front = HEADER.size + TIME_BYTES + NUMBER_BYTES
+    values = [codec.value({**record, "reading": FIRST_NUMBER}) for record in records]
+    return Load(
+        header(schema), [codec.key(record) for record in records], [value[front:] for value in values],
+        FIRST_NUMBER + process * _MINE,
+    )  # fmt: skip
+
+
+def producer(config: Settings, **options: str | int | float | bool) -> Producer:
+    """A producer for loads: idempotent, with room for what is on its way."""
+    return Producer(
+        {
+            **config.kafka_client("producer"),
+            **OPTIONS,
+            "queue.buffering.max.messages": 1_000_000,
+            "queue.buffering.max.kbytes": 256 * 1024,
+            **options,
+        }
+    )
+
+
+def flat_out(load: Load, client: Producer, topic: str, events: int) -> None:
+    """Sends `events` events as fast as Kafka takes them, stamped with the moment. Raises `LoadError`."""
+    for start in range(0, events, BATCH):
+        times = time.time_ns() // 1000 + np.arange(min(BATCH, events - start))
+        left: list[dict[str, Any]] = load.batch(start, times)
+        while left := _queued(client, topic, left):
+            client.poll(0.05)
+        client.poll(0)
+    _flushed(client)
+
+
+def paced(
+    load: Load,
+    client: Producer,
+    topic: str,
+    rate: float,
+    seconds: float,
+    clock: Callable[[], float] = time.perf_counter,
+    sleep: Callable[[float], None] = time.sleep,
+) -> int:
+    """Sends `rate` events a second for `seconds`, each stamped with the moment in which it is handed over; returns
+    their number. What a slow moment held up is sent at once. Raises `LoadError`."""
+    begun, sent = clock(), 0
+    while (passed := clock() - begun) < seconds:
+        due = int(passed * rate)
+        if due > sent:
+            times = np.full(min(due - sent, BATCH), time.time_ns() // 1000)
+            for message in load.batch(sent, times):
+                client.produce(topic, message["value"], message["key"])
+            sent += len(times)
+        client.poll(0)
+        sleep(max(0.0, min(0.002, (sent + 1) / rate - (clock() - begun))))
+    _flushed(client)
+    return sent
+
+
+def _queued(client: Producer, topic: str, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those of the messages for which the client's queue had no room."""
+    client.produce_batch(topic, messages)  # marks those that it did not take
+    return [message for message in messages if message.pop("_error", None) is not None]
+
+
+def _flushed(client: Producer) -> None:
+    if left := client.flush(FLUSH_SECONDS):
+        raise LoadError(f"{left} events of the load were not taken by Kafka within {FLUSH_SECONDS:.0f} s")
+
+
+def in_processes(contract: Contract, events: int, processes: int) -> float:
+    """Has `processes` processes send `events` events flat out, together; returns the seconds from the start of the
+    first to the end of the last. What they have to prepare is not counted. The settings are read from the
+    environment. Raises `LoadError`."""
+    context = multiprocessing.get_context("spawn")
+    ready = context.Barrier(processes)
+    with context.Pool(processes, initializer=_prepare, initargs=(ready,)) as pool:
+        spans = pool.map(partial(_one, contract.folder.name, events // processes), range(processes), chunksize=1)
+    return max(end for _, end in spans) - min(begin for begin, _ in spans)
+
+
+_ready: Any = None
+
+
+def _prepare(ready: Any) -> None:
+    global _ready
+    _ready = ready
+
+
+def _one(stream: str, events: int, process: int) -> tuple[float, float]:
+    from schemas.catalog import load as load_contract
+
+    config = settings()
+    contract = load_contract(config.contracts / stream)
+    mine = load(contract, schema_id(contract, registry(config)), process=process)
+    client = producer(config)
+    client.list_topics(contract.stream, 10)  # connected
+    _ready.wait(120)
+    begin = time.time()
+    flat_out(mine, client, contract.stream, events)
+    return begin, time.time()
