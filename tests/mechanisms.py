@@ -149,6 +149,27 @@ MECHANISMS = (
         ("tests/integration/test_replay.py::test_a_second_run_changes_nothing",),
     ),
     Mechanism(
+        "P1", "only records that the ingest accepts alert", "spark/transforms/alerts.py",
+        '.where("accepted")', "",
+        ("tests/unit/transforms/test_alerts.py::test_generated_and_bad_records_alert_as_duckdb_says",),
+    ),
+    Mechanism(
+        "P6", "an alert that is told again is logged once", "spark/alert_log.py",
+        "            del found[known]\n", "            pass\n",
+        ("tests/integration/test_lane.py::test_the_log_has_each_alert_once_whatever_crashes",),
+    ),
+    Mechanism(
+        "P6", "an alert is named after its original", "spark/transforms/alerts.py",
+        'F.coalesce("original", place)', "place",
+        ("tests/unit/transforms/test_alerts.py::test_a_replayed_record_keeps_its_name",),
+    ),
+    Mechanism(
+        "P6", "a transactional producer knows how far it was", "producers/produce.py",
+        "        return max(0, place.offset)\n", "        return 0\n",
+        ("tests/integration/test_produce.py::"
+         "test_a_killed_transactional_producer_shows_no_half_and_goes_on_where_it_was",),
+    ),
+    Mechanism(
         "P9", "a stream is a folder", "dags/wiring.py",
         'path.parent.name for path in settings().contracts.glob("*/stream.yaml")', 'name for name in ("flights",)',
         ("tests/unit/test_dags.py::test_a_new_stream_is_a_folder",),

@@ -9,7 +9,7 @@ import json
 import shutil
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -17,6 +17,7 @@ import psutil
 import pytest
 from confluent_kafka import Message, Producer
 from confluent_kafka.admin import AdminClient
+from deltalake import DeltaTable
 from tenacity import retry, retry_if_result, stop_after_delay, wait_fixed
 
 from infra import driver
@@ -31,8 +32,11 @@ from schemas.catalog import load
 from schemas.model import Contract
 from schemas.predicates import Alerts
 from schemas.verdict import Judge
+from spark import tables
+from spark.alert_log import AlertLog
 from spark.serving.duck import connect
 from tests import stacks
+from tests.integration.test_ingest import power_out
 from tests.integration.test_produce import read
 
 LARGE = {
@@ -193,3 +197,54 @@ def test_kill_9_loses_no_alert_and_the_lake_has_each_once(desk: Desk) -> None:
 
     found = logged()
     assert found == sorted(expected)
+
+    assert driver.stop(desk.settings, timeout=60)
+    last = driver.recorded(driver.place(desk.settings))
+    assert last is not None
+    beat = driver.heartbeat(driver.place(desk.settings), last.epoch)
+    assert beat is not None
+    assert beat["state"] == "stopped"
+
+
+def test_the_log_has_each_alert_once_whatever_crashes(desk: Desk) -> None:
+    contract = desk.contract.model_copy(update={"stream": "logged"})
+    provision_topics(AdminClient(desk.settings.kafka_client("provision")), contract)
+    tables.create(desk.settings.lake_uri, contract)
+
+    def tell(*numbers: int) -> None:
+        producer = Producer(desk.settings.kafka_client("stream"))
+        for number in numbers:
+            place, time = f"logged/{number % 2}/{number}", "2026-01-05T09:00:00.000001Z"
+            document = {"id": f"{place}/large", "alert": "large", "severity": "info", "original": place,
+                        "event_time": time, "kafka_timestamp": time, "record": {"number": number}}  # fmt: skip
+            producer.produce(contract.alerts_topic, json.dumps(document), str(number))
+        producer.produce(contract.alerts_topic, b"no alert", b"x")
+        assert producer.flush(30) == 0
+
+    def logged() -> list[int]:
+        path = tables.local_path(tables.alerts(desk.settings.lake_uri, contract.stream))
+        return sorted(DeltaTable(path).to_pyarrow_table()["offset"].to_pylist())
+
+    def life(may_commit: Callable[[], None] = lambda: None, told: int = 0) -> None:
+        log = AlertLog(contract, desk.settings, may_commit)
+        try:
+            rows = 0
+            for _ in range(200):  # at most ten seconds
+                rows += log.copy(at_once=True)
+                if rows >= told:
+                    return
+            raise AssertionError(f"{rows} of {told} came")
+        finally:
+            log.close()
+
+    tell(*range(10))
+    life(told=10)
+    tell(*range(5, 15))  # a crash of the lane repeated some
+    with pytest.raises(RuntimeError, match="the power is out"):
+        life(power_out(at=1), told=5)
+    assert logged() == list(range(10))
+    life(told=5)
+    assert logged() == list(range(15))
+    tell(20)
+    life(told=1)  # reads what is new, not all again
+    assert logged() == [*range(15), 20]
