@@ -148,8 +148,9 @@ def paced(
         due = int(passed * rate)
         if due > sent:
             times = np.full(min(due - sent, BATCH), time.time_ns() // 1000)
-            for message in load.batch(sent, times):
-                client.produce(topic, message["value"], message["key"])
+            left: list[dict[str, Any]] = load.batch(sent, times)
+            while left := _queued(client, topic, left):
+                client.poll(0.001)
             sent += len(times)
         client.poll(0)
         sleep(max(0.0, min(0.002, (sent + 1) / rate - (clock() - begun))))

@@ -127,6 +127,7 @@ class Desk:
         waited = np.array([at / 1e6 - stamp * 1e3 for (at, _), stamp in zip(came, stamps, strict=True)])
         p50, p99, p999 = np.percentile(waited, [50, 99, 99.9])
         return {
+            "events": sent.get(),
             "alerts": len(alerts),
             "p50_ms": round(p50, 1),
             "p99_ms": round(p99, 1),
