@@ -12,7 +12,8 @@ def facts() -> dict[str, Any]:
     """One JSON-ready document: services, streams, runs and addresses. Parts that cannot be reached say so in `error`.
 
     Times are ISO-8601 UTC. `streams.<name>.lag` counts records on the broker that are not ingested yet,
-    `halted` says which decision the stream waits for (null while it runs).
+    `halted` says which decision the stream waits for (null while it runs), `alerts` counts them (null for a stream that
+    declares none), `lane_halted` says why its alert lane stands still.
     """
     from infra.local import stack
     from infra.settings import settings
@@ -60,6 +61,10 @@ def _stream(name: str) -> dict[str, Any]:
             return None if row is None else {n: _plain(value) for n, value in zip(names, row, strict=True)}
 
         found |= one(f"select count(*) as events from {name}_events") or {}
+        found["alerts"] = None
+        if contract.alerts:
+            found["alerts"] = (one(f"select count(*) as alerts from {name}_alerts") or {})["alerts"]
+            found["lane_halted"] = halts(heartbeat(config)).get(contract.alerts_topic)
         found |= one(f"select count(*) as dead_letters from {name}_dead_letters") or {}
         windows = {"batch": 0, "speed": 0}
         for aggregate in contract.aggregates:
@@ -143,6 +148,8 @@ def show(document: dict[str, Any]) -> None:
 
     row("events accepted", lambda s: f"{s['events']:,}")
     row("dead letters", lambda s: f"{s['dead_letters']:,}")
+    if any(stream["alerts"] is not None for stream in streams.values()):
+        row("alerts", lambda s: "" if s["alerts"] is None else f"{s['alerts']:,}")
     row("records not ingested yet", lambda s: "?" if s["lag"] is None else f"{s['lag']:,}")
     row("windows served by batch", lambda s: f"{s['windows']['batch']:,}")
     row("windows served by speed", lambda s: f"{s['windows']['speed']:,}")
@@ -180,6 +187,8 @@ def show(document: dict[str, Any]) -> None:
     for name, stream in streams.items():
         if stream["halted"]:
             console.print(Text(f"{name} is halted: {stream['halted']}", "red"), soft_wrap=True)
+        if stream.get("lane_halted"):
+            console.print(Text(stream["lane_halted"], "red"), soft_wrap=True)
     services = document["services"]
     down = sorted(name for name, state in services.items() if state != "RUNNING")
     console.print(
