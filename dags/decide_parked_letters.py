@@ -14,6 +14,7 @@ within five minutes. To edit a letter, or to decide about single ones: `millrace
 **When it fails.** Nothing was decided, or only a part of a question's letters; the next run asks about the rest. *Did
 not reach* and *Kafka failed* are retried by themselves: `millrace status` shows what is down. An answer that is given
 in the very second of its question can cross with the scheduler's news of the task: the question is then asked again.
+*Somebody has decided upon each*: another answer, or `millrace dead-letters`, was first; nothing is left to do.
 """
 
 from __future__ import annotations
@@ -38,20 +39,27 @@ EXAMPLES = 5
 
 def questions(stream: str) -> list[dict[str, Any]]:
     """One question for each error class and reason of parked letters: its subject and body (Markdown) for people, and
-    the `letters` it is about for `decided`."""
+    the `letters` it is about for `decided`. Letters with a pending decision are not asked about."""
+    from dataclasses import replace
     from datetime import UTC, datetime
 
     from infra.settings import settings
+    from producers.decisions import pending
     from schemas.catalog import load
     from spark.serving import letters
     from spark.serving.duck import connect
 
     now, asked = datetime.now(UTC), []
-    with connect(settings(), [load(settings().contracts / stream)]) as served:
-        for group in letters.counts(served, stream, letters.Filter(status="parked", until=now))[:QUESTIONS]:
+    contract = load(settings().contracts / stream)
+    with connect(settings(), [contract]) as served:
+        which = letters.Filter(status="parked", until=now)
+        if groups := letters.counts(served, stream, which):
+            which = replace(which, other_than=pending(contract, settings()).keys())
+            groups = letters.counts(served, stream, which) if which.other_than else groups
+        for group in groups[:QUESTIONS]:
             error_class, reason, count = group["error_class"], group["reason"], group["letters"]
-            which = letters.Filter((), error_class, reason, "parked", now, exactly=True)
-            rows = letters.letters(served, stream, which, EXAMPLES)
+            alike = replace(which, error_class=error_class, reason=reason, exactly=True)
+            rows = letters.letters(served, stream, alike, EXAMPLES)
             table = "\n".join(f"| `{row['id']}` | {row['attempt']} | {row['parked_because']} |" for row in rows)
             asked.append(
                 {
@@ -65,11 +73,12 @@ def questions(stream: str) -> list[dict[str, Any]]:
 
 
 def decided(letters: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
-    """Sends the decision in `answer` (of HITLOperator) about the `letters` of its question."""
+    """Sends the decision in `answer` (of HITLOperator) about the `letters` of its question. Raises `DecisionError` if
+    somebody else was first for every one of them."""
     from datetime import UTC, datetime
 
     from infra.settings import settings
-    from producers.decisions import Parked, Verdict, announce
+    from producers.decisions import DecisionError, Parked, Verdict, announce, pending
     from schemas.catalog import load
     from spark.serving.duck import connect
     from spark.serving.letters import Filter
@@ -81,9 +90,14 @@ def decided(letters: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
     who = answer["responded_by_user"] or {}
     contract = load(settings().contracts / letters["stream"])
     until = datetime.fromisoformat(letters["until"])
-    which = Filter((), letters["error_class"], letters["reason"], "parked", until, exactly=True)
+    others = pending(contract, settings()).keys()
+    which = Filter((), letters["error_class"], letters["reason"], "parked", until, exactly=True, other_than=others)
     with connect(settings(), [contract]) as served:
         places = [Parked.of(row) for row in found(served, contract.stream, which)]
+    if not places:
+        raise DecisionError(
+            "none of these letters is parked any more, or somebody has decided upon each: nothing was sent"
+        )
     verdict = Verdict(
         "approve" if chosen == APPROVE else "discard",
         str(who.get("name") or who.get("id") or "unknown"),

@@ -9,8 +9,15 @@ is the history of incidents: a red run is a life that ended by accident, with th
 own, so that neither this task's end nor a restart of Airflow touches it. `watch` then waits in the triggerer, without
 a worker slot, and ends when the driver does: *exited*, *failed* (it said why), *stalled* (no heartbeat), *lag*
 (records wait and no batch finishes). It kills what is left of the driver, fails, and the next run starts another one,
-which goes on where the last committed batch ended: nothing is lost and nothing is doubled. A driver that dies within
-a minute of its start, time after time, is restarted after 2, 4, 8 … and at most 300 seconds.
+which goes on where the last committed batch ended: nothing is lost and nothing is doubled.
+
+**A run that waits in `drive`** (deferred, its log says why) starts no driver yet. Either somebody has stopped the
+stream; or drivers die within a minute of their start, time after time: the next one waits 2, 4, 8 … seconds, and after
+five such deaths the *circuit breaker* is open, for ten minutes. Then one more is tried (half-open); if it lives, the
+breaker is closed. When the cause is mended: `millrace stream close-breaker`, or the action *close_breaker* of the DAG
+`operate_stream`. `millrace status` shows the breaker too.
+
+**Pausing this DAG stops supervising, not the stream.** The driver goes on, and nobody starts another one when it dies.
 
 **A red run whose driver lives.** A stream that needs a decision halts alone; the others go on. The run that saw it
 halt turns red, `watch` says why and gives the command, and the next run finds the same driver again. The stream is
@@ -20,16 +27,17 @@ waits for, and `millrace status` says it too.
 - *Poison storm*, most records of a batch are bad: read `<stream>_dead_letters`, stop the producer, then `millrace
   checkpoint accept-storm <stream>`; or register the schema that the records lack.
 - *Checkpoint refused*, it is damaged or does not fit the tables or the changed contract: put it back or undo the
-  change and restart the driver; or stop streaming (below), `millrace checkpoint reset <stream>`, unpause.
+  change and restart the driver; or stop streaming (below), `millrace checkpoint reset <stream>`, start it again.
 
 **What to do about a red run.** One: nothing, read the reason. Many in a row: the log of `watch` ends with the
 driver's last lines, the rest is in `<home>/logs/stream.log`. Typical: topics missing (run `provision`), Kafka or the
 registry away, no memory.
 
-| to | do |
+| to | do (or trigger the DAG `operate_stream`) |
 |---|---|
-| restart the driver, say with new code | `touch <home>/run/stream/stop`: it finishes its batch, the run ends green |
-| stop streaming | pause this DAG, then `touch <home>/run/stream/stop` |
+| restart the driver | `millrace stream restart`: it finishes its batch, the run ends green |
+| go over to new code or contracts | `millrace stream deploy`: checks them first, then restarts |
+| stop streaming, start again | `millrace stream stop`, `millrace stream start` |
 | stop everything | `millrace down` |
 
 *lease … is held by …* in `drive`: another installation streams into the same lake. Stop one of them.
@@ -37,12 +45,43 @@ registry away, no memory.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
-from airflow.sdk import DAG, BaseOperator, Context, task
+from airflow.sdk import DAG, BaseOperator, Context
 from airflow.sdk.exceptions import AirflowFailException
 from wiring import DEFAULTS, duty
+
+
+class Drive(BaseOperator):
+    """Finds the running driver or starts one, once nothing keeps it from that; returns its epoch."""
+
+    def execute(self, context: Context) -> int:
+        from infra import driver
+        from infra.restarts import MayStart, waits
+        from infra.settings import settings
+
+        config = settings()
+        if driver.running(config) is None and (why := waits(config, datetime.now(UTC))):
+            self.log.warning("no driver is started: %s", why)
+            self.defer(trigger=MayStart(str(config.home)), method_name="allowed")
+        return self.started()
+
+    def allowed(self, context: Context, event: Any = None) -> int:
+        return self.started()
+
+    @staticmethod
+    @duty
+    def started() -> int:
+        from infra import driver
+        from infra.lease import Lease
+        from infra.settings import settings
+        from spark.session import submit_conf
+
+        config = settings()
+        return driver.ensure(
+            config, Lease(config), lambda epoch: driver.submit_command(submit_conf(config, "stream"), epoch)
+        ).epoch
 
 
 class Watch(BaseOperator):
@@ -68,10 +107,9 @@ class Watch(BaseOperator):
         self.defer(trigger=DriverWatch(str(folder), epoch, settings().stall_after, since), method_name="ended")
 
     def ended(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
-        """Clears up after the driver; then fails, at once or after the pause that a crash loop asks for."""
-        from airflow.providers.standard.triggers.temporal import TimeDeltaTrigger
-
+        """Clears up after the driver, and fails."""
         from infra import driver
+        from infra.restarts import waits
         from infra.settings import settings
 
         if event["reason"] == "stopped":
@@ -81,20 +119,14 @@ class Watch(BaseOperator):
         driver.stop(settings(), timeout=0, epoch=event["epoch"])
         message = f"driver with epoch {event['epoch']} {event['reason']}: {event['detail']}"
         self.log.error("%s; its last words:\n%s", message, driver.log_end(settings()))
-        if pause := driver.restart_delay(driver.deaths(driver.place(settings()))):
-            self.log.warning("it died young, and not for the first time: the next one is started in %.0f s", pause)
-            self.defer(
-                trigger=TimeDeltaTrigger(timedelta(seconds=pause)), method_name="over", kwargs={"message": message}
-            )
-        raise AirflowFailException(message)
-
-    def over(self, context: Context, message: str, event: Any = None) -> None:
+        if why := waits(settings(), datetime.now(UTC)):
+            self.log.warning("%s", why)
         raise AirflowFailException(message)
 
 
 with DAG(
     "stream_supervisor",
-    description="Keeps the streaming driver alive: one run is one life of it",
+    description="Keeps the streaming driver alive: one run is one life. Pausing stops supervising, not the stream",
     doc_md=__doc__,
     schedule="@continuous",
     start_date=datetime(2024, 1, 1, tzinfo=UTC),  # a continuous schedule needs one in the past
@@ -103,20 +135,7 @@ with DAG(
     default_args=DEFAULTS,
     tags=["millrace", "speed"],
 ):
-
-    @task
-    @duty
-    def drive() -> int:
-        """Returns the epoch of the driver that runs."""
-        from infra import driver
-        from infra.lease import Lease
-        from infra.settings import settings
-        from spark.session import submit_conf
-
-        config = settings()
-        return driver.ensure(
-            config, Lease(config), lambda epoch: driver.submit_command(submit_conf(config, "stream"), epoch)
-        ).epoch
-
-    # No time limit: the longer it lasts, the better. No retries: the next run is the retry.
-    Watch(task_id="watch", epoch=drive(), execution_timeout=None, retries=0)
+    # No time limits: a start may wait for somebody, and the longer a life lasts, the better. No retries of `watch`: the
+    # next run is the retry.
+    drive = Drive(task_id="drive", execution_timeout=None)
+    Watch(task_id="watch", epoch=drive.output, execution_timeout=None, retries=0)

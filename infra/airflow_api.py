@@ -84,6 +84,9 @@ class Airflow:
     def pause(self, dag_id: str) -> None:
         self._dags.patch_dag(dag_id, DAGPatchBody(is_paused=True))
 
+    def is_paused(self, dag_id: str) -> bool:
+        return bool(self._dags.get_dag(dag_id).is_paused)
+
     def runbook(self, dag_id: str) -> str:
         """The DAG's documentation as its page in the UI shows it (Markdown)."""
         return str(self._dags.get_dag_details(dag_id).doc_md or "")

@@ -19,6 +19,7 @@ from infra.commands.logs import logs
 from infra.commands.produce import produce
 from infra.commands.query import query
 from infra.commands.status import status
+from infra.commands.stream import stream
 from infra.commands.up import up
 from schemas.errors import MillraceError
 
@@ -56,6 +57,7 @@ for panel, commands in {
         app.command(rich_help_panel=panel)(command)
 for panel, group, name in (
     ("Look at it", bench, "bench"),
+    ("Streams", stream, "stream"),
     ("Streams", checkpoint, "checkpoint"),
     ("Streams", dead_letters.app, "dead-letters"),
 ):

@@ -21,7 +21,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -40,8 +40,6 @@ APPLICATION = PROJECT / "spark" / "jobs" / "stream.py"
 HEALTHY_LIFE = 60.0
 """Seconds that a driver must have been alive for its death not to count as part of a crash loop."""
 
-LONGEST_DELAY = 300.0
-
 
 class DriverError(TransientError):
     """The driver did not start or could not be stopped; the message holds the end of its log."""
@@ -55,7 +53,7 @@ class _NotYet(DriverError):
 class Driver:
     """A started driver. `created` is the process's creation time (seconds since 1970) and tells it from another
     process that got the same id later; `started_at` is UTC; `crashes` is the number of drivers right before it that
-    died young, one after the other."""
+    died young, one after the other (-1: also its own death is forgiven)."""
 
     epoch: int
     pid: int
@@ -249,14 +247,25 @@ def deaths(folder: Path) -> int:
     beat = heartbeat(folder, driver.epoch) or {}
     if beat.get("state") == "stopped":
         return 0
-    last_sign = datetime.fromisoformat(beat.get("updated_at") or driver.started_at)
-    life = (last_sign - datetime.fromisoformat(driver.started_at)).total_seconds()
-    return driver.crashes + 1 if life < HEALTHY_LIFE else 0
+    return 0 if is_healthy(folder, driver) else driver.crashes + 1
 
 
-def restart_delay(deaths: int) -> float:
-    """Seconds to wait before the next start: none after a first early death, then 2, 4, 8, … up to `LONGEST_DELAY`."""
-    return 0.0 if deaths < 2 else min(LONGEST_DELAY, 2.0 ** (deaths - 1))
+def last_sign(folder: Path, driver: Driver) -> datetime:
+    """When the driver last said that it lives (UTC): its newest heartbeat, or its start."""
+    return datetime.fromisoformat((heartbeat(folder, driver.epoch) or {}).get("updated_at") or driver.started_at)
+
+
+def is_healthy(folder: Path, driver: Driver) -> bool:
+    """Whether the driver lives, or lived, for `HEALTHY_LIFE`."""
+    life = last_sign(folder, driver) - datetime.fromisoformat(driver.started_at)
+    return life.total_seconds() >= HEALTHY_LIFE
+
+
+def forgive(folder: Path) -> None:
+    """Forgets the early deaths of the drivers up to the last one, its own too if it is dead."""
+    driver = recorded(folder)
+    if driver is not None:
+        _write(folder / "driver.json", asdict(replace(driver, crashes=0 if driver.alive else -1)))
 
 
 def log_end(settings: Settings, lines: int = 25) -> str:

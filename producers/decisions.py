@@ -2,7 +2,8 @@
 
 A decision is the parked letter itself, bit by bit as it is on `<stream>.parked`, with four more headers that say what
 was decided, by whom, why and when; for `edit` with another key and value. The replay does what it says inside its
-transactions. Sending a decision twice is harmless: the first one about a letter counts.
+transactions. Until then it is pending, and another one about the same letter should be refused (`pending` tells); of
+two that were taken in the same instant the first counts.
 """
 
 from __future__ import annotations
@@ -11,14 +12,14 @@ import io
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, cast, get_args
 
 import fastavro
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from infra.settings import Settings
 from producers.codec import Codec, registry, schema_id, writer
-from producers.letters import DECIDED_AT, DECIDED_BECAUSE, DECIDED_BY, DECISION, Letter, Verb, instant
+from producers.letters import DECIDED_AT, DECIDED_BECAUSE, DECIDED_BY, DECISION, Letter, Verb, instant, moment
 from producers.transactions import Reader, SessionError, send
 from schemas.errors import TerminalError, TransientError
 from schemas.examples import Misfit, encode
@@ -39,6 +40,10 @@ class DecisionError(TerminalError):
 
 class DecisionsNotSent(TransientError):
     """Not every decision reached Kafka. Sending all of them again is safe."""
+
+
+class DecisionsUnknown(TransientError):
+    """Kafka does not tell which decisions are pending."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,9 @@ class Verdict:
                 raise DecisionError(f"a decision about a dead letter needs to say {name}")
             if len(said) > LONGEST_TEXT:
                 raise DecisionError(f"{name} is {len(said)} characters long; {LONGEST_TEXT} are allowed")
+
+    def __str__(self) -> str:
+        return f"{self.verb} by {self.by}: {self.because}"
 
 
 def announce(
@@ -123,6 +131,24 @@ def announce(
     return len(parked)
 
 
+def pending(contract: Contract, settings: Settings) -> dict[str, Verdict]:
+    """The decisions that no replay has carried out yet, by the id of their letter. Raises `DecisionsUnknown`."""
+    found: dict[str, Verdict] = {}
+    try:
+        with Reader(settings, contract.dlq_topic, f"replay.{contract.stream}") as reader:
+            ends = reader.ends()
+            for partition, start in reader.committed(ends).items():
+                for letter in reader.letters(partition, start, ends[partition], ends[partition]):
+                    headers = dict(letter.headers)
+                    who, verb, at = letter.header("dl-id"), letter.header(DECISION), moment(headers, DECIDED_AT)
+                    if who and verb in get_args(Verb) and at:
+                        by, because = letter.header(DECIDED_BY) or "?", letter.header(DECIDED_BECAUSE) or "?"
+                        found.setdefault(who, Verdict(cast("Verb", verb), by, because, at))
+    except (KafkaException, SessionError) as error:
+        raise DecisionsUnknown(f"Kafka failed while {contract.dlq_topic} was read for decisions: {error}") from error
+    return found
+
+
 def _read(contract: Contract, settings: Settings, parked: Collection[Parked]) -> Iterable[tuple[Parked, Letter]]:
     with Reader(settings, contract.parked_topic, f"replay.{contract.stream}.decisions") as reader:
         for partition in sorted({one.partition for one in parked}):
@@ -151,7 +177,7 @@ def decoded(value: bytes | None, settings: Settings) -> dict[str, Any]:
     try:
         record: Any = fastavro.schemaless_reader(body, fastavro.parse_schema(schema), None)
     except Exception as error:  # a decoder of arbitrary bytes may raise anything
-        raise DecisionError(f"schema {number} cannot decode it: {type(error).__name__}: {error}") from error
+        raise DecisionError(f"its bytes are no record of schema {number}") from error
     if not isinstance(record, dict):
         raise DecisionError(f"schema {number} is not of a record")
     return record

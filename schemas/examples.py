@@ -10,6 +10,7 @@ example's bytes the schema id is the number of the version: 1 for `v1.avsc`.
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,11 +82,19 @@ def encode(contract: Contract, record: Mapping[str, Any]) -> bytes:
     try:
         validate(complete, schema, raise_errors=True)
     except ValidationError as error:
-        field = str(error.errors[0].field).removeprefix(f"{_full_name(contract.schema_now)}.") if error.errors else None
-        raise Misfit("; ".join(str(detail) for detail in error.errors), field) from error
+        wrong = error.errors[0]
+        field = str(wrong.field).removeprefix(f"{_full_name(contract.schema_now)}.")
+        allowed = " or ".join(dict.fromkeys(_type(one.schema) for one in error.errors))
+        raise Misfit(f"{field} is {json.dumps(wrong.datum, default=str)}, but must be {allowed}", field) from error
     buffer = io.BytesIO()
     fastavro.schemaless_writer(buffer, schema, complete)
     return buffer.getvalue()
+
+
+def _type(avro: Any) -> str:
+    if isinstance(avro, list):
+        return " or ".join(map(_type, avro))
+    return str(avro.get("logicalType") or avro["type"]) if isinstance(avro, dict) else str(avro)
 
 
 def _full_name(schema: Mapping[str, Any]) -> str:

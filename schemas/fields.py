@@ -51,7 +51,7 @@ def kind(avro: Any) -> Kind:
 
 def from_json(fields: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
     """The JSON `record` as Python values for Avro: timestamps and dates come as ISO-8601 strings, timestamps with an
-    offset or `Z`. Raises ValueError for a timestamp that is naive or is none."""
+    offset or `Z`. Raises ValueError for a date that is none, and for a timestamp that is naive or is none."""
     return {name: _value(kind(fields[name]), name, v) if name in fields else v for name, v in record.items()}
 
 
@@ -59,7 +59,10 @@ def _value(what: Kind, name: str, value: Any) -> Any:
     if not isinstance(value, str):
         return value
     if what == "date":
-        return date.fromisoformat(value)
+        try:
+            return date.fromisoformat(value)
+        except ValueError as error:
+            raise ValueError(f"{name} must be an ISO-8601 date such as 2013-01-01, not {value!r}") from error
     if what != "timestamp":
         return value
     try:

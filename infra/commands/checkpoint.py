@@ -69,7 +69,7 @@ def reset(
 ) -> None:
     """Begin a new generation of the checkpoint, which goes on where bronze ends: nothing is lost and nothing doubled.
 
-    The streaming driver must not run: pause the DAG stream_supervisor and stop the driver. The old generation's files
+    The streaming driver must not run: `millrace stream stop` stops it. The old generation's files
     stay where they are.
     """
     from infra.commands.produce import contract_of
@@ -188,8 +188,8 @@ def _no_driver(config: Settings) -> Iterator[Callable[[], None]]:
     last = driver.recorded(driver.place(config))
     if last is not None and last.processes():
         raise DriverRuns(
-            f"the streaming driver runs (process {last.pid}). Pause the DAG stream_supervisor at {config.airflow_url}, "
-            f"`touch {driver.place(config) / 'stop'}`, wait for its end, and try again; then unpause the DAG"
+            f"the streaming driver runs (process {last.pid}). `millrace stream stop` stops it; try again then, and "
+            "afterwards `millrace stream start`"
         )
     lease = Lease(config)
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import getpass
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +15,7 @@ from infra.commands.query import print_table, text
 from schemas.errors import MillraceError, TerminalError
 
 if TYPE_CHECKING:
+    from producers.decisions import Parked, Verdict
     from producers.letters import Verb
     from schemas.model import Contract
 
@@ -63,9 +64,10 @@ def list_(
     with connect(settings(), contracts) as served:
         counts = [row for c in contracts for row in letters.counts(served, c.stream, which)]
         found = [row for c in contracts for row in letters.letters(served, c.stream, which, limit)]
-    shown = ("id", "status", "error_class", "attempt", "reason", "parked_because", "decision", "decided_by")
+    _add_pending(contracts, found)
+    shown = ("id", "status", "error_class", "attempt", "reason", "parked_because", "decision", "decided_by", "pending")
     if json_:
-        typer.echo(json.dumps({"counts": counts, "letters": found}, default=text))
+        typer.echo(json.dumps({"counts": counts, "letters": found}, default=_plain))
         return
     print_table(["stream", "error_class", "reason", "status", "letters"], [tuple(row.values()) for row in counts])
     if found:
@@ -86,6 +88,7 @@ def show(letter: Id, json_: Json = False) -> None:
     with connect(settings(), [contract]) as served:
         found = _one(letters.letters(served, contract.stream, letters.Filter([letter])), letter)
         history = letters.history(served, contract.stream, letter)
+    _add_pending([contract], [found])
     record, undecodable = None, None
     try:
         record = decoded(found["value"], settings())
@@ -93,7 +96,7 @@ def show(letter: Id, json_: Json = False) -> None:
         undecodable = str(error)
     if json_:
         document = found | {"record": record, "undecodable": undecodable, "history": history}
-        typer.echo(json.dumps(document, default=text))
+        typer.echo(json.dumps(document, default=_plain))
         return
     print_table(["", letter], [(name, value) for name, value in found.items() if name not in ("value", "headers")])
     print_table(list(history[0]) if history else [], [tuple(row.values()) for row in history])
@@ -105,34 +108,52 @@ def show(letter: Id, json_: Json = False) -> None:
         console.print(_dump(found["value"]))
 
 
-@app.command()
-def approve(
-    because: Because,
-    ids: Ids = None,
-    stream: Stream = None,
-    error_class: Class = None,
-    reason: Reason = None,
-    by: By = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Ask nothing.")] = False,
-    json_: Json = False,
-) -> None:
-    """Send parked letters to the ingest again, as they are: those named, or all that the options choose."""
-    _decide("approve", ids, stream, error_class, reason, because, by, yes, json_)
+def _deciding(verb: Verb, explained: str) -> None:
+    """Adds the command `verb`, which decides about letters that are named or chosen."""
+
+    @app.command(verb, help=explained)
+    def command(
+        because: Because,
+        ids: Ids = None,
+        stream: Stream = None,
+        error_class: Class = None,
+        reason: Reason = None,
+        by: By = None,
+        yes: Annotated[bool, typer.Option("--yes", help="Ask nothing.")] = False,
+        json_: Json = False,
+    ) -> None:
+        from infra.settings import settings
+        from producers.decisions import announce
+
+        if bool(ids) == bool(stream):
+            raise NoSuchLetter(f"say which letters to {verb}: either their ids, or --stream with --class or --reason")
+        if stream and not (error_class or reason):
+            raise NoSuchLetter(f"say which letters of {stream} to {verb}: with --class, --reason or both")
+        verdict = _verdict(verb, because, by)
+        contracts = [contract_of(stream)] if stream else list({c.stream: c for c in map(_contract, ids or ())}.values())
+        chosen = [
+            (
+                contract,
+                _parked(contract, [one for one in ids or () if _stream(one) == contract.stream], error_class, reason),
+            )
+            for contract in contracts
+        ]
+        if stream and not yes:
+            typer.confirm(f"{verb} {len(chosen[0][1]):,} letters of {stream}?", abort=True, err=True)
+        _tell(
+            verb,
+            {contract.stream: announce(contract, settings(), parked, verdict) for contract, parked in chosen},
+            json_,
+        )
 
 
-@app.command()
-def discard(
-    because: Because,
-    ids: Ids = None,
-    stream: Stream = None,
-    error_class: Class = None,
-    reason: Reason = None,
-    by: By = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Ask nothing.")] = False,
-    json_: Json = False,
-) -> None:
-    """Never send parked letters again: those named, or all that the options choose. Their bytes stay where they are."""
-    _decide("discard", ids, stream, error_class, reason, because, by, yes, json_)
+_deciding(
+    "approve", "Send parked letters to the ingest again, as they are: those named, or all that the options choose."
+)
+_deciding(
+    "discard",
+    "Never send parked letters again: those named, or all that the options choose. Their bytes stay where they are.",
+)
 
 
 @app.command()
@@ -151,7 +172,7 @@ def edit(
     Timestamps are ISO-8601 with an offset. A letter that cannot be decoded needs --file.
     """
     from infra.settings import settings
-    from producers.decisions import announce, encoded
+    from producers.decisions import DecisionError, announce, encoded
 
     if bool(changes) == bool(file):
         raise NoSuchLetter("say how to edit the letter: with --set or with --file")
@@ -159,8 +180,16 @@ def edit(
     [parked] = _parked(contract, [letter], None, None)
     try:
         record = json.load(file) if file else _record(contract, letter) | dict(map(_change, changes or ()))
-    except ValueError as error:
-        raise NoSuchLetter(f"the edited record is not JSON: {error}") from error
+    except json.JSONDecodeError as error:
+        raise NoSuchLetter(
+            f"the edited record is not JSON: see its line {error.lineno}, column {error.colno}"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise NoSuchLetter(f"the edited record is not UTF-8 text: see its byte {error.start}") from error
+    except DecisionError as error:
+        raise NoSuchLetter(
+            f"letter {letter} has no fields to set: {error}. Give the whole record with --file"
+        ) from error
     if not isinstance(record, dict):
         raise NoSuchLetter("the edited record is not a JSON object")
     announce(contract, settings(), [parked], _verdict("edit", because, by), encoded(contract, settings(), record))
@@ -188,40 +217,6 @@ def replay(json_: Json = False) -> None:
 # -- what the commands share -------------------------------------------------------------------------------------------
 
 
-def _decide(
-    verb: Verb,
-    ids: Sequence[str] | None,
-    stream: str | None,
-    error_class: str | None,
-    reason: str | None,
-    because: str,
-    by: str | None,
-    yes: bool,
-    json_: bool,
-) -> None:
-    from infra.settings import settings
-    from producers.decisions import announce
-
-    if bool(ids) == bool(stream):
-        raise NoSuchLetter(f"say which letters to {verb}: either their ids, or --stream with --class or --reason")
-    if stream and not (error_class or reason):
-        raise NoSuchLetter(f"say which letters of {stream} to {verb}: with --class, --reason or both")
-    contracts = [contract_of(stream)] if stream else list({c.stream: c for c in map(_contract, ids or ())}.values())
-    chosen = {
-        contract.stream: (
-            contract,
-            _parked(contract, [one for one in ids or () if _stream(one) == contract.stream], error_class, reason),
-        )
-        for contract in contracts
-    }
-    total = sum(len(parked) for _, parked in chosen.values())
-    if stream and not yes and total:
-        typer.confirm(f"{verb} {total:,} letters of {stream}?", abort=True, err=True)
-    verdict = _verdict(verb, because, by)
-    done = {name: announce(contract, settings(), parked, verdict) for name, (contract, parked) in chosen.items()}
-    _tell(verb, done, json_)
-
-
 def _tell(verb: Verb, decisions: dict[str, int], json_: bool) -> None:
     if json_:
         typer.echo(json.dumps({"decision": verb, "letters": decisions}))
@@ -229,29 +224,69 @@ def _tell(verb: Verb, decisions: dict[str, int], json_: bool) -> None:
         typer.echo(f"{verb}: {sum(decisions.values()):,} letters; {NEXT}")
 
 
-def _verdict(verb: Verb, because: str, by: str | None) -> Any:
+def _verdict(verb: Verb, because: str, by: str | None) -> Verdict:
     from producers.decisions import Verdict
 
-    return Verdict(verb, by or getpass.getuser(), because, datetime.now(UTC))
+    try:
+        return Verdict(verb, by or getpass.getuser(), because, datetime.now(UTC))
+    except (KeyError, OSError) as error:
+        raise NoSuchLetter("this process's user has no name: say who decides, with --by") from error
 
 
-def _parked(contract: Contract, ids: Sequence[str], error_class: str | None, reason: str | None) -> list[Any]:
-    """The parked letters that are chosen. Raises `NoSuchLetter` for one of `ids` that is not parked."""
+def _parked(contract: Contract, ids: Sequence[str], error_class: str | None, reason: str | None) -> list[Parked]:
+    """The parked letters that are chosen, but those with a pending decision. Raises `NoSuchLetter` if there is
+    none, and for one of `ids` that is no such letter."""
     from infra.settings import settings
-    from producers.decisions import Parked
+    from producers.decisions import Parked, pending
     from spark.serving import letters
     from spark.serving.duck import connect
 
     with connect(settings(), [contract]) as served:
-        status = None if ids else "parked"
-        found = letters.letters(served, contract.stream, letters.Filter(ids, error_class, reason, status))
+        which = letters.Filter(ids, error_class, reason, None if ids else "parked")
+        found = letters.letters(served, contract.stream, which)
     for missing in sorted(set(ids) - {row["id"] for row in found}):
-        raise NoSuchLetter(f"there is no dead letter {missing}; `millrace dead-letters list` names them")
+        matching = " with this class and reason" if error_class or reason else ""
+        raise NoSuchLetter(f"there is no dead letter {missing}{matching}; `millrace dead-letters list` names them")
     for row in found:
         if row["status"] != "parked":
             hint = f": it waits for the next replay; {NEXT}" if row["status"] == "waiting" else ""
             raise NoSuchLetter(f"letter {row['id']} is {row['status']}, and only parked ones can be decided upon{hint}")
-    return [Parked.of(row) for row in found]
+    waiting = pending(contract, settings()) if found else {}
+    if decided := [row["id"] for row in found if row["id"] in waiting]:
+        if ids:
+            raise NoSuchLetter(
+                f"letter {decided[0]} was decided upon already: {waiting[decided[0]]}. Nothing was sent; {NEXT}"
+            )
+        typer.echo(f"{len(decided):,} letters were decided upon already and are left out; {NEXT}", err=True)
+    if not (free := [Parked.of(row) for row in found if row["id"] not in waiting]):
+        raise NoSuchLetter(
+            f"no parked letter of stream {contract.stream} matches; `millrace dead-letters list` names them"
+        )
+    return free
+
+
+def _add_pending(contracts: Sequence[Contract], found: Sequence[dict[str, Any]]) -> None:
+    """Adds `pending` to letters: the decision that the next replay carries out, or None."""
+    from infra.settings import settings
+    from producers.decisions import DecisionsUnknown, pending
+
+    for contract in contracts:
+        mine = [row for row in found if row["stream"] == contract.stream]
+        known: Mapping[str, Verdict] = {}
+        try:
+            # Only a parked letter can have one, so without any there is nothing to ask Kafka for.
+            known = pending(contract, settings()) if any(row["status"] == "parked" for row in mine) else {}
+        except DecisionsUnknown as error:
+            typer.echo(f"pending decisions are not shown: {error}", err=True)
+        for row in mine:
+            row["pending"] = known.get(row["id"]) if row["status"] == "parked" else None
+
+
+def _plain(value: object) -> Any:
+    """As `text`; a decision is an object of its fields."""
+    from dataclasses import asdict, is_dataclass
+
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else text(value)
 
 
 def _record(contract: Contract, letter: str) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from collections.abc import Collection
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import typer
@@ -12,8 +13,10 @@ def facts() -> dict[str, Any]:
     """One JSON-ready document: services, streams, runs and addresses. Parts that cannot be reached say so in `error`.
 
     Times are ISO-8601 UTC. `streams.<name>.lag` counts records on the broker that are not ingested yet,
-    `halted` says which decision the stream waits for (null while it runs), `alerts` counts them (null for a stream that
-    declares none), `lane_halted` says why its alert lane stands still.
+    `stream_driver.breaker` is the circuit breaker's state, `waits` why no driver is started (null if nothing keeps it);
+    `halted` says which decision the stream waits for (null while it runs), `letters_to_decide` how many parked letters
+    wait for a person's now, `alerts` counts them (null for a stream that declares none), `lane_halted` says why its
+    alert lane stands still.
     """
     from infra.local import stack
     from infra.settings import settings
@@ -31,22 +34,30 @@ def facts() -> dict[str, Any]:
 
 
 def _driver() -> dict[str, Any]:
-    from infra import driver
+    from dataclasses import asdict
+
+    from infra import driver, restarts
     from infra.offsets import heartbeat
     from infra.settings import settings
 
     beat = heartbeat(settings()) or {}
     if beat.get("state") == "running" and driver.running(settings()) is None:
         beat |= {"state": "not running", "error": "it died; the DAG stream_supervisor starts it again"}
-    return {key: beat.get(key) for key in ("state", "epoch", "pid", "started_at", "updated_at", "error")}
+    shown = {key: beat.get(key) for key in ("state", "epoch", "pid", "started_at", "updated_at", "error")}
+    now = datetime.now(UTC)
+    breaker = restarts.breaker(settings(), now)
+    waits = None if driver.running(settings()) else restarts.waits(settings(), now)
+    return shown | {"breaker": asdict(breaker) | {"until": _plain(breaker.until)}, "waits": waits}
 
 
 def _stream(name: str) -> dict[str, Any]:
     """Rows, windows, horizon, lag and the last results of one stream."""
     from infra.offsets import broker_offsets, halts, heartbeat, ingested_offsets
     from infra.settings import settings
+    from producers.decisions import DecisionsUnknown, pending
     from schemas.catalog import catalog
     from schemas.errors import MillraceError
+    from spark.serving import letters
     from spark.serving.duck import connect
 
     config = settings()
@@ -96,6 +107,17 @@ def _stream(name: str) -> dict[str, Any]:
             "select recorded_at, read, retried, waiting, parked "
             f"from replays where stream = '{name}' order by recorded_at desc limit 1"
         )
+
+        def to_decide(pending: Collection[str] = ()) -> int:
+            which = letters.Filter(status="parked", other_than=pending)
+            return sum(group["letters"] for group in letters.counts(connection, name, which))
+
+        found["letters_to_decide"] = to_decide()
+        if found["letters_to_decide"]:
+            try:
+                found["letters_to_decide"] = to_decide(pending(contract, config).keys())
+            except DecisionsUnknown as error:
+                found["error"] = str(error)
     try:
         broker = broker_offsets(config, contract.ingest_topics)
         ingested = ingested_offsets(config, name)
@@ -178,12 +200,16 @@ def show(document: dict[str, Any]) -> None:
         return f"{last['retried']:,} retried, {last['waiting']:,} waiting, {last['parked']:,} parked"
 
     row("last dead-letter replay", replay)
+    row("letters for a person", lambda s: f"{s['letters_to_decide']:,}")
     console.print(table)
 
     driver = document["stream_driver"]
     console.print(
         f"Stream driver  {driver['state'] or 'not started'}" + (f": {driver['error']}" if driver["error"] else "")
     )
+    if driver["breaker"]["state"] != "closed" or driver["waits"]:
+        state = f"The circuit breaker is {driver['breaker']['state']}. " if driver["breaker"]["deaths"] else ""
+        console.print(Text(f"{state}{driver['waits'] or 'A driver is being tried'}", "red"), soft_wrap=True)
     for name, stream in streams.items():
         if stream["halted"]:
             console.print(Text(f"{name} is halted: {stream['halted']}", "red"), soft_wrap=True)

@@ -105,6 +105,7 @@ class Stream:
             self.running = True
             try:
                 ingest.batch(records, batch_id)
+                self.may_commit()  # else Spark would note the batch as done in a checkpoint that is another driver's
                 self.told = None
             except BaseException as error:
                 self._failed(error)

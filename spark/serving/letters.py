@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, get_args
@@ -23,8 +23,9 @@ STATUSES: tuple[Status, ...] = get_args(Status)
 @dataclass(frozen=True)
 class Filter:
     """What letters must have, where given: one of the `ids`, the error class, words in the reason (upper and lower case
-    are the same), the status, and to have been moved last before `until` (UTC). With `exactly` class and reason are
-    the very ones of the filter, also when they are None, as they are in a row of `counts`."""
+    are the same), the status, to have been moved last before `until` (UTC), and none of the ids in `other_than`. With
+    `exactly` class and reason are the very ones of the filter, also when they are None, as they are in a row of
+    `counts`."""
 
     ids: Sequence[str] = ()
     error_class: str | None = None
@@ -32,6 +33,7 @@ class Filter:
     status: str | None = None
     until: datetime | None = None
     exactly: bool = False
+    other_than: Collection[str] = ()
 
     @property
     def predicate(self) -> str:
@@ -40,7 +42,8 @@ class Filter:
             and ((not $exactly and ($reason is null or contains(lower(reason), lower($reason))))
                 or reason is not distinct from $reason)
             and ($status is null or status = $status)
-            and ($until is null or moved_at <= $until)"""
+            and ($until is null or moved_at <= $until)
+            and id not in (select unnest($other_than))"""
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -51,6 +54,7 @@ class Filter:
             "status": self.status,
             "until": self.until,
             "exactly": self.exactly,
+            "other_than": list(self.other_than),
         }
 
 

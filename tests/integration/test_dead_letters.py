@@ -22,6 +22,7 @@ from deltalake import DeltaTable
 from typer.testing import CliRunner
 
 from infra.cli import app
+from infra.commands.status import _stream
 from infra.settings import PROJECT, Settings, settings
 from producers.codec import registry
 from producers.decisions import Parked, Verdict, announce
@@ -167,6 +168,8 @@ def test_an_approved_letter_goes_through_the_ingest_as_it_was_any_number_of_time
     first = original(mine, letter)
     for attempt in (1, 2):
         answer("approve", letter, "--because", f"try {attempt}", "--by", "ann")
+        if attempt == 1:
+            assert_pending(letter, f"approve by ann: try {attempt}")
         counts = replayed(f"approve-{attempt}")
         assert (counts["retried"], counts["in_flight"]) == (1, 1)
         assert (letter, "replayed") in [(row["id"], row["status"]) for row in answer("list")["letters"]]
@@ -185,6 +188,25 @@ def test_an_approved_letter_goes_through_the_ingest_as_it_was_any_number_of_time
     ]
 
 
+def assert_pending(letter: str, said: str) -> None:
+    """Until the replay has carried a decision out it is shown, and another one is refused and not sent."""
+    assert said in millrace("list").stdout
+    listed = {row["id"]: row["pending"] for row in answer("list")["letters"]}
+    assert [number for number, pending in listed.items() if pending] == [letter]
+    shown = answer("show", letter)["pending"]
+    assert (f"{shown['verb']} by {shown['by']}: {shown['because']}", shown["at"][:4].isdecimal()) == (said, True)
+    for another in (["discard"], ["approve"], ["edit", "--set", "page=home"]):
+        refused = millrace(another[0], letter, *another[1:], "--because", "me too")
+        assert refused.exit_code == 1
+        assert f"was decided upon already: {said}. Nothing was sent" in str(refused.exception)
+    several = millrace("discard", "--stream", "letters_clicks", "--class", "rule", "--because", "me too", given="n\n")
+    assert several.exit_code == 1
+    assert "1 letters were decided upon already and are left out" in several.stderr
+    assert "discard 2 letters of letters_clicks?" in several.stderr
+    facts = _stream("letters_clicks")
+    assert (facts["letters_to_decide"], facts.get("error")) == (4, None)
+
+
 def test_an_edited_letter_lands_and_its_original_is_kept(
     pipeline: Pipeline, mine: Settings, contract: Contract
 ) -> None:
@@ -195,6 +217,19 @@ def test_an_edited_letter_lands_and_its_original_is_kept(
     assert "would be refused again: no such page" in str(still_wrong.exception)
     unfit = millrace("edit", letter, "--because", "typo", "--file", "-", given=json.dumps(record | {"pages": 1}))
     assert "unknown field pages" in str(unfit.exception)
+    for wrong, message in (
+        (json.dumps(record | {"number": "ten"}), 'number is "ten", but must be int'),
+        (json.dumps(record | {"at": "noon"}), "at must be an ISO-8601 timestamp"),
+        ("{'page'}", "the edited record is not JSON: see its line 1, column 2"),
+        ("[]", "is not a JSON object"),
+    ):
+        refused = millrace("edit", letter, "--because", "typo", "--file", "-", given=wrong)
+        assert message in str(refused.exception)
+        assert refused.exit_code == 1
+    [bytes_, *_] = ids("the value begins", "parked")
+    no_fields = millrace("edit", bytes_, "--because", "typo", "--set", "page=home")
+    assert "has no fields to set" in str(no_fields.exception)
+    assert "with --file" in str(no_fields.exception)
     answer("edit", letter, "--because", "typo", "--by", "bob", "--set", "page=home")
     assert replayed("edit")["retried"] == 1
     pipeline.run()
@@ -311,6 +346,11 @@ def test_what_is_asked_wrongly_is_one_clear_error(pipeline: Pipeline) -> None:
         (["approve", "--because", "x"], "say which letters to approve"),
         (["edit", "letters_clicks/0/0", "--because", "x"], "with --set or with --file"),
         (["discard", "--because", "x", "--stream", "letters_clicks"], "with --class, --reason or both"),
+        (
+            ["discard", "--because", "x", "--stream", "letters_clicks", "--class", "gone", "--yes"],
+            "no parked letter of",
+        ),
+        (["approve", "letters_clicks/0/0", "--because", "x", "--class", "gone"], "with this class and reason"),
     ):
         done = millrace(*arguments)
         assert done.exit_code != 0

@@ -16,6 +16,7 @@ from infra.settings import Settings
 MILLRACE = Path(sys.executable).with_name("millrace")
 COMMANDS = (
     "up", "down", "status", "demo", "produce", "query", "audit", "check", "checkpoint", "dead-letters", "doctor",
+    "stream",
     "logs", "bench",
 )  # fmt: skip
 
@@ -104,7 +105,7 @@ def test_a_checkpoint_is_not_reset_while_the_driver_runs(tmp_path: Path) -> None
         done = millrace(tmp_path, "checkpoint", "reset", "flights")
         assert done.returncode == 1
         assert f"the streaming driver runs (process {it.pid})" in done.stderr
-        assert "Pause the DAG stream_supervisor" in done.stderr
+        assert "`millrace stream stop`" in done.stderr
         assert not (tmp_path / "checkpoints").exists()
     finally:
         driver.stop(home, timeout=0)

@@ -135,10 +135,6 @@ def test_early_deaths_are_counted_until_a_long_life_or_a_stop_on_purpose(home: S
     assert driver.deaths(folder) == 0
 
 
-def test_delay_grows_from_nothing_to_its_cap() -> None:
-    assert [driver.restart_delay(n) for n in (0, 1, 2, 3, 4, 20)] == [0, 0, 2, 4, 8, driver.LONGEST_DELAY]
-
-
 def test_airflows_secrets_do_not_reach_the_driver(home: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AIRFLOW_CONN_KAFKA_PROVISION", "secret")
     it = started(home, 1)

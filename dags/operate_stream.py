@@ -1,0 +1,59 @@
+"""# operate_stream
+
+Stops, starts, restarts or deploys the streaming driver: trigger it with an action. `millrace stream` does the same.
+
+**When.** When somebody triggers it.
+
+| action | does |
+|---|---|
+| `restart` | the driver finishes its batch and leaves, `stream_supervisor` starts the next one |
+| `deploy` | first checks that each stream may start with the code and contracts that are here now, then as `restart` |
+| `stop` | the driver finishes its batch and leaves; none is started until the action `start` |
+| `start` | `stream_supervisor` starts drivers again |
+| `close-breaker` | after a crash loop whose cause is mended: the next driver is started at once |
+
+**Result.** The task returns what was done, the epochs of the driver before and after, and for how many seconds nothing
+streamed: a start of Spark, some 15 s on two cores. Records that arrive meanwhile are ingested afterwards.
+
+**When it fails.** The message says what to do. *Is paused*: nobody would start the next driver; unpause
+`stream_supervisor`. *No driver runs after …*: the log of `stream_supervisor` says why. A deployment that is refused
+has changed nothing, and the old driver goes on.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from airflow.sdk import DAG, Param, task
+from wiring import DEFAULTS, duty
+
+with DAG(
+    "operate_stream",
+    description="Stop, start, restart or deploy the streaming driver",
+    doc_md=__doc__,
+    schedule=None,
+    catchup=False,
+    max_active_runs=1,
+    default_args=DEFAULTS,
+    params={
+        "action": Param(
+            "restart", type="string", enum=["restart", "deploy", "stop", "start", "close-breaker"], title="What to do"
+        ),
+        "because": Param("from Airflow", type="string", minLength=1, maxLength=500, title="Why"),
+    },
+    tags=["millrace", "speed"],
+):
+
+    @task(execution_timeout=timedelta(minutes=6), retries=0)
+    @duty
+    def operate(params: dict[str, Any]) -> dict[str, Any]:
+        """Returns the action, what it did, the epochs and the gap."""
+        from dataclasses import asdict
+
+        from infra import operate
+        from infra.settings import settings
+
+        return asdict(operate.operate(settings(), params["action"], "somebody in Airflow", params["because"]))
+
+    operate()

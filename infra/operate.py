@@ -1,0 +1,121 @@
+"""What people do to the running stream: stop, start, restart, deploy. Used by the command line and by a DAG.
+
+The driver is started by the supervisor alone (DAG `stream_supervisor`), so that there is one place that does it; here
+it is only asked to go, and waited for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal, get_args
+
+from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
+
+from infra import driver, restarts
+from infra.settings import Settings
+from schemas.errors import TerminalError, TransientError
+
+Action = Literal["stop", "start", "restart", "deploy", "close-breaker"]
+ACTIONS: tuple[Action, ...] = get_args(Action)
+
+PATIENCE = 60.0
+"""Seconds that the driver gets to finish its batch."""
+STARTING = 180.0
+"""Seconds within which the supervisor must have a driver running."""
+
+
+class NotOperated(TerminalError):
+    """What was asked for cannot be done; nothing was changed, and the message says why and what to do."""
+
+
+class NotStarted(TransientError):
+    """The supervisor has no driver running in time; the message says where to look."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """What an action did, in words; the epochs of the driver `before` and `after`, and how long nothing streamed."""
+
+    action: Action
+    said: str
+    before: int | None = None
+    after: int | None = None
+    gap_seconds: float | None = None
+
+
+def operate(settings: Settings, action: Action, by: str, because: str) -> Done:
+    """Does `action`. Raises `NotOperated`, `NotStarted`, `driver.DriverError`, and for a deployment what is wrong with
+    the contracts or which stream would be refused."""
+    if action == "stop":
+        restarts.hold(settings, by, because)
+        before = driver.running(settings)
+        driver.stop(settings, PATIENCE)
+        return Done(action, "the stream is stopped, and stays so until it is started", before.epoch if before else None)
+    if action == "start":
+        was_held = restarts.let_go(settings)
+        return _started(settings, action, "the stream runs" + ("" if was_held else "; nobody had stopped it"))
+    if action == "close-breaker":
+        if not restarts.close_breaker(settings):
+            return Done(action, "the circuit breaker was closed")
+        return _started(settings, action, "the circuit breaker is closed, and the stream runs")
+    if why := restarts.waits(settings, datetime.now(UTC)):
+        raise NotOperated(f"there is no driver to {action}: {why}")
+    _require_supervisor(settings)
+    if action == "deploy":
+        _require_startable(settings)
+    return _replaced(settings, action)
+
+
+def _replaced(settings: Settings, action: Action) -> Done:
+    before = driver.running(settings)
+    if before is None:
+        raise NotOperated(f"there is no driver to {action}; the supervisor is just about to start one")
+    driver.stop(settings, PATIENCE, before.epoch)
+    stopped = datetime.now(UTC)
+    done = _started(settings, action, "", before)
+    gap = (datetime.now(UTC) - stopped).total_seconds()
+    said = f"driver {before.epoch} has finished its batch, driver {done.after} runs; nothing streamed for {gap:.0f} s"
+    return Done(action, said, before.epoch, done.after, round(gap, 1))
+
+
+def _started(settings: Settings, action: Action, said: str, before: driver.Driver | None = None) -> Done:
+    def beat() -> dict[str, Any] | None:
+        last = driver.running(settings)
+        if last is None or (before and last.epoch <= before.epoch):
+            return None
+        found = driver.heartbeat(driver.place(settings), last.epoch)
+        return found if found and found["state"] == "running" else None
+
+    found = Retrying(
+        retry=retry_if_result(lambda it: it is None),
+        wait=wait_fixed(0.2),
+        stop=stop_after_delay(STARTING),
+        retry_error_callback=lambda _: None,
+    )(beat)
+    if found is None:
+        why = restarts.waits(settings, datetime.now(UTC)) or driver.log_end(settings)
+        raise NotStarted(
+            f"no driver runs after {STARTING:.0f} s. Is the DAG stream_supervisor at {settings.airflow_url} paused? "
+            f"Last words: {why}"
+        )
+    return Done(action, said, before.epoch if before else None, found["epoch"])
+
+
+def _require_supervisor(settings: Settings) -> None:
+    from infra.airflow_api import Airflow
+
+    if Airflow(settings).is_paused("stream_supervisor"):
+        raise NotOperated(
+            f"the DAG stream_supervisor is paused, so nobody would start the next driver; unpause it at "
+            f"{settings.airflow_url} first"
+        )
+
+
+def _require_startable(settings: Settings) -> None:
+    """Raises what would keep a driver from starting now: a broken contract, a change that its checkpoint refuses."""
+    from schemas.catalog import catalog
+    from spark import restart
+
+    for contract in catalog(settings.contracts).values():
+        restart.opening(contract, settings)

@@ -1,0 +1,138 @@
+"""When the supervisor may start the streaming driver again: at once, after a pause, after a cool-down, or not at all.
+
+Everything is derived from the driver's own files, so it survives Airflow, reboots and DAG runs, and every reader says
+the same:
+
+- A driver that dies young (`driver.HEALTHY_LIFE`), and not for the first time, is started again after a pause that
+  doubles with each such death.
+- After `BACKOFF.attempts` of them, one right after the other, the circuit breaker is *open*: nothing is started for
+  `COOL_DOWN`. Then it is *half-open*: one more is started. If that one lives, the breaker is *closed*; if it dies
+  young, it is open again. `close_breaker` is a person's word that the cause is mended.
+- `<run_dir>/stream/held` says that somebody has stopped the stream; it stays stopped until `let_go`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+from airflow.triggers.base import BaseTrigger, TriggerEvent
+
+from infra import driver
+from infra.settings import Settings
+from schemas.model import Backoff
+
+BACKOFF = Backoff(attempts=5, base=timedelta(seconds=2), cap=timedelta(minutes=5), jitter=0.5)
+COOL_DOWN = timedelta(minutes=10)
+
+EVERY = 1.0
+"""Seconds between looks of a start that waits."""
+
+
+@dataclass(frozen=True)
+class Breaker:
+    """The circuit breaker: its `state`, the number of early `deaths` in a row, and the moment (UTC) before which
+    nothing is started, None if that may be at once."""
+
+    state: Literal["closed", "open", "half-open"]
+    deaths: int
+    until: datetime | None
+
+
+@dataclass(frozen=True)
+class Held:
+    """Somebody stopped the stream: who, why, and when (ISO-8601, UTC)."""
+
+    by: str
+    because: str
+    at: str
+
+
+def breaker(settings: Settings, now: datetime) -> Breaker:
+    """The breaker at `now` (UTC)."""
+    folder = driver.place(settings)
+    last = driver.recorded(folder)
+    if last is None:
+        return Breaker("closed", 0, None)
+    if (deaths := driver.deaths(folder)) == 0:  # it lives, or it died of old age
+        trying = last.crashes >= BACKOFF.attempts and last.alive and not driver.is_healthy(folder, last)
+        return Breaker("half-open" if trying else "closed", last.crashes if trying else 0, None)
+    died = driver.last_sign(folder, last)
+    if deaths >= BACKOFF.attempts:
+        until = died + COOL_DOWN
+        return Breaker("open" if now < until else "half-open", deaths, until if now < until else None)
+    # None after a first early death. How much of the jitter is taken depends on the epoch: the same for every reader.
+    until = died if deaths == 1 else died + BACKOFF.due_after(deaths - 2, f"epoch {last.epoch}")
+    return Breaker("closed", deaths, until if now < until else None)
+
+
+def close_breaker(settings: Settings) -> bool:
+    """Forgets all early deaths, so that the next driver is started at once; returns whether there were any."""
+    folder = driver.place(settings)
+    last = driver.recorded(folder)
+    if last is None or (last.crashes <= 0 and driver.deaths(folder) == 0):
+        return False
+    driver.forgive(folder)
+    return True
+
+
+def hold(settings: Settings, by: str, because: str) -> None:
+    """No driver is started from now on. What runs is left alone."""
+    place = driver.place(settings)
+    place.mkdir(parents=True, exist_ok=True)
+    _held_file(settings).write_text(json.dumps(asdict(Held(by, because, datetime.now(UTC).isoformat()))))
+
+
+def let_go(settings: Settings) -> bool:
+    """Ends a hold; returns whether there was one."""
+    was_held = held(settings) is not None
+    _held_file(settings).unlink(missing_ok=True)
+    return was_held
+
+
+def held(settings: Settings) -> Held | None:
+    try:
+        return Held(**json.loads(_held_file(settings).read_text()))
+    except FileNotFoundError:
+        return None
+
+
+def _held_file(settings: Settings) -> Path:
+    return driver.place(settings) / "held"
+
+
+def waits(settings: Settings, now: datetime) -> str | None:
+    """Why no driver may be started at `now` (UTC), and what to do; None if one may."""
+    if it := held(settings):
+        return f"{it.by} stopped the stream at {it.at[:16]}: {it.because}. `millrace stream start` starts it again"
+    state = breaker(settings, now)
+    if state.until is None:
+        return None
+    if state.state == "open":
+        return (
+            f"the circuit breaker is open: {state.deaths} drivers in a row died young. The next one is tried at "
+            f"{state.until:%H:%M:%S} UTC; when the cause is mended, `millrace stream close-breaker` starts it at once"
+        )
+    return f"{state.deaths} drivers in a row died young: the next one is started at {state.until:%H:%M:%S} UTC"
+
+
+class MayStart(BaseTrigger):
+    """Fires, in the triggerer and without a worker slot, once nothing keeps a driver from being started."""
+
+    def __init__(self, home: str) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.home = home
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        return "infra.restarts.MayStart", {"home": self.home}
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        settings = Settings(home=Path(self.home))
+        while waits(settings, datetime.now(UTC)) is not None:
+            await asyncio.sleep(EVERY)
+        yield TriggerEvent(True)  # type: ignore[no-untyped-call]

@@ -1,0 +1,117 @@
+"""When a driver may be started again: over the files of real dead processes, with the clock in the test's hand."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from airflow.sdk.exceptions import TaskDeferred
+from airflow.sdk.module_loading import import_string
+
+from infra import driver, operate, restarts
+from infra.settings import PROJECT, Settings
+from tests.unit.test_driver import started
+
+SECOND = timedelta(seconds=1)
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Settings]:
+    settings = Settings(home=tmp_path)
+    yield settings
+    driver.stop(settings, timeout=0)
+
+
+def die_young(settings: Settings, epoch: int) -> datetime:
+    """A driver that ends at once; returns its last sign of life."""
+    it = driver.start(settings, epoch, [sys.executable, "-c", ""])
+    psutil.wait_procs([psutil.Process(it.pid)], timeout=10)
+    return driver.last_sign(driver.place(settings), it)
+
+
+def test_pauses_grow_with_early_deaths_and_are_the_same_for_every_reader(home: Settings) -> None:
+    assert restarts.breaker(home, datetime.now(UTC)) == restarts.Breaker("closed", 0, None)
+    pauses = []
+    for epoch in range(1, restarts.BACKOFF.attempts):
+        died = die_young(home, epoch)
+        state = restarts.breaker(home, died)
+        assert (state.state, state.deaths) == ("closed", epoch)
+        assert restarts.breaker(home, died) == state
+        pauses.append((state.until - died).total_seconds() if state.until else 0)
+        assert restarts.breaker(home, died + timedelta(minutes=1)).until is None
+    assert pauses[0] == 0
+    for pause, longest in zip(pauses[1:], (2, 4, 8), strict=True):
+        assert longest / 2 <= pause <= longest
+
+
+def test_a_crash_loop_opens_the_breaker_until_it_cooled_down_and_one_long_life_closes_it(home: Settings) -> None:
+    for epoch in range(1, restarts.BACKOFF.attempts + 1):
+        died = die_young(home, epoch)
+    state = restarts.breaker(home, died + SECOND)
+    assert (state.state, state.until) == ("open", died + restarts.COOL_DOWN)
+    assert "the circuit breaker is open: 5 drivers" in str(restarts.waits(home, died + SECOND))
+    after = died + restarts.COOL_DOWN + SECOND
+    assert restarts.breaker(home, after) == restarts.Breaker("half-open", 5, None)
+    assert restarts.waits(home, after) is None
+
+    it = started(home, 6)
+    assert restarts.breaker(home, datetime.now(UTC)).state == "half-open", "it is being tried"
+    document = asdict(it) | {"started_at": (datetime.now(UTC) - timedelta(seconds=driver.HEALTHY_LIFE + 9)).isoformat()}
+    (driver.place(home) / "driver.json").write_text(json.dumps(document))
+    assert restarts.breaker(home, datetime.now(UTC)) == restarts.Breaker("closed", 0, None)
+
+
+def test_a_failed_try_opens_it_again_and_a_person_closes_it(home: Settings) -> None:
+    for epoch in range(1, restarts.BACKOFF.attempts + 2):
+        died = die_young(home, epoch)
+    assert restarts.breaker(home, died + SECOND).state == "open"
+    assert restarts.close_breaker(home)
+    assert restarts.waits(home, died) is None
+    assert not restarts.close_breaker(home)
+    again = die_young(home, 7)
+    assert restarts.breaker(home, again) == restarts.Breaker("closed", 1, None)
+
+
+def test_a_stopped_stream_stays_stopped_until_it_is_started(home: Settings) -> None:
+    started(home, 1)
+    done = operate.operate(home, "stop", "ann", "broker moves")
+    assert (done.before, driver.running(home)) == (1, None)
+    why = str(restarts.waits(home, datetime.now(UTC)))
+    assert why.startswith("ann stopped the stream at ")
+    assert "broker moves. `millrace stream start`" in why
+    with pytest.raises(operate.NotOperated, match="no driver to restart: ann stopped the stream"):
+        operate.operate(home, "restart", "bob", "")
+    assert restarts.let_go(home)
+    assert restarts.waits(home, datetime.now(UTC)) is None
+
+
+def test_a_start_that_waits_holds_no_worker_and_goes_on_when_it_may(
+    home: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("infra.settings.settings", lambda: home)
+    monkeypatch.setattr(restarts, "EVERY", 0.05)
+    monkeypatch.syspath_prepend(str(PROJECT / "dags"))
+    drive = importlib.import_module("stream_supervisor").Drive(task_id="drive")
+    restarts.hold(home, "ann", "broker moves")
+    with pytest.raises(TaskDeferred) as deferred:
+        drive.execute({})
+    path, arguments = deferred.value.trigger.serialize()
+    trigger: Any = import_string(path)(**arguments)
+
+    async def wait() -> bool:
+        event = asyncio.ensure_future(anext(trigger.run()))
+        done, _ = await asyncio.wait([event], timeout=0.3)
+        assert not done, "fired while the stream was held"
+        restarts.let_go(home)
+        return bool((await asyncio.wait_for(event, timeout=20)).payload)
+
+    assert asyncio.run(wait())
