@@ -11,7 +11,7 @@ UV_HOME := .millrace/uv
 UV := $(or $(shell command -v uv),$(UV_HOME)/bin/uv)
 RUN := $(UV) run --frozen
 
-.PHONY: help run up stop clean test lint unit integration long mechanisms format environment
+.PHONY: help run up stop clean test lint unit integration long mechanisms faults format environment
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -52,6 +52,9 @@ long: environment  ## the tests that make test leaves out for their length
 
 mechanisms: environment  ## take each promise's mechanism away and watch its test fail
 	$(RUN) python -m tests.mechanisms
+
+faults: environment  ## harm a platform of its own in every known way, three seeds each; docs/reliability.md has the result
+	$(RUN) millrace fault all --seeds 3 --report
 
 environment: $(UV)  ## the Python environment, from the lock file
 	@$(UV) sync --frozen

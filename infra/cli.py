@@ -15,6 +15,7 @@ from infra.commands.checkpoint import checkpoint
 from infra.commands.demo import demo
 from infra.commands.doctor import doctor
 from infra.commands.down import down
+from infra.commands.fault import fault, soak
 from infra.commands.logs import logs
 from infra.commands.produce import produce
 from infra.commands.query import query
@@ -50,13 +51,14 @@ app = typer.Typer(
 
 for panel, commands in {
     "Run it": (demo, up, down),
-    "Look at it": (status, query, audit, logs, doctor),
+    "Look at it": (status, query, audit, logs, doctor, soak),
     "Streams": (produce, check),
 }.items():
     for command in commands:
         app.command(rich_help_panel=panel)(command)
 for panel, group, name in (
     ("Look at it", bench, "bench"),
+    ("Look at it", fault, "fault"),
     ("Streams", stream, "stream"),
     ("Streams", checkpoint, "checkpoint"),
     ("Streams", dead_letters.app, "dead-letters"),

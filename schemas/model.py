@@ -279,6 +279,11 @@ class Contract(_Strict):
     event_id: list[str] = Field(min_length=1, description="Fields that together identify an event.")
     event_time: str = Field(description="Field of Avro logical type timestamp-micros or -millis; UTC.")
     allowed_lateness: Duration = timedelta(hours=1)
+    future_skew: Duration = Field(
+        timedelta(days=1),
+        description="How far an event's time may be ahead of its arrival in Kafka. One that is further ahead is a dead "
+        "letter of class rule: it would close every hour before it.",
+    )
     rules: list[Rule] = []
     aggregates: list[Aggregate] = []
     velocity: list[Velocity] = []

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 from infra.local import stack as local
 from infra.settings import Settings, settings
@@ -29,8 +31,11 @@ def free_ports(count: int) -> list[int]:
 
 
 @contextmanager
-def running(prefix: str, contracts: Path, services: Sequence[str] = ()) -> Iterator[Settings]:
-    """Settings of a running stack with a copy of `contracts`; every service, or those named and what they need.
+def running(
+    prefix: str, contracts: Path, services: Sequence[str] = (), disks: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[Settings]:
+    """Settings of a running stack with a copy of `contracts`; every service, or those named and what they need. Folders
+    of the home named in `disks` are memory disks of that size (as mount(8) writes it; only root may mount them).
 
     The settings are in the environment too, so that child processes (spark-submit, `millrace`) see the same stack.
     Its state is removed afterwards, but for the logs: they stay in the temporary folder as `<prefix>logs`.
@@ -38,6 +43,9 @@ def running(prefix: str, contracts: Path, services: Sequence[str] = ()) -> Itera
     home = Path(tempfile.mkdtemp(prefix=prefix))
     home.chmod(0o755)  # PostgreSQL drops root's rights and must still reach its data below
     shutil.copytree(contracts, home / "contracts")
+    for folder, size in disks.items():
+        (home / folder).mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size},mode=0755", "none", home / folder], check=True)
     before = dict(os.environ)
     os.environ["MILLRACE_HOME"] = str(home)
     os.environ["MILLRACE_CONTRACTS"] = str(home / "contracts")
@@ -53,6 +61,8 @@ def running(prefix: str, contracts: Path, services: Sequence[str] = ()) -> Itera
         logs = Path(tempfile.gettempdir()) / f"{prefix}logs"
         shutil.rmtree(logs, ignore_errors=True)
         shutil.copytree(config.log_dir, logs, ignore_dangling_symlinks=True)
+        for folder in disks:
+            subprocess.run(["umount", "-l", home / folder], check=True)
         shutil.rmtree(home, ignore_errors=True)
         os.environ.clear()
         os.environ.update(before)

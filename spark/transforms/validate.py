@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any, cast
 
 from pyspark.sql import Column, DataFrame
@@ -30,10 +31,20 @@ def validate(decoded: DataFrame, contract: Contract) -> DataFrame:
 
 
 def _broken_rule(contract: Contract) -> Column:
-    """The reason of the first rule that is not true, else null."""
-    reason: Any = F
+    """The reason of the first rule that is not true, else null. The first of all is that the event is not of the
+    future; measured against Kafka's timestamp and not a clock, so that a batch that runs again says the same."""
+    skew = contract.future_skew
+    ahead = F.col(contract.event_time) > F.col("kafka_timestamp") + F.make_dt_interval(secs=F.lit(skew.total_seconds()))
+    reason: Any = F.when(ahead, F.lit(f"{contract.event_time} is more than {_duration(skew)} after its arrival"))
     for rule in contract.rules:
         # Null counts as broken.
         holds = F.coalesce(F.expr(f"({rule.predicate})"), F.lit(False))
         reason = reason.when(~holds, F.lit(rule.reason))
-    return F.lit(None).cast("string") if reason is F else cast(Column, reason)
+    return cast(Column, reason)
+
+
+def _duration(length: timedelta) -> str:
+    """A duration as contracts write it."""
+    seconds = int(length.total_seconds())
+    unit, size = next((u, s) for u, s in (("d", 86_400), ("h", 3600), ("m", 60), ("s", 1)) if seconds % s == 0)
+    return f"{seconds // size}{unit}"

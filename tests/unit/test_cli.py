@@ -16,7 +16,7 @@ from infra.settings import Settings
 MILLRACE = Path(sys.executable).with_name("millrace")
 COMMANDS = (
     "up", "down", "status", "demo", "produce", "query", "audit", "check", "checkpoint", "dead-letters", "doctor",
-    "stream",
+    "stream", "fault", "soak",
     "logs", "bench",
 )  # fmt: skip
 

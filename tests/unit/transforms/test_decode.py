@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,7 @@ from schemas.wire import header
 from spark import tables
 from spark.transforms.decode import decode
 from spark.transforms.validate import validate
-from tests.kafka_rows import Row, frame, wire
+from tests.kafka_rows import ARRIVAL, Row, frame, wire
 
 FLIGHTS = catalog()["flights"]
 FLIGHT = {
@@ -53,6 +53,14 @@ TIME = varint(1_357_035_300_000_000)
 def judged(spark: SparkSession, rows: list[Row], contract: Contract = FLIGHTS, schema_id: int = 7) -> DataFrame:
     writers = {schema_id: json.dumps(contract.schema_now)}
     return validate(decode(frame(spark, rows), contract, writers), contract).orderBy("offset")
+
+
+def test_an_event_of_the_future_is_a_dead_letter_and_one_a_little_ahead_is_not(spark: SparkSession) -> None:
+    ahead = FLIGHTS.future_skew
+    times = [ARRIVAL - timedelta(days=4000), ARRIVAL, ARRIVAL + ahead, ARRIVAL + ahead + timedelta(milliseconds=1)]
+    rows = [Row(wire(7, FLIGHTS.schema_now, FLIGHT | {"event_time": at}), "flights", n) for n, at in enumerate(times)]
+    found = [(row["error_class"], row["reason"]) for row in judged(spark, rows).collect()]
+    assert found == [(None, None)] * 3 + [("rule", "event_time is more than 1d after its arrival")]
 
 
 BAD: dict[str, tuple[bytes | None, str, str]] = {

@@ -1,0 +1,63 @@
+"""`millrace fault` and `millrace soak`: harm a platform of its own on purpose, and count what it lost or doubled."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Annotated
+
+import typer
+
+fault = typer.Typer(
+    no_args_is_help=True,
+    help="Kill, stop and starve a platform of its own under load, and count what it lost or doubled.",
+)
+
+Seed = Annotated[int, typer.Option(help="Seed of the moments and choices.")]
+Json = Annotated[bool, typer.Option("--json", help="End with one JSON document.")]
+
+
+@fault.command("list")
+def list_() -> None:
+    """The faults there are."""
+    _matrix("list")
+
+
+@fault.command()
+def run(
+    name: Annotated[str, typer.Argument(help="A fault, as `millrace fault list` names it.")],
+    seed: Seed = 0,
+    json_: Json = False,
+) -> None:
+    """One fault; exit code 1 if anything was lost or doubled, or a published window is wrong."""
+    _matrix("run", name, "--seed", str(seed), *(["--json"] if json_ else []))
+
+
+@fault.command("all")
+def all_(
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds of each fault, from 1.")] = 3,
+    report: Annotated[bool, typer.Option("--report", help="Write the table into docs/reliability.md.")] = False,
+    json_: Json = False,
+) -> None:
+    """Every fault with several seeds: about a minute each."""
+    numbers = [str(seed) for seed in range(1, seeds + 1)]
+    _matrix("all", "--seeds", *numbers, *(["--report"] if report else []), *(["--json"] if json_ else []))
+
+
+def soak(
+    minutes: Annotated[float, typer.Option(min=0.1, help="How long.")] = 30,
+    seed: Seed = 0,
+    report: Annotated[bool, typer.Option("--report", help="Write the figures into docs/reliability.md.")] = False,
+    json_: Json = False,
+) -> None:
+    """Run a platform of its own under load with a random fault now and then; exit code 1 if anything was lost."""
+    extra = [*(["--report"] if report else []), *(["--json"] if json_ else [])]
+    _matrix("soak", "--minutes", str(minutes), "--seed", str(seed), *extra)
+
+
+def _matrix(*arguments: str) -> None:
+    """The matrix is a program of its own: it needs what only the checkout has."""
+    from infra.settings import PROJECT
+
+    command = [sys.executable, "-m", "tests.faults.matrix", *arguments]
+    raise typer.Exit(subprocess.run(command, cwd=PROJECT, check=False).returncode)

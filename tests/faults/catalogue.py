@@ -1,0 +1,402 @@
+"""The faults of the matrix. Each is a function of a running world and a seeded random generator that does the harm and
+returns when it is over; what follows (progress again, the oracle) is the same for all.
+
+Nothing of the product knows of them: a crash at an instant is a kill -9 when the files show that instant.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+import psutil
+
+from infra import driver
+from infra import operate as operating
+from infra.lease import Lease
+from infra.local import airflow, stack
+from infra.local.leftovers import leftovers
+from infra.local.supervisor import Supervisor
+from infra.offsets import halts, heartbeat
+from schemas.errors import MillraceError
+from spark import checkpoints
+from tests.faults.world import STREAM, Traces, World, wait_for
+
+Act = Callable[[World, Random], None]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """`act` does the harm and returns at its end. `publishes`: the harm is about published windows."""
+
+    name: str
+    about: str
+    act: Act
+    publishes: bool = False
+
+
+FAULTS: dict[str, Fault] = {}
+
+
+def fault(name: str, about: str, publishes: bool = False) -> Callable[[Act], Act]:
+    def known(act: Act) -> Act:
+        FAULTS[name] = Fault(name, about, act, publishes)
+        return act
+
+    return known
+
+
+def pause(seconds: float) -> None:
+    threading.Event().wait(seconds)
+
+
+@fault("none", "nothing at all: what the others are compared with")
+def _none(world: World, rng: Random) -> None:
+    pause(rng.uniform(0, 3))
+
+
+# -- the driver --------------------------------------------------------------------------------------------------------
+
+INSTANTS: dict[str, tuple[str, Callable[[Traces, Traces], bool]]] = {
+    "idle": (
+        "between two batches, before the next one is planned",
+        lambda before, now: now.committed > before.committed,
+    ),
+    "planned": ("when a batch is planned", lambda before, now: now.planned > before.planned),
+    "writing": ("while the batch's files are written", lambda before, now: now.files > before.files),
+    "between": ("between the commits of bronze and of the speed table", lambda before, now: now.bronze > before.bronze),
+    "unnoted": ("before Spark notes the batch as done", lambda before, now: now.speed > before.speed),
+}
+
+
+def at_instant(world: World, instant: str, harm: Callable[[], None], batches: int = 0) -> tuple[Traces, Traces]:
+    """Does `harm` at the `instant` of a batch, after so many other `batches`. Returns the traces just before that batch
+    and just after the harm."""
+    began = world.traces().committed
+    wait_for("a batch begins", lambda: world.traces().committed >= began + 1 + batches, every=0.002)
+    before, reached = world.traces(), INSTANTS[instant][1]
+    deadline = time.monotonic() + 60
+    while not reached(before, world.traces()):  # nothing is slept away: the instant may last a millisecond
+        assert time.monotonic() < deadline, f"the instant {instant} did not come"
+    harm()
+    return before, world.traces()
+
+
+def _crash(instant: str) -> Act:
+    def act(world: World, rng: Random) -> None:
+        leader = world.driver().pid
+        at_instant(world, instant, lambda: os.killpg(leader, signal.SIGKILL), rng.randrange(3))
+
+    return act
+
+
+for _instant, (_about, _) in INSTANTS.items():
+    fault(f"driver-{_instant}", f"kill -9 of the driver {_about}")(_crash(_instant))
+
+
+def _second_driver(world: World) -> driver.Driver:
+    """What a second supervisor that lost sight of the first one's driver does: takes the lease and starts another."""
+    lease = Lease(world.settings)
+    epoch = lease.acquire(driver.holder(world.settings))
+    lease.close()
+    return driver.start(world.settings, epoch, [sys.executable, str(driver.APPLICATION), "--epoch", str(epoch)])
+
+
+@fault("driver-paused", "SIGSTOP of the driver in mid-batch, another takes over, SIGCONT: the first is fenced")
+def _paused(world: World, rng: Random) -> None:
+    world.airflow.pause("stream_supervisor")
+    old = world.driver()
+    instant = rng.choice(["planned", "writing", "between", "unnoted"])
+    at_instant(world, instant, lambda: os.killpg(old.pid, signal.SIGSTOP), rng.randrange(3))
+    try:
+        new = _second_driver(world)
+        driver.wait_started(world.settings, new, timeout=180)
+        done = world.traces().committed
+        wait_for("the new driver commits", lambda: world.traces().committed > done + rng.randrange(3), 180)
+    finally:
+        os.killpg(old.pid, signal.SIGCONT)
+        world.airflow.unpause("stream_supervisor")
+    wait_for("the fenced driver leaves", lambda: not old.processes(), 60)
+
+
+@fault("driver-twice", "a second driver on the same checkpoint, while the first one runs")
+def _twice(world: World, rng: Random) -> None:
+    world.airflow.pause("stream_supervisor")
+    old = world.driver()
+    pause(rng.uniform(0, 3))
+    try:
+        driver.wait_started(world.settings, _second_driver(world), timeout=180)
+    finally:
+        world.airflow.unpause("stream_supervisor")
+    wait_for("the fenced driver leaves", lambda: not old.processes(), 60)
+
+
+# -- the servers -------------------------------------------------------------------------------------------------------
+
+
+def _kill(world: World, program: str) -> None:
+    os.kill(world.pid(program), signal.SIGKILL)
+
+
+def _stopped(world: World, program: str) -> None:
+    supervisor = Supervisor(world.settings)
+    supervisor.stop(program)
+    wait_for(f"{program} is stopped", lambda: supervisor.states()[program] == "STOPPED")
+
+
+@fault("broker-killed", "kill -9 of the broker")
+def _broker_killed(world: World, rng: Random) -> None:
+    pause(rng.uniform(0, 3))
+    _kill(world, "kafka")
+
+
+@fault("broker-restarted", "clean restart of the broker")
+def _broker_restarted(world: World, rng: Random) -> None:
+    pause(rng.uniform(0, 3))
+    _stopped(world, "kafka")
+    Supervisor(world.settings).start("kafka")
+
+
+def _frozen(world: World, program: str, seconds: float) -> None:
+    pid = world.pid(program)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        pause(seconds)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+@fault("broker-paused", "the broker stands still for 20 s")
+def _broker_paused(world: World, rng: Random) -> None:
+    pause(rng.uniform(0, 3))
+    _frozen(world, "kafka", 20)
+
+
+@fault("registry-killed", "kill -9 of the registry")
+def _registry_killed(world: World, rng: Random) -> None:
+    pause(rng.uniform(0, 3))
+    _kill(world, "registry")
+
+
+@fault("registry-down", "no registry for 60 s, and the driver is killed meanwhile")
+def _registry_down(world: World, rng: Random) -> None:
+    _stopped(world, "registry")
+    try:
+        pause(rng.uniform(0, 20))
+        world.kill_driver()
+        pause(40)
+    finally:
+        Supervisor(world.settings).start("registry")
+
+
+@fault("postgres-killed", "kill -9 of PostgreSQL: the lease cannot be asked, Airflow has no database")
+def _postgres_killed(world: World, rng: Random) -> None:
+    pause(rng.uniform(0, 3))
+    _kill(world, "postgres")
+
+
+def _component(program: str) -> Act:
+    def act(world: World, rng: Random) -> None:
+        """The component and the driver at once: it must come back to bring the driver back."""
+        pause(rng.uniform(0, 3))
+        _kill(world, program)
+        world.kill_driver()
+
+        def healthy() -> bool:
+            try:
+                airflow.check_ready(world.settings)
+            except MillraceError:
+                return False
+            return True
+
+        wait_for("Airflow is healthy again", healthy, 180, every=0.5)
+
+    return act
+
+
+for _program in ("scheduler", "triggerer", "api-server"):
+    fault(f"{_program}-killed", f"kill -9 of Airflow's {_program} and of the driver, at once")(
+        _component(f"airflow-{_program}")
+    )
+
+
+@fault("worker-killed", "kill -9 of Airflow's workers while one starts a driver")
+def _worker_killed(world: World, rng: Random) -> None:
+    epoch = world.driver().epoch
+    world.kill_driver()
+    wait_for(
+        "the next driver is started",
+        lambda: (last := driver.recorded(driver.place(world.settings))) and last.epoch > epoch,
+        120,
+        every=0.01,
+    )
+    pause(rng.uniform(0, 0.5))
+    for child in psutil.Process(world.pid("airflow-scheduler")).children(recursive=True):
+        if "stream.py" not in " ".join(child.cmdline()):
+            child.kill()
+
+
+# -- batch jobs and replays --------------------------------------------------------------------------------------------
+
+
+@fault("reconcile-killed", "kill -9 of a reconciliation while it recomputes, stages or publishes", publishes=True)
+def _reconcile_killed(world: World, rng: Random) -> None:
+    lake = world.settings.local_path(world.settings.lake_uri)
+
+    def commits(kind: str) -> int:
+        folder = f"{lake}/{kind}/pulses/pulses_by_source_1h/_delta_log"
+        alternative = f"{lake}/{kind}/pulses/pulses_by_source/_delta_log"
+        return sum(len(os.listdir(place)) for place in (folder, alternative) if os.path.isdir(place))
+
+    kind = rng.choice(["recompute", "staged", "batch"])
+    job = world.reconcile()
+    try:
+        before = commits(kind)
+        if kind == "recompute":
+            wait_for("Spark has begun", lambda: _has_child(job.pid, "java") or job.poll() is not None, 60)
+            pause(rng.uniform(5, 15))
+        else:
+            wait_for(f"{kind} is written", lambda: commits(kind) > before or job.poll() is not None, 240, every=0.002)
+    finally:
+        os.killpg(job.pid, signal.SIGKILL)
+        job.wait()
+
+
+def _has_child(pid: int, name: str) -> bool:
+    return any(child.name() == name for child in psutil.Process(pid).children(recursive=True))
+
+
+REPLAY = """
+import importlib, os, signal, sys, uuid
+from producers.transactions import Session
+
+sys.path.append("dags")
+at, nth = sys.argv[1], int(sys.argv[2])
+wanted, whole, send = [nth], Session.transaction, Session._send
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def transaction(self, letters, last=None):
+    wanted[0] -= 1
+    if at == "before" and wanted[0] < 0:
+        die()
+    whole(self, letters, last)
+    if at == "after" and wanted[0] < 0:
+        die()
+
+def produce(self, topic, letter):
+    send(self, topic, letter)
+    if at == "within" and wanted[0] < 0:
+        self._producer.flush(10)  # it is on the broker, uncommitted
+        die()
+
+Session.transaction, Session._send = transaction, produce
+importlib.import_module("replay_dead_letters").replayed("pulses", f"fault-{uuid.uuid4()}")
+"""
+
+
+@fault("replay-killed", "kill -9 of a replay before, within or after a transaction; then it runs again")
+def _replay_killed(world: World, rng: Random) -> None:
+    at = rng.choice(["before", "within", "after"])
+    killed = world.python("-c", REPLAY, at, str(rng.randrange(2)))
+    output, _ = killed.communicate(timeout=180)
+    assert killed.returncode in (-signal.SIGKILL, 0), output[-3000:]
+    _replayed(world)
+
+
+@fault("replay-twice", "two replays at once, and one more")
+def _replay_twice(world: World, rng: Random) -> None:
+    first = world.python("-c", REPLAY, "never", "0")
+    pause(rng.uniform(0, 2))
+    second = world.python("-c", REPLAY, "never", "0")
+    for run in (first, second):
+        output, _ = run.communicate(timeout=240)
+        assert run.returncode == 0 or "has taken over" in output, output[-3000:]
+    _replayed(world)
+
+
+def _replayed(world: World) -> None:
+    run = world.python("-c", REPLAY, "never", "0")
+    output, _ = run.communicate(timeout=240)
+    assert run.returncode == 0, output[-3000:]
+
+
+# -- the machine -------------------------------------------------------------------------------------------------------
+
+
+@fault("machine-down", "kill -9 of every process, as by a power cut; then `millrace up`")
+def _machine_down(world: World, rng: Random) -> None:
+    pause(rng.uniform(0, 3))
+    manager = Supervisor(world.settings).process()
+    assert manager is not None
+    manager.kill()
+    for process in [*world.driver().processes(), *leftovers(world.settings)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    stack.up(world.settings)
+
+
+def _full(folder: str) -> Act:
+    def act(world: World, rng: Random) -> None:
+        """Nothing is left of the disk for a while; what is there stays."""
+        place = world.settings.home / folder
+        if not place.is_mount():
+            raise AssertionError("only root can make a small disk for this fault")
+        pause(rng.uniform(0, 3))
+        filler = place / "filler"
+        with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(1 << 16))
+        try:
+            pause(rng.uniform(10, 20))
+        finally:
+            filler.unlink()
+
+    return act
+
+
+for _folder, _what in (("lake", "tables"), ("checkpoints", "checkpoints"), ("data", "Kafka's log and PostgreSQL")):
+    fault(f"disk-full-{_folder}", f"the disk of the {_what} is full for 10 to 20 s")(_full(_folder))
+
+
+# -- the checkpoint and the events -------------------------------------------------------------------------------------
+
+
+@fault("checkpoint-damaged", "a file of the checkpoint is missing or broken: the start is refused, a reset goes on")
+def _checkpoint_damaged(world: World, rng: Random) -> None:
+    def operate(action: operating.Action) -> None:
+        operating.operate(world.settings, action, "the matrix", "a damaged checkpoint")
+
+    operate("stop")
+    place = Path(world.settings.local_path(checkpoints.location(world.settings, STREAM, world.generation)))
+    newest = world.traces()
+    damaged = rng.choice(
+        [place / "metadata", place / f"offsets/{newest.planned}", place / f"commits/{newest.committed}"]
+    )
+    if rng.random() < 0.5:
+        damaged.unlink()
+    else:
+        damaged.write_bytes(damaged.read_bytes()[: rng.randrange(5)])
+    operate("start")
+    why = wait_for("the stream is halted", lambda: halts(heartbeat(world.settings)).get(STREAM), 60)
+    assert f"millrace checkpoint reset {STREAM}" in why, why
+    operate("stop")
+    reset = world.python(str(Path(sys.executable).with_name("millrace")), "checkpoint", "reset", STREAM)
+    output, _ = reset.communicate(timeout=120)
+    assert reset.returncode == 0, output
+    operate("start")
+
+
+@fault("future-events", "events of years to come: dead letters, and no window closes early", publishes=True)
+def _future_events(world: World, rng: Random) -> None:
+    pause(rng.uniform(0, 3))
+    world.load.send_future(rng.randrange(1, 30))

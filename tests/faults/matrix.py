@@ -1,0 +1,205 @@
+"""The fault matrix as a program: `millrace fault` and `millrace soak` run it, and so does `make faults`.
+
+python -m tests.faults.matrix list
+python -m tests.faults.matrix run NAME --seed N [--json]
+python -m tests.faults.matrix all [--only NAME ...] [--seeds 1 2 3] [--report]
+python -m tests.faults.matrix soak --minutes N --seed N [--report]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from random import Random
+
+from tests import stacks
+from tests.faults.catalogue import FAULTS, Fault
+from tests.faults.world import CONTRACTS, Verdict, World, world
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "reliability.md"
+"""What `--report` writes between its marks `<!-- matrix -->` and `<!-- soak -->` and their ends."""
+
+
+DISKS = {"lake": "400m", "checkpoints": "50m", "data": "1500m"}
+"""Disks of the stack that can be filled: tables, checkpoints, and Kafka's log beside PostgreSQL's."""
+
+
+@dataclass
+class Cell:
+    """One fault with one seed: what the oracle found, and how long it took until everything worked again."""
+
+    name: str
+    seed: int
+    recovery_seconds: float | None = None
+    lost: int = 0
+    doubled: int = 0
+    wrong: int = 0
+    events: int = 0
+    dead: int = 0
+    refused: int = 0
+    windows: int = 0
+    error: str | None = None
+    examples: list[str] = field(default_factory=list)
+    load: float = 0.0
+    """The machine's load average (1 minute) at the end."""
+
+    @property
+    def good(self) -> bool:
+        return self.error is None and not (self.lost or self.doubled or self.wrong)
+
+
+def cell(it: World, fault: Fault, seed: int, publish: bool = True) -> Cell:
+    """Does the harm under load, waits for progress, and judges. An error of the fault or of the oracle is in it."""
+    found = Cell(fault.name, seed)
+    try:
+        if not it.load.running:
+            it.load.start()
+        it.recovery()  # it is well before it is harmed
+        fault.act(it, Random(f"{fault.name} {seed}"))
+        found.recovery_seconds = round(it.recovery(), 1)
+        it.require_one_driver()
+        verdict: Verdict = it.verdict(publish or fault.publishes)
+        for name, value in asdict(verdict).items():
+            setattr(found, name, value)
+    except Exception as error:
+        traceback.print_exc()
+        found.error = f"{type(error).__name__}: {error}"
+    found.load = os.getloadavg()[0]
+    return found
+
+
+@contextmanager
+def fresh() -> Iterator[World]:
+    """A world on a stack of its own."""
+    os.environ["MILLRACE_STALL_AFTER"] = "30"
+    disks = DISKS if os.geteuid() == 0 else {}
+    with stacks.running("millrace-faults-", CONTRACTS, disks=disks) as settings, world(settings) as it:
+        yield it
+
+
+def _say(found: Cell) -> None:
+    told = found.error or ("good" if found.good else "; ".join(found.examples))
+    sys.stderr.write(
+        f"{datetime.now(UTC):%H:%M:%S} {found.name} seed {found.seed}: {found.recovery_seconds} s, {told}\n"
+    )
+
+
+def run(names: Sequence[str], seeds: Sequence[int], publish: bool = True) -> list[Cell]:
+    """Every fault with every seed on one stack; the windows are published and judged after a fault's last seed. A cell
+    with an error ends the stack, which is then made anew."""
+    left = [(name, seed) for name in names for seed in seeds]
+    cells: list[Cell] = []
+    while left:
+        with fresh() as it:
+            while left:
+                name, seed = left.pop(0)
+                last = not left or left[0][0] != name
+                cells.append(found := cell(it, FAULTS[name], seed, publish and last))
+                _say(found)
+                if found.error:
+                    break
+    return cells
+
+
+def soak(minutes: float, seed: int) -> list[Cell]:
+    """Load with a random fault every half minute or so, for `minutes`; judged after each, and published at the end."""
+    rng, ends = Random(seed), time.monotonic() + 60 * minutes
+    names = sorted(FAULTS.keys() - {"none"})
+    cells = []
+    with fresh() as it:
+        while time.monotonic() < ends:
+            cells.append(found := cell(it, FAULTS[rng.choice(names)], rng.randrange(2**31), publish=False))
+            _say(found)
+            if found.error:
+                return cells
+            it.load.start()
+            threading.Event().wait(rng.uniform(5, 30))
+        cells.append(cell(it, FAULTS["none"], seed))
+    return cells
+
+
+def table(cells: Sequence[Cell]) -> str:
+    """The cells as a Markdown table, a row a fault."""
+    rows = [
+        "| fault | seeds | lost | doubled | wrong windows | progress again after, s (median, longest) |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name in dict.fromkeys(one.name for one in cells):
+        mine = [one for one in cells if one.name == name]
+        times = [one.recovery_seconds for one in mine if one.recovery_seconds is not None]
+        took = f"{statistics.median(times):.1f}, {max(times):.1f}" if times else "-"
+        errors = f" ({sum(one.error is not None for one in mine)} with an error)" if any(o.error for o in mine) else ""
+        rows.append(
+            f"| `{name}`: {FAULTS[name].about} | {len(mine)}{errors} | {sum(o.lost for o in mine)} "
+            f"| {sum(o.doubled for o in mine)} | {sum(o.wrong for o in mine)} | {took} |"
+        )
+    return "\n".join(rows)
+
+
+def report(part: str, cells: Sequence[Cell]) -> None:
+    """Puts the table of `cells`, and what it was measured on, in place of the `part` of the document."""
+    begin, end = f"<!-- {part} -->\n", f"<!-- /{part} -->"
+    text = DOCUMENT.read_text()
+    before, _, rest = text.partition(begin)
+    _, _, after = rest.partition(end)
+    loads = [found.load for found in cells]
+    measured = (
+        f"{len(cells)} cells, {sum(found.error is not None for found in cells)} with an error, on {os.cpu_count()} "
+        f"cores at a load average of {min(loads):.0f} to {max(loads):.0f}; measured {datetime.now(UTC):%Y-%m-%d}."
+    )
+    DOCUMENT.write_text(f"{before}{begin}{measured}\n\n{table(cells)}\n{end}{after}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command and returns the exit code: 0 only if nothing was lost, doubled or wrong."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("list")
+    one = commands.add_parser("run")
+    one.add_argument("name", choices=FAULTS)
+    one.add_argument("--seed", type=int, default=0)
+    one.add_argument("--json", action="store_true")
+    every = commands.add_parser("all")
+    every.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    every.add_argument("--only", nargs="+", choices=FAULTS, default=list(FAULTS))
+    every.add_argument("--json", action="store_true")
+    every.add_argument("--report", action="store_true")
+    long = commands.add_parser("soak")
+    long.add_argument("--minutes", type=float, default=30)
+    long.add_argument("--seed", type=int, default=0)
+    long.add_argument("--json", action="store_true")
+    long.add_argument("--report", action="store_true")
+    given = parser.parse_args(arguments)
+    if given.command == "list":
+        for fault in FAULTS.values():
+            sys.stdout.write(f"{fault.name:18} {fault.about}\n")
+        return 0
+    if given.command == "run":
+        cells = run([given.name], [given.seed])
+    elif given.command == "all":
+        cells = run(given.only, given.seeds)
+    else:
+        cells = soak(given.minutes, given.seed)
+    if given.command in ("all", "soak") and given.report:
+        report("matrix" if given.command == "all" else "soak", cells)
+    documents = [asdict(found) for found in cells]
+    if given.json:
+        sys.stdout.write(json.dumps(documents[0] if given.command == "run" else documents) + "\n")
+    else:
+        sys.stdout.write(table(cells) + "\n")
+    return 0 if all(found.good for found in cells) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
