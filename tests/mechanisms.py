@@ -37,7 +37,8 @@ MECHANISMS = (
     Mechanism(
         "P1", "a batch's append happens once", "spark/tables.py",
         '        .option("txnAppId", app_id)\n        .option("txnVersion", version)\n', "",
-        ("tests/integration/lake/test_ingest_batch.py::test_a_batch_that_runs_again_changes_nothing",),
+        ("tests/integration/lake/test_ingest_batch.py::test_a_batch_that_runs_again_changes_nothing",
+         "tests/integration/test_faults.py::test_nothing_is_lost_or_doubled[driver-between]"),
     ),
     Mechanism(
         "P1", "a batch's dead letters are sent once", "spark/letters.py",
@@ -131,11 +132,30 @@ MECHANISMS = (
         ("tests/unit/test_driver.py::test_a_halt_fails_the_task_and_leaves_the_driver_alone",),
     ),
     Mechanism(
+        "P4", "an event of the future closes no hour", "spark/transforms/validate.py",
+        "reason: Any = F.when(ahead,", "reason: Any = F.when(F.lit(False),",
+        ("tests/unit/transforms/test_decode.py"
+         "::test_an_event_of_the_future_is_a_dead_letter_and_one_a_little_ahead_is_not",),
+    ),
+    Mechanism(
+        "P6", "a crash loop opens the breaker", "infra/restarts.py",
+        "    if deaths >= BACKOFF.attempts:\n", "    if False:\n",
+        ("tests/unit/test_restarts.py"
+         "::test_a_crash_loop_opens_the_breaker_until_it_cooled_down_and_one_long_life_closes_it",),
+    ),
+    Mechanism(
+        "P8", "a letter is decided upon once", "infra/commands/dead_letters.py",
+        "if row[\"id\"] in waiting]:", "if False]:",
+        ("tests/integration/test_dead_letters.py"
+         "::test_an_approved_letter_goes_through_the_ingest_as_it_was_any_number_of_times",),
+    ),
+    Mechanism(
         "P7", "only the newest epoch may commit", "infra/lease.py",
         "        if self._one(_CHECK, epoch=epoch) is None:\n            raise self._lost(epoch)\n",
         "        self._one(_CHECK, epoch=epoch)\n",
         ("tests/integration/test_takeover.py::test_a_driver_paused_past_its_lease_is_fenced_and_replaced",
-         "tests/integration/test_lease.py"),
+         "tests/integration/test_lease.py",
+         "tests/integration/test_faults.py::test_nothing_is_lost_or_doubled[driver-paused]"),
     ),
     Mechanism(
         "P8", "an accepted storm goes onward once", "spark/ingest.py",
@@ -146,7 +166,8 @@ MECHANISMS = (
         "P8", "what is replayed is read in the same transaction", "producers/transactions.py",
         "                    self.commit_with(self._producer, last.partition, last.offset + 1)\n",
         "                    pass\n",
-        ("tests/integration/test_replay.py::test_a_second_run_changes_nothing",),
+        ("tests/integration/test_replay.py::test_a_second_run_changes_nothing",
+         "tests/integration/test_faults.py::test_nothing_is_lost_or_doubled[replay-killed]"),
     ),
     Mechanism(
         "P1", "only records that the ingest accepts alert", "spark/transforms/alerts.py",

@@ -21,7 +21,9 @@ def pulses(stack: Settings) -> Iterator[World]:
         yield it
 
 
-@pytest.mark.parametrize("name", ["driver-between", "broker-killed", "replay-killed"])
+@pytest.mark.parametrize(
+    "name", ["driver-between", "broker-killed", "replay-killed", pytest.param("driver-paused", marks=pytest.mark.long)]
+)
 def test_nothing_is_lost_or_doubled(pulses: World, name: str) -> None:
     found = cell(pulses, FAULTS[name], seed=1, publish=False)
     assert found.good, found
