@@ -7,9 +7,10 @@ finishes batches while records wait, is as good as dead.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -58,10 +59,12 @@ class DriverWatch(BaseTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         folder, progress = Path(self.folder), Progress()
+        began, zero = datetime.now(UTC), time.monotonic()
         while True:
             # Reading two small files and one /proc entry takes well under a millisecond: no thread is needed.
             driver, beat = recorded(folder), heartbeat(folder, self.epoch)
-            event = self._event(driver, beat, progress, datetime.now(UTC))
+            # A clock that somebody sets is no silence.
+            event = self._event(driver, beat, progress, began + timedelta(seconds=time.monotonic() - zero))
             if event is not None:
                 yield TriggerEvent(event)  # type: ignore[no-untyped-call]
                 return
@@ -79,7 +82,7 @@ class DriverWatch(BaseTrigger):
             else:
                 seen = f"its last heartbeat is of {beat['updated_at']}" if beat else "it never sent a heartbeat"
                 reason, detail = "exited", f"process {driver.pid} is gone; {seen}"
-        elif (silence := _since((beat or {}).get("updated_at") or driver.started_at, now)) > self.stall_after:
+        elif (silence := progress.silence((beat or {}).get("updated_at") or driver.started_at, now)) > self.stall_after:
             reason, detail = "stalled", f"no heartbeat for {silence:.0f} s (limit {self.stall_after:.0f} s)"
         elif stuck := progress.stuck((beat or {}).get("queries") or {}, now, limit := SLOW * self.stall_after):
             reason, detail = "lag", f"records wait, but no batch was finished for {limit:.0f} s: {stuck}"
@@ -98,9 +101,19 @@ class DriverWatch(BaseTrigger):
 
 @dataclass
 class Progress:
-    """Since when each stream has been at its present batch. The clock is the caller's."""
+    """Since when the driver has been silent, and each stream at its present batch. The clock is the caller's."""
 
     _since: dict[str, tuple[Any, datetime]] = field(default_factory=dict)
+    _sign: tuple[str, datetime] | None = None
+
+    def silence(self, sign: str, now: datetime) -> float:
+        """Seconds since the driver's last `sign` of life (ISO-8601): since it came, whatever the clock was then. The
+        first one that is seen may be old already."""
+        if self._sign is None:
+            self._sign = sign, min(now, datetime.fromisoformat(sign))
+        elif self._sign[0] != sign:
+            self._sign = sign, now
+        return (now - self._sign[1]).total_seconds()
 
     def stuck(self, queries: dict[str, Any], now: datetime, limit: float) -> str:
         """The streams that have records waiting and the same batch for more than `limit` seconds, as text; or ''."""
@@ -113,7 +126,3 @@ class Progress:
             if (now - since).total_seconds() > limit:
                 late.append(f"{stream} at batch {batch}, {query['lag']} records behind")
         return "; ".join(late)
-
-
-def _since(moment: str, now: datetime) -> float:
-    return (now - datetime.fromisoformat(moment)).total_seconds()

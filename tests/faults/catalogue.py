@@ -28,7 +28,7 @@ from infra.local.supervisor import Supervisor
 from infra.offsets import halts, heartbeat
 from schemas.errors import MillraceError
 from spark import checkpoints
-from tests.faults.world import STREAM, Traces, World, wait_for
+from tests.faults.world import STREAM, Traces, World, read, wait_for
 
 Act = Callable[[World, Random], None]
 
@@ -394,6 +394,18 @@ def _checkpoint_damaged(world: World, rng: Random) -> None:
     output, _ = reset.communicate(timeout=120)
     assert reset.returncode == 0, output
     operate("start")
+
+
+@fault("poison-storm", "a batch of garbage halts the stream until somebody accepts it")
+def _poison_storm(world: World, rng: Random) -> None:
+    letters = len(read(world.settings, world.contract.dlq_topic))
+    world.load.send_storm(rng.randrange(3000, 6000))
+    why = wait_for("the stream is halted", lambda: halts(heartbeat(world.settings)).get(STREAM), 60)
+    assert f"millrace checkpoint accept-storm {STREAM}" in why, why
+    assert len(read(world.settings, world.contract.dlq_topic)) < letters + 1000, "nothing of the storm was sent onward"
+    accepted = world.python(str(Path(sys.executable).with_name("millrace")), "checkpoint", "accept-storm", STREAM)
+    output, _ = accepted.communicate(timeout=120)
+    assert accepted.returncode == 0, output
 
 
 @fault("future-events", "events of years to come: dead letters, and no window closes early", publishes=True)

@@ -28,9 +28,13 @@ Kind = Literal["good", "rule", "malformed"]
 
 FUTURE = 1 << 40
 """Numbers from here on are of events that have not happened."""
+STORM = 1 << 41
+"""Numbers from here on are garbage."""
 
 
 def kind(number: int) -> Kind:
+    if number >= STORM:
+        return "malformed"
     if number >= FUTURE:
         return "rule"
     return "malformed" if number % 50 == 7 else "rule" if number % 50 == 21 else "good"
@@ -59,7 +63,8 @@ class Load:
         self.acknowledged: dict[int, Place] = {}
         self.refused: dict[int, str] = {}
         self.next_number = 0
-        self._next_future = FUTURE
+        self._next_future, self._next_storm = FUTURE, STORM
+        self._settings = settings
         self._producer = Producer(
             {
                 **settings.kafka_client("producer"),
@@ -88,6 +93,18 @@ class Load:
             self._send(number)
         self._next_future += count
 
+    def send_storm(self, count: int) -> None:
+        """Sends so many records of garbage in one transaction, so that one batch has them all."""
+        producer = Producer(
+            {**self._settings.kafka_client("admin"), "transactional.id": "storm", "partitioner": "murmur2_random"}
+        )
+        producer.init_transactions(30)
+        producer.begin_transaction()
+        for number in range(self._next_storm, self._next_storm + count):
+            self._send(number, producer)
+        producer.commit_transaction(30)
+        self._next_storm += count
+
     def stop(self) -> None:
         """Stops sending and waits until each record was acknowledged or refused."""
         self._stopping.set()
@@ -104,7 +121,7 @@ class Load:
                 self.next_number = number + 1
             self._producer.poll(0)
 
-    def _send(self, number: int) -> None:
+    def _send(self, number: int, producer: Producer | None = None) -> None:
         value = (
             f"poison {number}".encode()
             if kind(number) == "malformed"
@@ -117,9 +134,10 @@ class Load:
             else:
                 self.refused[number] = error.str()
 
+        producer = producer or self._producer
         while True:
             try:
-                self._producer.produce(self._topic, value, str(number), on_delivery=answered)
+                producer.produce(self._topic, value, str(number), on_delivery=answered)
                 return
             except BufferError:
-                self._producer.poll(0.5)
+                producer.poll(0.5)

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -60,6 +61,28 @@ def test_kill_9_is_an_exit(home: Settings) -> None:
     event = ending(home, lambda: os.kill(it.pid, signal.SIGKILL))
     assert (event["reason"], event["epoch"]) == ("exited", 1)
     assert str(it.pid) in event["detail"]
+
+
+def test_an_exit_is_noticed_within_three_seconds(home: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()  # with the interval of the product
+    it = started(home)
+    killed: list[float] = []
+
+    def kill() -> None:
+        os.kill(it.pid, signal.SIGKILL)
+        killed.append(time.monotonic())
+
+    assert ending(home, kill)["reason"] == "exited"
+    assert time.monotonic() - killed[0] < 3
+
+
+def test_a_clock_that_jumps_is_no_silence() -> None:
+    seen, now = watch.Progress(), datetime(2026, 1, 1, tzinfo=UTC)
+    for jump in (0, 3600, -7200, 86_400, 0):
+        now += timedelta(seconds=1)
+        assert seen.silence((now + timedelta(seconds=jump)).isoformat(), now) <= 1
+    assert seen.silence(now.isoformat(), now + timedelta(seconds=60)) == 60
+    assert watch.Progress().silence(now.isoformat(), now + timedelta(seconds=60)) == 60, "it was old at the first look"
 
 
 def test_a_stop_on_purpose_is_not_a_failure(home: Settings) -> None:
