@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from datetime import UTC, datetime
 
 from tenacity import RetryError, retry, retry_if_result, stop_after_delay, wait_fixed
 
+from infra import driver, restarts
 from infra.offsets import broker_offsets, halts, heartbeat, ingested_offsets
 from infra.settings import Settings
 from schemas.errors import TransientError
@@ -69,5 +71,6 @@ def wait_until_ingested(
 
 def _driver(settings: Settings) -> str:
     beat = heartbeat(settings) or {}
-    why = beat.get("error") or "; ".join(halts(beat).values()) or "see millrace logs stream"
+    waits = None if driver.running(settings) else restarts.waits(settings, datetime.now(UTC))
+    why = waits or beat.get("error") or "; ".join(halts(beat).values()) or "see millrace logs stream"
     return f"the driver is {beat.get('state', 'not started')}: {why}"
