@@ -239,7 +239,7 @@ class World:
         return set(numbers)
 
     def _judge_letters(self, found: Verdict) -> None:
-        """Every rejection has one letter, and every letter that replays have passed was sent again or given up, once."""
+        """Every rejection has one letter; every letter that replays have passed was sent again or given up, once."""
         with connect(self.settings, [self.contract]) as served:
             rejected = Counter(served.execute("select original, attempt from pulses_dead_letters").fetchall())
         letters = read(self.settings, self.contract.dlq_topic)
