@@ -13,6 +13,8 @@ import pytest
 
 from infra.settings import PROJECT
 
+pytestmark = pytest.mark.xdist_group("dags")  # the folder is parsed once
+
 JOBS = {"reconcile": "reconcile", "data_quality": "quality"}
 
 HEAVY = {
