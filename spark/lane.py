@@ -32,6 +32,8 @@ _AT_ONCE = {"kafka.linger.ms": "0", "kafka.acks": "all", "kafka.compression.type
 
 RETRY = 10.0
 """Seconds between the attempts to start a lane that failed."""
+TOLD_AFTER = 30.0
+"""Seconds that a lane stands still before it counts as halted: a broker that restarts is no news for people."""
 
 
 class Lane:
@@ -53,7 +55,8 @@ class Lane:
         self._schemas: Mapping[int, str] = {}
         self._files: list[tuple[int, int]] = []
         self._retry = float("-inf")
-        self._told: tuple[str, datetime] | None = None
+        self._fails_since: tuple[float, datetime] | None = None
+        self._why = ""
 
     def tend(self, spark: SparkSession) -> None:
         """Starts the query if it does not run, or anew if a schema was registered or a reference file changed, and
@@ -64,19 +67,20 @@ class Lane:
         try:
             self._keep_running(spark)
             self._log.copy()
-            self._told = None
+            self._fails_since = None
         except Exception as error:  # Kafka, the registry, Spark, Delta, a lost lease: all of them are told
-            message = f"the alert lane of {self.contract.stream} stands still and is tried again: {_words(error)}"
-            if self._told is None or self._told[0] != message:
-                self._told = (message, datetime.now(UTC))
-                log.error("%s", message)
+            self._fails_since = self._fails_since or (self._clock(), datetime.now(UTC))
+            self._why = f"the alert lane of {self.contract.stream} stands still and is tried again: {_words(error)}"
             self._retry = self._clock() + RETRY
+            log.error("%s", self._why)
 
     def progress(self) -> dict[str, Any]:
-        """As `spark.heartbeat.progress`, of the last checkpoint; `halted` says why the lane stands still. It has no
-        lag: what is between two checkpoints is unknown."""
+        """As `spark.heartbeat.progress`, of the last checkpoint; `halted` says why the lane stands still, if it has for
+        `TOLD_AFTER` seconds. It has no lag: what is between two checkpoints is unknown."""
         last: Any = self._query.lastProgress if self._query else None
-        halted = {"why": self._told[0], "since": self._told[1].isoformat()} if self._told else None
+        halted = None
+        if self._fails_since is not None and self._clock() - self._fails_since[0] >= TOLD_AFTER:
+            halted = {"why": self._why, "since": self._fails_since[1].isoformat()}
         found = {"batch_id": last["batchId"], "rows": last["numInputRows"]} if last else {}
         return NO_PROGRESS | found | {"halted": halted}
 
