@@ -171,7 +171,7 @@ MECHANISMS = (
     ),
     Mechanism(
         "P1", "only records that the ingest accepts alert", "spark/transforms/alerts.py",
-        '.where("accepted")', "",
+        'F.col("accepted") & ', "",
         ("tests/unit/transforms/test_alerts.py::test_generated_and_bad_records_alert_as_duckdb_says",),
     ),
     Mechanism(

@@ -30,7 +30,7 @@ def alerts(
       was produced), both ISO-8601 in UTC with microseconds;
     - `record`: the record's fields; `references`: the rows that the alert names, by name, null where there was none.
     """
-    judged = validate(decode(records, contract, writers), contract).where("accepted")
+    judged = validate(decode(records, contract, writers), contract)
     joined = reduce(
         lambda frame, name: _looked_up(frame, contract, name, references[name]),
         [reference.name for reference in contract.references],
@@ -40,9 +40,9 @@ def alerts(
     own = joined.withColumn("_original", F.coalesce("original", place))
     raised = own.select(
         F.concat_ws("|", *(F.col(name).cast("string") for name in contract.key)).alias("key"),
-        F.explode(F.array_compact(F.array(*(_raised(contract, alert) for alert in contract.alerts)))).alias("value"),
+        F.explode(F.array(*(_raised(contract, alert) for alert in contract.alerts))).alias("value"),
     )
-    return raised.select("key", "value")
+    return raised.where(F.isnotnull("value"))
 
 
 def _looked_up(frame: DataFrame, contract: Contract, name: str, rows: DataFrame) -> DataFrame:
@@ -54,7 +54,7 @@ def _looked_up(frame: DataFrame, contract: Contract, name: str, rows: DataFrame)
 
 
 def _raised(contract: Contract, alert: Alert) -> Column:
-    """The alert's document if its predicate is true for the row, else null."""
+    """The alert's document if the row is accepted and the predicate true for it, else null."""
     document = F.to_json(
         F.struct(
             F.concat_ws("/", "_original", F.lit(alert.name)).alias("id"),
@@ -68,4 +68,5 @@ def _raised(contract: Contract, alert: Alert) -> Column:
         ),
         _JSON,
     )
-    return F.when(F.expr(f"({alert.predicate})"), document)
+    # Not a filter of rows: Spark would push it below the decoding and decode each record 46 times to judge it.
+    return F.when(F.col("accepted") & F.expr(f"({alert.predicate})"), document)

@@ -101,6 +101,7 @@ class Desk:
                 "enable.auto.commit": False,
                 "auto.offset.reset": "earliest",
                 "fetch.queue.backoff.ms": 1,
+                "log_level": 2,
             }
         )
         partitions = range(contract.topic.partitions)
@@ -129,10 +130,10 @@ class Desk:
         return {
             "events": sent.get(),
             "alerts": len(alerts),
-            "p50_ms": round(p50, 1),
-            "p99_ms": round(p99, 1),
-            "p99_9_ms": round(p999, 1),
-            "max_ms": round(waited.max(), 1),
+            "p50_ms": round(float(p50), 1),
+            "p99_ms": round(float(p99), 1),
+            "p99_9_ms": round(float(p999), 1),
+            "max_ms": round(float(waited.max()), 1),
         }
 
 

@@ -194,7 +194,7 @@ from schemas.catalog import catalog
 
 config, (topic, id_) = settings(), sys.argv[1:]
 contract = catalog(config.contracts)["flights"].model_copy(update={"stream": topic})
-reader = Consumer({**config.kafka_client("admin"), "group.id": "watcher"})  # sees what is not committed as well
+reader = Consumer({**config.kafka_client("admin"), "group.id": "watcher", "isolation.level": "read_uncommitted"})
 
 def arrived():
     return sum(reader.get_watermark_offsets(TopicPartition(topic, number), 10)[1] for number in range(3))

@@ -56,6 +56,13 @@ def test_generated_and_bad_records_alert_as_duckdb_says(spark: SparkSession, str
         }
 
 
+def test_each_record_is_decoded_once(spark: SparkSession) -> None:
+    contract = load(USES / "telemetry")
+    tables = {one.name: spark.createDataFrame(references.table(contract, one)) for one in contract.references}
+    found = alerts(frame(spark, []), contract, {1: json.dumps(contract.schema_now)}, tables)
+    assert found._jdf.queryExecution().executedPlan().toString().count("from_avro") == 1
+
+
 def test_a_record_without_a_row_in_a_reference_is_judged_and_told_with_null(spark: SparkSession) -> None:
     contract = load(USES / "transactions")
     codec = Codec(contract, 1)
