@@ -23,6 +23,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
 
+from infra import restarts
 from tests import stacks
 from tests.faults.catalogue import FAULTS, Fault
 from tests.faults.world import CONTRACTS, Verdict, World, world
@@ -66,6 +67,7 @@ def cell(it: World, fault: Fault, seed: int, publish: bool = True) -> Cell:
         if not it.load.running:
             it.load.start()
         it.recovery()  # it is well before it is harmed
+        restarts.close_breaker(it.settings)  # the harm of cells that follow each other is no crash loop
         fault.act(it, Random(f"{fault.name} {seed}"))
         found.recovery_seconds = round(it.recovery(), 1)
         it.require_one_driver()
@@ -95,38 +97,35 @@ def _say(found: Cell) -> None:
     )
 
 
-def run(names: Sequence[str], seeds: Sequence[int], publish: bool = True) -> list[Cell]:
-    """Every fault with every seed on one stack; the windows are published and judged after a fault's last seed. A cell
-    with an error ends the stack, which is then made anew."""
-    left = [(name, seed) for name in names for seed in seeds]
-    cells: list[Cell] = []
+def run(names: Sequence[str], seeds: Sequence[int]) -> Iterator[Cell]:
+    """Every fault with every seed, on one stack. Its windows are published, and all of them judged, after the last cell
+    and after those whose harm is about them. A cell with an error ends the stack, which is then made anew."""
+    left = [(name, seed) for seed in seeds for name in names]
     while left:
         with fresh() as it:
             while left:
                 name, seed = left.pop(0)
-                last = not left or left[0][0] != name
-                cells.append(found := cell(it, FAULTS[name], seed, publish and last))
+                found = cell(it, FAULTS[name], seed, publish=not left)
                 _say(found)
+                yield found
                 if found.error:
                     break
-    return cells
 
 
-def soak(minutes: float, seed: int) -> list[Cell]:
+def soak(minutes: float, seed: int) -> Iterator[Cell]:
     """Load with a random fault every half minute or so, for `minutes`; judged after each, and published at the end."""
     rng, ends = Random(seed), time.monotonic() + 60 * minutes
     names = sorted(FAULTS.keys() - {"none"})
-    cells = []
     with fresh() as it:
         while time.monotonic() < ends:
-            cells.append(found := cell(it, FAULTS[rng.choice(names)], rng.randrange(2**31), publish=False))
+            found = cell(it, FAULTS[rng.choice(names)], rng.randrange(2**31), publish=False)
             _say(found)
+            yield found
             if found.error:
-                return cells
+                return
             it.load.start()
             threading.Event().wait(rng.uniform(5, 30))
-        cells.append(cell(it, FAULTS["none"], seed))
-    return cells
+        yield cell(it, FAULTS["none"], seed)
 
 
 def table(cells: Sequence[Cell]) -> str:
@@ -185,14 +184,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for fault in FAULTS.values():
             sys.stdout.write(f"{fault.name:18} {fault.about}\n")
         return 0
-    if given.command == "run":
-        cells = run([given.name], [given.seed])
-    elif given.command == "all":
-        cells = run(given.only, given.seeds)
-    else:
-        cells = soak(given.minutes, given.seed)
-    if given.command in ("all", "soak") and given.report:
-        report("matrix" if given.command == "all" else "soak", cells)
+    measured = {
+        "run": lambda: run([given.name], [given.seed]),
+        "all": lambda: run(given.only, given.seeds),
+        "soak": lambda: soak(given.minutes, given.seed),
+    }[given.command]
+    cells: list[Cell] = []
+    for found in measured():
+        cells.append(found)
+        if given.command in ("all", "soak") and given.report:  # after each, for it takes long and may be interrupted
+            report("matrix" if given.command == "all" else "soak", cells)
     documents = [asdict(found) for found in cells]
     if given.json:
         sys.stdout.write(json.dumps(documents[0] if given.command == "run" else documents) + "\n")
