@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from types import TracebackType
 
 from confluent_kafka import (
@@ -18,6 +19,7 @@ from confluent_kafka import (
     TopicPartition,
 )
 
+from infra.answers import Unanswered, answered
 from infra.settings import Settings
 from producers.letters import Header, Letter
 
@@ -128,7 +130,8 @@ class Reader:
     def commit_with(self, producer: Producer, partition: int, offset: int) -> None:
         """Makes `offset` the one to go on from, as part of the open transaction of `producer`."""
         place = TopicPartition(self.topic, partition, offset)
-        producer.send_offsets_to_transaction([place], self._consumer.consumer_group_metadata(), SECONDS)
+        group = self._consumer.consumer_group_metadata()
+        answered(partial(producer.send_offsets_to_transaction, [place], group, SECONDS), SECONDS)
 
 
 class Session(Reader):
@@ -141,6 +144,7 @@ class Session(Reader):
 
     def __init__(self, settings: Settings, topic: str, name: str) -> None:
         self._errors: list[str] = []
+        self._unanswered = False
         self._producer = Producer(
             {
                 **settings.kafka_client("replay"),
@@ -167,6 +171,8 @@ class Session(Reader):
 
     def close(self) -> None:
         super().close()
+        if self._unanswered:
+            return  # a call of the producer's never returned; the next session ends its transaction
         with contextlib.suppress(KafkaException):  # its transaction is over, or the next session ends it
             self._producer.purge()
             self._producer.close()
@@ -183,6 +189,9 @@ class Session(Reader):
                 if last is not None:
                     self.commit_with(self._producer, last.partition, last.offset + 1)
                 self._producer.commit_transaction(SECONDS)
+            except Unanswered:
+                self._unanswered = True
+                raise
             except BaseException:
                 with contextlib.suppress(KafkaException):  # if this fails too, the next session or the broker aborts
                     self._producer.abort_transaction(5.0)

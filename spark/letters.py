@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
@@ -18,13 +19,14 @@ from pyspark.sql import DataFrame, Row
 from pyspark.sql import functions as F
 from tenacity import Retrying, before_sleep_log, retry_if_exception_type, stop_after_delay, wait_exponential_jitter
 
+from infra.answers import Unanswered, answered
 from schemas.errors import TerminalError, TransientError
 from schemas.model import Contract
 
 log = logging.getLogger(__name__)
 
-TIMEOUT = 60.0
-"""Seconds that a step of a transaction may take."""
+TIMEOUT = 15.0
+"""Seconds that a step of a transaction may take: longer than a broker needs, and short enough to try again soon."""
 
 PREFIX = "dl-"
 """Headers that belong to the platform; all others are the producer's and stay as they are."""
@@ -101,9 +103,12 @@ class Letters:
                 self._produce(producer, letter)
                 sent += 1
             marker = TopicPartition(self._marker.topic, self._marker.partition, batch_id + 1)
-            producer.send_offsets_to_transaction([marker], consumer.consumer_group_metadata(), TIMEOUT)
+            group = consumer.consumer_group_metadata()
+            answered(partial(producer.send_offsets_to_transaction, [marker], group, TIMEOUT), TIMEOUT)
             producer.commit_transaction(TIMEOUT)
         except KafkaException as error:
+            if isinstance(error, Unanswered):
+                self._producer = None  # the next one's start voids its transaction
             # librdkafka lacks KIP-890: after a failed commit or abort only a new producer is sure to be clean.
             self.close()
             why = f"the dead letters of batch {batch_id} did not reach {self._contract.dlq_topic}: {error}"
