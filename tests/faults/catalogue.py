@@ -28,6 +28,7 @@ from infra.local.supervisor import Supervisor
 from infra.offsets import halts, heartbeat
 from schemas.errors import MillraceError
 from spark import checkpoints
+from spark.session import submit_conf
 from tests.faults.world import STREAM, Traces, World, read, wait_for
 
 Act = Callable[[World, Random], None]
@@ -107,7 +108,9 @@ def _second_driver(world: World) -> driver.Driver:
     lease = Lease(world.settings)
     epoch = lease.acquire(driver.holder(world.settings))
     lease.close()
-    return driver.start(world.settings, epoch, [sys.executable, str(driver.APPLICATION), "--epoch", str(epoch)])
+    conf = [f"--conf={key}={value}" for key, value in submit_conf(world.settings, "stream").items()]
+    submit = str(Path(sys.executable).with_name("spark-submit"))
+    return driver.start(world.settings, epoch, [submit, *conf, str(driver.APPLICATION), "--epoch", str(epoch)])
 
 
 @fault("driver-paused", "SIGSTOP of the driver in mid-batch, another takes over, SIGCONT: the first is fenced")
