@@ -18,7 +18,8 @@ SCHEMA = (
     "headers array<struct<key: string, value: binary>>"
 )
 
-ARRIVAL = datetime(2024, 5, 1, 12, 0, 0, 123000, tzinfo=UTC)
+ARRIVAL = datetime(2026, 5, 1, 12, 0, 0, 123000, tzinfo=UTC)
+"""Kafka's timestamp of every row: after the times of the generators' events, which would else be of the future."""
 
 
 @dataclass(frozen=True)
