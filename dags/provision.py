@@ -27,7 +27,7 @@ about them cannot be put right.
 from __future__ import annotations
 
 from airflow.sdk import DAG, task
-from wiring import DEFAULTS, at, duty, streams
+from wiring import DEFAULTS, asset, at, duty, streams
 
 with DAG(
     "provision",
@@ -65,4 +65,4 @@ with DAG(
         return changes
 
     for stream in streams():
-        provision.override(task_id=stream)(stream)
+        provision.override(task_id=stream, outlets=[asset("topic", stream)])(stream)

@@ -38,7 +38,7 @@ from datetime import timedelta
 from typing import Any
 
 from airflow.sdk import DAG, TriggerRule, task
-from wiring import DEFAULTS, SparkJob, at, duty, failed_suites, nothing_settled, streams
+from wiring import AUDITS_POOL, DEFAULTS, SparkJob, assets, at, duty, failed_suites, nothing_settled, streams
 
 
 def published(served: Any, job: dict[str, Any]) -> dict[str, Any]:
@@ -110,7 +110,7 @@ with DAG(
     tags=["millrace", "batch"],
 ) as dag:
 
-    @task
+    @task(pool=AUDITS_POOL)
     @duty
     def audit(run_id: Any = None, dag_run: Any = None, ti: Any = None) -> dict[str, Any]:
         """Returns, by stream, how its offsets are accounted for, also when it fails."""
@@ -153,5 +153,7 @@ with DAG(
         report=published,
         unneeded=nothing_new,
         withheld=residual,
+        inlets=assets("bronze", "speed"),
+        outlets=assets("batch", "published"),
         trigger_rule=TriggerRule.ALL_DONE,  # what is conserved is published
     )

@@ -31,7 +31,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 from airflow.sdk import DAG, task
-from wiring import DEFAULTS, at, duty, streams
+from wiring import DEFAULTS, LETTERS_POOL, asset, at, duty, streams
 
 
 def replayed(stream: str, run_id: str) -> dict[str, int]:
@@ -81,11 +81,12 @@ with DAG(
     tags=["millrace", "letters"],
 ):
 
-    @task
+    @task(pool=LETTERS_POOL)
     @duty
     def replay(stream: str, run_id: str) -> dict[str, int]:
         """Returns the number of letters by what became of them."""
         return replayed(stream, run_id)
 
     for stream in streams():
-        replay.override(task_id=stream)(stream, run_id="{{ run_id }}")
+        moved = {"inlets": [asset("bronze", stream)], "outlets": [asset("letters", stream)]}
+        replay.override(task_id=stream, **moved)(stream, run_id="{{ run_id }}")

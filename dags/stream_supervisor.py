@@ -53,7 +53,7 @@ from typing import Any
 
 from airflow.sdk import DAG, BaseOperator, Context
 from airflow.sdk.exceptions import AirflowFailException
-from wiring import DEFAULTS, duty
+from wiring import DEFAULTS, assets, duty
 
 
 class Drive(BaseOperator):
@@ -140,5 +140,5 @@ with DAG(
 ):
     # No time limits: a start may wait for somebody, and the longer a life lasts, the better. No retries of `watch`: the
     # next run is the retry.
-    drive = Drive(task_id="drive", execution_timeout=None)
+    drive = Drive(task_id="drive", execution_timeout=None, inlets=assets("topic"), outlets=assets("bronze", "speed"))
     Watch(task_id="watch", epoch=drive.output, execution_timeout=None, retries=0)

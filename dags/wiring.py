@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOperator
-from airflow.sdk import Context, CronTriggerTimetable
+from airflow.sdk import Asset, Context, CronTriggerTimetable
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 
 P = ParamSpec("P")
@@ -21,8 +21,8 @@ R = TypeVar("R")
 
 PROJECT = Path(__file__).resolve().parent.parent
 
-BATCH_POOL = "batch"
-"""One slot: the batch tables have one writing process, so the jobs that write them take turns."""
+BATCH_POOL, LETTERS_POOL, AUDITS_POOL = "batch", "letters", "audits"
+"""One slot each: a table has one writing process, so the tasks that write the same tables take turns."""
 
 DEFAULTS: dict[str, Any] = {
     "owner": "data-platform",
@@ -60,6 +60,17 @@ def duty(work: Callable[P, R]) -> Callable[P, R]:
             raise AirflowFailException(str(error)) from error
 
     return run
+
+
+def asset(kind: str, stream: str) -> Asset:
+    """`topic`, `bronze`, `speed`, `batch`, `published` or `letters` of a stream, for the graph of assets in the UI;
+    `millrace lineage` has each single table."""
+    return Asset(name=f"{kind}/{stream}", uri=f"millrace://{kind}/{stream}", group=kind)
+
+
+def assets(*kinds: str) -> list[Asset]:
+    """The assets of those kinds of all streams."""
+    return [asset(kind, stream) for kind in kinds for stream in streams()]
 
 
 Report = Callable[[Any, dict[str, Any]], dict[str, Any]]

@@ -16,11 +16,14 @@ from infra.commands.demo import demo
 from infra.commands.doctor import doctor
 from infra.commands.down import down
 from infra.commands.fault import fault, soak
+from infra.commands.lineage import lineage
 from infra.commands.logs import logs
 from infra.commands.produce import produce
 from infra.commands.query import query
+from infra.commands.sql import sql
 from infra.commands.status import status
 from infra.commands.stream import stream
+from infra.commands.tables import tables
 from infra.commands.up import up
 from schemas.errors import MillraceError
 
@@ -51,7 +54,7 @@ app = typer.Typer(
 
 for panel, commands in {
     "Run it": (demo, up, down),
-    "Look at it": (status, query, audit, logs, doctor, soak),
+    "Look at it": (status, query, sql, tables, lineage, audit, logs, doctor, soak),
     "Streams": (produce, check),
 }.items():
     for command in commands:

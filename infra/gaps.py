@@ -35,7 +35,7 @@ class Gaps(Generic[Note]):
     """Reads gaps. `note` is what to keep of a record that is missing."""
 
     def __init__(self, settings: Settings, stream: str, note: Callable[[Message], Note]) -> None:
-        self._client: dict[str, Any] = settings.kafka_client("audit")
+        self._client: dict[str, Any] = settings.kafka_client("audit") | {"log_level": 2}
         self._admin = AdminClient(self._client)
         self._note = note
         self._consumers = {level: self._consumer(level, stream) for level in ("read_uncommitted", "read_committed")}

@@ -43,6 +43,9 @@ class Settings(BaseSettings):
     contracts: Path = Field(PROJECT / "schemas", description="Folder of the contracts, one folder per stream.")
     lake: str = Field("", description="URI of the Delta tables; default `file:<home>/lake`.")
     checkpoints: str = Field("", description="URI of the streaming checkpoints; default `file:<home>/checkpoints`.")
+    catalog: Path | None = Field(
+        None, description="DuckDB file with the served views, for any client; default `<home>/catalog.duckdb`."
+    )
     jar_cache: Path = Field(
         Path.home() / ".cache" / "millrace" / "jars", description="Cache of the JVM parts, shared between checkouts."
     )
@@ -83,10 +86,10 @@ class Settings(BaseSettings):
     )
     lease_seconds: float = Field(30.0, gt=0, description="Life of the driver's lease between renewals.")
 
-    @field_validator("home", "contracts", "jar_cache")
+    @field_validator("home", "contracts", "jar_cache", "catalog")
     @classmethod
-    def _absolute(cls, value: Path) -> Path:
-        return value.expanduser().resolve()
+    def _absolute(cls, value: Path | None) -> Path | None:
+        return value and value.expanduser().resolve()
 
     @field_validator("lake", "checkpoints")
     @classmethod
@@ -104,6 +107,10 @@ class Settings(BaseSettings):
     @property
     def checkpoints_uri(self) -> str:
         return self.checkpoints or f"file:{self.home / 'checkpoints'}"
+
+    @property
+    def catalog_file(self) -> Path:
+        return self.catalog or self.home / "catalog.duckdb"
 
     @property
     def run_dir(self) -> Path:

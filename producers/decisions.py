@@ -100,6 +100,7 @@ def announce(
         producer = Producer(
             {
                 **settings.kafka_client("replay"),
+                "log_level": 2,  # errors are reported, not logged line by line
                 "enable.idempotence": True,
                 "compression.type": "lz4",
                 "partitioner": "murmur2_random",

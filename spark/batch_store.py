@@ -45,6 +45,14 @@ class BatchStore:
     def published(self, aggregate: Aggregate) -> DataFrame:
         return self._read(tables.batch(self.lake_uri, self.contract.stream, aggregate.name))
 
+    def versions(self) -> dict[str, int]:
+        """The newest Delta version of the batch table of each aggregate."""
+        found = {}
+        for aggregate in self.contract.aggregates:
+            uri = tables.batch(self.lake_uri, self.contract.stream, aggregate.name)
+            found[aggregate.name] = int(DeltaTable(tables.local_path(uri)).version())
+        return found
+
     # -- writes --------------------------------------------------------------------------------------------------
 
     def stage(self, aggregate: Aggregate, windows: DataFrame) -> None:

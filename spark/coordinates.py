@@ -22,9 +22,6 @@ from spark.conservation import Break
 
 MEMORY = "256MB"
 
-UNTOUCHED = {"OPTIMIZE", "ADD COLUMN", "ADD COLUMNS", "SET TBLPROPERTIES", "VACUUM START", "VACUUM END"}
-"""Operations of Delta's history that change no row."""
-
 
 class Coordinates:
     """Bronze of a stream at `version`, the newest one when this was made."""
@@ -93,7 +90,7 @@ class Coordinates:
             return since == 0
         commits = DeltaTable(self._path, version=self.version).history(since)
         return len(commits) == since and all(
-            commit["operation"] in UNTOUCHED or commit.get("operationParameters", {}).get("mode") == "Append"
+            commit["operation"] in tables.UNTOUCHED or commit.get("operationParameters", {}).get("mode") == "Append"
             for commit in commits
         )
 

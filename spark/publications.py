@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Any
 
 from deltalake import DeltaTable
 
@@ -23,21 +25,34 @@ class Publication:
     hours: int
     rows: int
     published_at: datetime
+    versions: Mapping[str, int] = field(default_factory=dict)
+    """The Delta version of the batch table of each aggregate that it made served. Empty in rows of older installations:
+    the newest then."""
+
+    @property
+    def row(self) -> dict[str, Any]:
+        return vars(self) | {"versions": list(self.versions.items())}
 
 
-def publications(lake_uri: str, stream: str) -> list[Publication]:
-    """The stream's publications, oldest first; none while the log does not exist."""
+def publications(lake_uri: str, stream: str | None = None, version: int | None = None) -> list[Publication]:
+    """The stream's publications (or of all streams), oldest first, as the log had them at `version` (default: now);
+    none while the log does not exist."""
     path = tables.local_path(tables.system(lake_uri, "publications"))
     if not DeltaTable.is_deltatable(path):
         return []
-    rows = DeltaTable(path).to_pyarrow_table(filters=[("stream", "=", stream)]).to_pylist()
-    found = [
-        Publication(
-            **row | {name: row[name].astimezone(UTC) for name in ("final_through", "published_at")}
-        )
-        for row in rows
-    ]  # fmt: skip
-    return sorted(found, key=lambda publication: publication.published_at)
+    mine = None if stream is None else [("stream", "=", stream)]
+    rows = DeltaTable(path, version=version).to_pyarrow_table(filters=mine).to_pylist()
+    return sorted(map(_publication, rows), key=lambda publication: publication.published_at)
+
+
+def in_force(found: Iterable[Publication]) -> dict[str, Publication]:
+    """The newest of `found` (oldest first) of each stream."""
+    return {publication.stream: publication for publication in found}
+
+
+def _publication(row: dict[str, Any]) -> Publication:
+    times = {name: row[name] and row[name].astimezone(UTC) for name in ("final_through", "published_at")}
+    return Publication(**row | times | {"versions": dict(row.get("versions") or ())})
 
 
 def unique_run_id(run_id: str, published: list[Publication]) -> str:

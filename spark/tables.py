@@ -43,6 +43,9 @@ HEADERS = ArrayType(StructType([StructField("key", STRING), StructField("value",
 
 LEDGER_CAUSES = ("duplicate", "late", "replayed", "unexplained")
 
+UNTOUCHED = {"OPTIMIZE", "ADD COLUMN", "ADD COLUMNS", "SET TBLPROPERTIES", "VACUUM START", "VACUUM END"}
+"""Operations of Delta's history that change no row."""
+
 SYSTEM: dict[str, StructType] = {}
 """Schemas of the tables under `system/`, by name."""
 
@@ -75,6 +78,14 @@ def system(lake_uri: str, name: str) -> str:
     return f"{lake_uri}/system/{name}"
 
 
+def owner(lake_uri: str, uri: str) -> str:
+    """The process that alone writes the table."""
+    layer, *rest = uri.removeprefix(f"{lake_uri}/").split("/")
+    if layer in ("bronze", "speed"):
+        return "streaming driver"
+    return {"moves": "replay task", "replays": "replay task", "audits": "audit task"}.get(rest[-1], "batch jobs")
+
+
 def local_path(uri: str) -> str:
     """The form of a lake URI that deltalake and DuckDB take: a plain path for `file:`, else the URI itself."""
     parts = urlsplit(uri)
@@ -98,6 +109,7 @@ SYSTEM |= {
             "hours": INT,
             "rows": LONG,
             "published_at": TIMESTAMP,
+            "versions": MapType(STRING, LONG),
         }
     ),
     "ledger": _struct(
@@ -270,6 +282,17 @@ def batch_schema(contract: Contract, aggregate: Aggregate) -> StructType:
 def create(lake_uri: str, contract: Contract) -> list[str]:
     """Creates the tables that `contract` needs (and those of `system/`) where missing, and adds nullable columns that
     the contract gained. Returns what was done, one line per changed table; a second call returns nothing."""
+    wanted = _wanted(lake_uri, contract)
+    return [done for uri, schema, by, stats in wanted if (done := _ensure(uri, schema, by, stats))]
+
+
+def uris(lake_uri: str, contract: Contract) -> list[str]:
+    """The tables that `contract` needs, and those of `system/`."""
+    return [uri for uri, *_ in _wanted(lake_uri, contract)]
+
+
+def _wanted(lake_uri: str, contract: Contract) -> list[tuple[str, StructType, list[str], str | None]]:
+    """URI, schema, partition columns and statistics columns (None: all) of each table."""
     wanted: list[tuple[str, StructType, list[str], str | None]] = [
         # Statistics on every column of a wide table cost a third of the append; pruning needs only these two.
         (bronze(lake_uri, contract.stream), bronze_schema(contract), ["accepted"], "batch,event_time")
@@ -281,8 +304,7 @@ def create(lake_uri: str, contract: Contract) -> list[str]:
         wanted.append((staged(*place), batch_schema(contract, aggregate), [], None))
     if contract.alerts:
         wanted.append((alerts(lake_uri, contract.stream), ALERTS, [], "offset,event_time"))
-    wanted += [(system(lake_uri, name), schema, [], None) for name, schema in SYSTEM.items()]
-    return [done for uri, schema, by, stats in wanted if (done := _ensure(uri, schema, by, stats))]
+    return wanted + [(system(lake_uri, name), schema, [], None) for name, schema in SYSTEM.items()]
 
 
 def _ensure(uri: str, schema: StructType, partition_by: list[str], stats_columns: str | None) -> str | None:

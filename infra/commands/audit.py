@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from infra.settings import Settings
     from schemas.model import Contract
     from spark.audits import Audit
+    from spark.conservation import Conserved
 
 
 def audit(
@@ -81,19 +82,33 @@ def _audited(config: Settings, contract: Contract, repair: bool, console: Consol
 
 
 def _show(found: Audit, console: Console) -> None:
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     title = f"{found.stream}: {found.offsets:,} offsets, residual {found.residual:,}"
-    table = Table(title=title, title_justify="left", header_style="bold")
-    table.add_column("partition")
-    for name in ("from", "to", "rows", "explained gaps", "missing", "doubled", "not ingested yet"):
-        table.add_column(name, justify="right")
-    for one in found.partitions:
-        gaps = ", ".join(f"{count:,} {reason}" for reason, count in one.gaps.items()) or "0"
-        numbers = (one.missing, one.doubled, one.not_ingested)
-        bounds = (one.from_offset, one.to_offset, one.rows)
-        table.add_row(f"{one.topic}/{one.partition}", *(f"{n:,}" for n in bounds), gaps, *(f"{n:,}" for n in numbers))
+    names = ("from", "to", "rows", "explained gaps", "missing", "doubled", "not ingested yet")
+    rows = [
+        (
+            f"{one.from_offset:,}", f"{one.to_offset:,}", f"{one.rows:,}",
+            ", ".join(f"{count:,} {reason}" for reason, count in one.gaps.items()) or "0",
+            f"{one.missing:,}", f"{one.doubled:,}", f"{one.not_ingested:,}",
+        )
+        for one in found.partitions
+    ]  # fmt: skip
+    # A column of noughts says nothing, and what is too wide for the terminal is folded, never cut.
+    shown = [place for place in range(len(names)) if any(row[place] != "0" for row in rows)]
+    table = Table(title=title, title_justify="left", header_style="bold", box=SIMPLE_HEAD)
+    longest = max((len(_place(one)) for one in found.partitions), default=0)
+    table.add_column("partition", overflow="fold", min_width=min(longest, 30))
+    for place in shown:
+        table.add_column(names[place], justify="right", overflow="fold")
+    for one, row in zip(found.partitions, rows, strict=True):
+        table.add_row(_place(one), *(row[place] for place in shown))
     console.print(table)
+
+
+def _place(one: Conserved) -> str:
+    return f"{one.topic}/{one.partition}"
 
 
 def _document(found: Audit) -> dict[str, Any]:

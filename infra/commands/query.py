@@ -3,52 +3,108 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+import sys
+from io import TextIOWrapper
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Annotated, Literal, get_args
 
 import typer
 
-from schemas.errors import TerminalError
+if TYPE_CHECKING:
+    import duckdb
 
-
-class QueryError(TerminalError):
-    """The SQL is wrong; the message is DuckDB's, which names the place, and lists the views for an unknown one."""
+Format = Literal["table", "csv", "json", "parquet"]
 
 
 def query(
     sql: Annotated[str, typer.Argument(help='For example "from departures_by_origin_1h where final limit 5".')],
+    format_: Annotated[
+        str | None,
+        typer.Option("--format", help="table, csv, json or parquet; default: what FILE is called, or table."),
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write to this file.")] = None,
+    as_of: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME|RUN", help="The views as they were at a time (ISO-8601, UTC) or when a run published."
+        ),
+    ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON document: a list of rows.")] = False,
     csv: Annotated[bool, typer.Option("--csv", help="Print CSV with a header.")] = False,
-    limit: Annotated[int, typer.Option(min=1, help="Rows the table shows at most (JSON and CSV print all).")] = 100,
+    limit: Annotated[int, typer.Option(min=1, help="Rows the table shows at most (the others hold all).")] = 100,
 ) -> None:
     """Ask the served views with SQL. `show tables` lists them.
 
     Views: <aggregate>_1m, _5m and _1h (with `source` batch or speed and `final`), <stream>_events,
     <stream>_dead_letters, <stream>_letters (one row a dead letter, with its status), ledger, publications, quality,
-    moves, replays, audits. Times are UTC.
+    moves, replays, audits. Times are UTC. A query sees one state of all tables, whatever is published meanwhile, and
+    can change nothing.
     """
-    import duckdb
-
     from infra.settings import settings
-    from spark.serving.duck import connect
+    from spark.serving.questions import asked
 
-    with connect(settings()) as connection:
-        try:
-            cursor = connection.execute(sql)
-            if cursor is None:  # nothing but blanks and comments
-                raise QueryError("there is no SQL to run; `show tables` lists the views")
-            names = [column[0] for column in cursor.description or []]
-            rows = cursor.fetchall()
-        except duckdb.CatalogException as error:
-            views = ", ".join(row[0] for row in connection.execute("show tables").fetchall())
-            raise QueryError(f"{error}\n\nThere are: {views}") from error
-        except duckdb.Error as error:
-            raise QueryError(str(error)) from error
-    if json_:
-        typer.echo(json.dumps([dict(zip(names, row, strict=True)) for row in rows], default=text))
-    elif csv:
-        _print_csv(names, rows)
+    wanted = _format(format_ or ("json" if json_ else "csv" if csv else None), output)
+    with asked(settings(), sql, as_of) as cursor:
+        _print(cursor, wanted, output, limit)
+
+
+def _format(named: str | None, output: Path | None) -> Format:
+    if named is None and output is not None:
+        named = output.suffix.removeprefix(".")
+    from spark.serving.questions import QueryError
+
+    for known in get_args(Format):
+        if known == (named or "table"):
+            if known == "parquet" and output is None and sys.stdout.isatty():
+                raise QueryError("Parquet is no text: name a file with --output, or send it through a pipe")
+            return known  # type: ignore[no-any-return]
+    raise QueryError(f"{named or 'a file without a suffix'} is no format; there are: {', '.join(get_args(Format))}")
+
+
+def _print(cursor: duckdb.DuckDBPyConnection, wanted: Format, output: Path | None, limit: int) -> None:
+    if output is None:
+        _write(cursor, wanted, sys.stdout.buffer, limit)
+        return
+    from spark.serving.questions import QueryError
+
+    # The file appears whole or not at all.
+    part = output.with_name(f".{output.name}.part")
+    try:
+        with part.open("wb") as file:
+            _write(cursor, wanted, file, limit)
+        part.replace(output)
+    except OSError as error:
+        raise QueryError(f"cannot write {output}: {error.strerror or error}") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _write(cursor: duckdb.DuckDBPyConnection, wanted: Format, file: IO[bytes], limit: int) -> None:
+    if wanted == "parquet":
+        _write_parquet(cursor, file)
+        return
+    names = [column[0] for column in cursor.description or []]
+    if wanted == "table" and file is sys.stdout.buffer:
+        print_table(names, cursor.fetchall(), limit)
+        return
+    words = TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
+    if wanted == "json":
+        rows = [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+        words.write(json.dumps(rows, default=text) + "\n")
+    elif wanted == "csv":
+        _write_csv(names, cursor.fetchall(), words)
     else:
-        print_table(names, rows, limit)
+        print_table(names, cursor.fetchall(), limit, words)
+    words.detach()
+
+
+def _write_parquet(cursor: duckdb.DuckDBPyConnection, file: IO[bytes]) -> None:
+    from pyarrow.parquet import ParquetWriter
+
+    batches = cursor.to_arrow_reader()
+    with ParquetWriter(file, batches.schema, compression="zstd") as writer:
+        for batch in batches:
+            writer.write_batch(batch)
 
 
 def text(value: object) -> str:
@@ -60,11 +116,10 @@ def text(value: object) -> str:
     return value.hex() if isinstance(value, bytes) else str(value)
 
 
-def _print_csv(names: list[str], rows: list[tuple[object, ...]]) -> None:
+def _write_csv(names: list[str], rows: list[tuple[object, ...]], file: IO[str]) -> None:
     import csv
-    import sys
 
-    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer = csv.writer(file, lineterminator="\n")
     writer.writerow(names)
     writer.writerows(
         [value if value is None or isinstance(value, (int, float, str)) else text(value) for value in row]
@@ -72,8 +127,10 @@ def _print_csv(names: list[str], rows: list[tuple[object, ...]]) -> None:
     )
 
 
-def print_table(names: list[str], rows: list[tuple[object, ...]], limit: int = 1_000_000) -> None:
-    """Rows as a table for people, `limit` of them at most, and their number."""
+def print_table(
+    names: list[str], rows: list[tuple[object, ...]], limit: int = 1_000_000, file: IO[str] | None = None
+) -> None:
+    """Rows as a table for people, `limit` of them at most, and their number, to `file` (default: standard output)."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -85,7 +142,7 @@ def print_table(names: list[str], rows: list[tuple[object, ...]], limit: int = 1
         # As text: brackets in data are no markup.
         cells = ("" if value is None else value if isinstance(value, str) else text(value) for value in row)
         table.add_row(*(Text(cell) for cell in cells))
-    console = Console()
+    console = Console(file=file)
     if not console.is_terminal:
         console.width = 10_000  # a file or a pipe has no edge
     console.print(table)

@@ -89,7 +89,7 @@ def _stream(name: str) -> dict[str, Any]:
         ).get("through")
         found["last_reconciliation"] = one(
             "select run_id, published_at, hours, rows from publications "
-            f"where stream = '{name}' order by published_at desc limit 1"
+            f"where stream = '{name}' and run_id not like 'maintain %' order by published_at desc limit 1"
         )
         found["ledger"] = dict(
             connection.execute(f"select cause, count(*) from ledger where stream = '{name}' group by 1").fetchall()

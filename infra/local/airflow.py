@@ -32,7 +32,11 @@ COMPONENTS = {
     "airflow-triggerer": ("airflow", "triggerer", "--skip-serve-logs"),
 }
 USER = "admin"
-BATCH_POOL = "batch"
+POOLS = {
+    "batch": "One Spark batch job at a time: the batch tables have one writer.",
+    "letters": "One replay at a time: the log of moves has one writer.",
+    "audits": "One audit at a time: its log has one writer.",
+}
 
 
 class AirflowError(TerminalError):
@@ -170,19 +174,19 @@ def check_ready(settings: Settings) -> None:
         raise AirflowNotReady(f"Airflow's {', '.join(unhealthy)} is not healthy")
 
 
-def ensure_batch_pool(settings: Settings) -> None:
-    """Makes the pool of one slot that serialises the batch jobs. Raises `AirflowError`."""
+def ensure_pools(settings: Settings) -> None:
+    """Makes the pools of one slot, in which tasks that write the same tables take turns. Raises `AirflowError`."""
     try:
         with httpx.Client(base_url=settings.airflow_url, timeout=30, trust_env=False) as client:
             credentials = {"username": USER, "password": settings.secret("airflow-admin")}
             token = client.post("/auth/token", json=credentials).raise_for_status().json()["access_token"]
             client.headers["Authorization"] = f"Bearer {token}"
-            if client.get(f"/api/v2/pools/{BATCH_POOL}").status_code == 404:
-                about = "One Spark batch job at a time: the batch tables have one writer."
-                pool = {"name": BATCH_POOL, "slots": 1, "description": about}
-                client.post("/api/v2/pools", json=pool).raise_for_status()
+            for name, about in POOLS.items():
+                if client.get(f"/api/v2/pools/{name}").status_code == 404:
+                    pool = {"name": name, "slots": 1, "description": about}
+                    client.post("/api/v2/pools", json=pool).raise_for_status()
     except httpx.HTTPError as error:
-        raise AirflowError(f"the pool `{BATCH_POOL}` could not be made in Airflow: {error}") from error
+        raise AirflowError(f"the pools {', '.join(POOLS)} could not be made in Airflow: {error}") from error
 
 
 def _with_environment(file: Path, module: tuple[str, ...]) -> str:

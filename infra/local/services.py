@@ -62,7 +62,7 @@ SERVICES: dict[str, Service] = {
         airflow.check_ready,
         needs=("postgres",),
         before_start=airflow.migrate,
-        when_ready=airflow.ensure_batch_pool,
+        when_ready=airflow.ensure_pools,
         patience=240,
     ),
 }

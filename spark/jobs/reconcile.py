@@ -36,6 +36,7 @@ from spark.batch_store import BatchStore
 from spark.jobs import each
 from spark.publications import Publication, publications, unique_run_id
 from spark.reconcile import Plan, TouchedHour, UnexplainedDifference, literal, plan
+from spark.serving.duck import write_catalog
 from spark.session import session
 from spark.transforms import ledger
 from spark.transforms.aggregates import exact, folded, truncated
@@ -233,9 +234,9 @@ class Reconciliation:
     def _publish(self, planned: Plan, staged: int) -> None:
         row = Publication(
             self.run_id, self.contract.stream, planned.final_through or NOTHING_FINAL, self.through, planned.hours,
-            staged, self.now,
+            staged, self.now, self.store.versions(),
         )  # fmt: skip
-        self.store.log_rows("publications", [vars(row)])
+        self.store.log_rows("publications", [row.row])
         log.info("published %d windows of %d hours", staged, planned.hours)
 
     def _summary(self, planned: Plan, staged: int, causes: Counter[str]) -> dict[str, Any]:
@@ -299,7 +300,9 @@ def reconcile(config: Settings, stream: str, run_id: str) -> dict[str, Any]:
         return auditor[0].audit(suite, frame, expectations)
 
     try:
-        return Reconciliation(store, contract, run_id, through, now, audit).run()
+        done = Reconciliation(store, contract, run_id, through, now, audit).run()
+        write_catalog(config)
+        return done
     finally:
         for one in auditor:
             one.build_docs()

@@ -1,1 +1,1 @@
-"""The merged views that people query, in DuckDB and in Spark SQL."""
+"""The merged views that people query, in DuckDB, in Spark SQL and as Arrow: `spark.serving.questions.ask`."""

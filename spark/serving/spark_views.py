@@ -5,11 +5,18 @@ from __future__ import annotations
 from pyspark.sql import SparkSession
 
 from schemas.model import Contract
+from spark.serving.snapshot import Snapshot, published
 from spark.serving.views import views
 
 
-def register(spark: SparkSession, contract: Contract, lake_uri: str) -> None:
-    """Makes (or replaces) the views of `contract`, under the same names and with the same columns as in DuckDB. The
-    tables must exist."""
-    for name, select in views(contract, "spark", lake_uri, lambda uri, _: f"delta.`{uri}`").items():
+def register(spark: SparkSession, contract: Contract, lake_uri: str, snapshot: Snapshot | None = None) -> None:
+    """Makes (or replaces) the views of `contract`, under the same names and with the same columns as in DuckDB, of the
+    `snapshot` (default: what is published now). The tables must exist."""
+    shown = snapshot or published(lake_uri, [contract])
+
+    def scan(uri: str, _: object) -> str:
+        version = shown.versions.get(uri)
+        return f"delta.`{uri}`" if version is None else f"delta.`{uri}` version as of {version}"
+
+    for name, select in views(contract, "spark", lake_uri, scan, shown.final_through(contract.stream)).items():
         spark.sql(f"create or replace temporary view `{name}` as {select}")

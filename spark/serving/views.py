@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from pyspark.sql.types import StructType
 
@@ -54,10 +55,15 @@ def view_names(contract: Contract) -> list[str]:
     return [*windows, *of_records, *tables.SYSTEM]
 
 
-def views(contract: Contract, dialect: Dialect, lake_uri: str, scan: Scan) -> dict[str, str]:
-    """View name to its SELECT, as `view_names` lists them."""
+def views(
+    contract: Contract, dialect: Dialect, lake_uri: str, scan: Scan, final_through: datetime, estimates: bool = True
+) -> dict[str, str]:
+    """View name to its SELECT, as `view_names` lists them, where windows that end at or before `final_through` are the
+    batch layer's. Without `estimates` the measures that need a sketch are null in the other windows."""
     found = {
-        f"{aggregate.name}_{window}": _merged(contract, aggregate, window, dialect, lake_uri, scan)
+        f"{aggregate.name}_{window}": _merged(
+            contract, aggregate, window, dialect, lake_uri, scan, final_through, estimates
+        )
         for aggregate in contract.aggregates
         for window in aggregate.windows
     }
@@ -128,32 +134,39 @@ def _letters(contract: Contract, words: _Words, bronze: str, original: str, move
 
 
 def _merged(
-    contract: Contract, aggregate: Aggregate, window: WindowName, dialect: Dialect, lake_uri: str, scan: Scan
+    contract: Contract,
+    aggregate: Aggregate,
+    window: WindowName,
+    dialect: Dialect,
+    lake_uri: str,
+    scan: Scan,
+    final_through: datetime,
+    estimates: bool,
 ) -> str:
     words, place = _WORDS[dialect], (lake_uri, contract.stream, aggregate.name)
     batch = scan(tables.batch(*place), tables.batch_schema(contract, aggregate))
     speed = scan(tables.speed(*place), tables.speed_schema(contract, aggregate))
-    publications = scan(tables.system(lake_uri, "publications"), tables.SYSTEM["publications"])
     start, end = words.name("window_start"), words.name("window_end")
     dimensions = words.names(aggregate.dimensions)
     results = words.names(measure.name for measure in aggregate.measures)
     merged = ", ".join(f"{s.merge[dialect]} as {words.name(s.name)}" for s in measures.states(aggregate, contract))
-    finals = ", ".join(f"{measures.final(m, contract, dialect)} as {words.name(m.name)}" for m in aggregate.measures)
-    never = words.instant.format("0001-01-01 00:00:00")
-    truncated, size = _truncated(start, window, dialect), f"interval '{SECONDS[window]}' second"
-    # The horizon is read before the rows it speaks of: published rows are there before their publication is.
-    return f"""
-    with horizon as (
-        select coalesce(max({words.name("final_through")}), {never}) as through
-        from {publications} where {words.name("stream")} = '{contract.stream}'
+    finals = ", ".join(
+        f"{measures.final(m, contract, dialect) if estimates or not measures.is_estimate(m) else 'null'} "
+        f"as {words.name(m.name)}"
+        for m in aggregate.measures
     )
+    horizon = words.instant.format(final_through.astimezone(UTC).replace(tzinfo=None).isoformat(" "))
+    truncated, size = _truncated(start, window, dialect), f"interval '{SECONDS[window]}' second"
+    # Said once more of the window's own start, which file statistics are about.
+    open_ = f"{start} > {horizon} - {size} and {truncated} + {size} > {horizon}"
+    return f"""
     select {start}, {end}, {dimensions}, {results}, 'batch' as {words.name("source")}, true as {words.name("final")}
-    from {batch} where {words.name("window")} = '{window}' and {end} <= (select through from horizon)
+    from {batch} where {words.name("window")} = '{window}' and {end} <= {horizon}
     union all
     select {start}, {start} + {size} as {end}, {dimensions}, {finals}, 'speed', false
     from (
         select {truncated} as {start}, {dimensions}, {merged}
-        from {speed} where {truncated} + {size} > (select through from horizon)
+        from {speed} where {open_}
         group by {truncated}, {dimensions}
     ) as folded"""
 

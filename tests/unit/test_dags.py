@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ SCHEDULES = {
     "replay_dead_letters": "*/5 * * * *",
     "decide_parked_letters": "40 * * * *",
     "operate_stream": None,
+    "maintain": "30 3 * * *",
 }
 
 WAITS_FOR_SOMEBODY = {
@@ -64,7 +66,9 @@ def described(dag):
             task.task_id: {
                 "owner": task.owner, "retries": task.retries, "timeout": seconds_of(task.execution_timeout),
                 "pool": task.pool, "type": type(task).__name__, "upstream": sorted(task.upstream_task_ids),
-                "application": getattr(task, "application", None), "trigger_rule": task.trigger_rule,
+                "application": getattr(task, "application", None),
+                "inlets": [asset.name for asset in task.inlets], "outlets": [asset.name for asset in task.outlets],
+                "trigger_rule": task.trigger_rule,
             }
             for task in dag.tasks
         },
@@ -148,7 +152,14 @@ def test_every_task_has_an_owner_and_an_end(dag: dict[str, Any]) -> None:
         assert (task["timeout"] is None) == ((dag["id"], name) in WAITS_FOR_SOMEBODY), name
 
 
-def test_jobs_that_write_the_batch_tables_take_turns(dag: dict[str, Any]) -> None:
+POOLS = {
+    ("reconcile", "audit"): "audits", ("maintain", "batch"): "batch", ("maintain", "letters"): "letters",
+    ("maintain", "audits"): "audits",
+}  # fmt: skip
+"""Tasks that write tables, other than Spark jobs: those with the same tables share a pool of one slot."""
+
+
+def test_tasks_that_write_the_same_tables_take_turns(dag: dict[str, Any]) -> None:
     assert any(task["type"] == "SparkJob" for task in dag["tasks"].values()) == (
         dag["id"] in ("reconcile", "data_quality")
     )
@@ -157,7 +168,8 @@ def test_jobs_that_write_the_batch_tables_take_turns(dag: dict[str, Any]) -> Non
             assert task["pool"] == "batch", name
             assert Path(task["application"]).is_file(), name
         else:
-            assert task["pool"] == "default_pool", name
+            expected = "letters" if dag["id"] == "replay_dead_letters" else POOLS.get((dag["id"], name), "default_pool")
+            assert task["pool"] == expected, name
     if dag["id"] in ("provision", "replay_dead_letters"):
         assert dag["max_active_tasks"] == 1, "their tables have one writer at a time"
 
@@ -168,7 +180,8 @@ def test_a_new_stream_is_a_folder(tmp_path: Path) -> None:
         (tmp_path / "contracts" / name / "stream.yaml").touch()  # parsing lists folders and reads no contract
     (tmp_path / "contracts" / "not_a_stream").mkdir()
     dags = parse(tmp_path, tmp_path / "contracts")["dags"]
-    for dag_id in SCHEDULES.keys() - {"stream_supervisor", "decide_parked_letters", "operate_stream"}:
+    several = {"stream_supervisor", "decide_parked_letters", "operate_stream", "maintain"}
+    for dag_id in SCHEDULES.keys() - several:
         by_stream = dag_id in ("provision", "replay_dead_letters")  # the batch jobs take every stream when they run
         batch_tasks = {JOBS.get(dag_id)} | ({"audit"} if dag_id == "reconcile" else set())
         assert set(dags[dag_id]["tasks"]) == ({"orders", "payments"} if by_stream else batch_tasks), dag_id
@@ -179,6 +192,16 @@ def test_nothing_is_reconciled_that_was_not_audited_before(seen: dict[str, Any])
     assert tasks["reconcile"]["upstream"] == ["audit"]
     assert tasks["reconcile"]["trigger_rule"] == "all_done", "a residual of one stream does not hold up the others"
     assert tasks["audit"]["retries"] == 1
+
+
+def test_the_graph_of_assets_goes_from_topic_to_published(seen: dict[str, Any]) -> None:
+    tasks = [task for dag in seen["dags"].values() for task in dag["tasks"].values()]
+    steps = {(made, of) for task in tasks for made in task["outlets"] for of in task["inlets"]}
+    for stream in ("flights", "weather"):
+        assert any(f"topic/{stream}" in task["outlets"] for task in tasks), "provision makes it"
+        way = ["published", "bronze", "topic"]
+        assert {(f"{made}/{stream}", f"{of}/{stream}") for made, of in pairwise(way)} <= steps
+        assert (f"batch/{stream}", f"bronze/{stream}") in steps
 
 
 def test_the_supervisor_watches_what_it_drives(seen: dict[str, Any]) -> None:

@@ -193,6 +193,7 @@ def test_views_serve_batch_before_final_through_and_folded_speed_after_it(spark:
     batch_schema = tables.batch_schema(FLIGHTS, FLIGHTS.aggregates[0])
     _append(tables.batch(lake, "flights", "departures_by_origin"), batch_schema, [published, unpublished])
     publication = {"run_id": "r1", "stream": "flights", "final_through": final_through, "through_batch": 1}
+    publication |= {"published_at": final_through}
     other = publication | {"stream": "weather", "final_through": final_through + timedelta(days=9)}
     _append(tables.system(lake, "publications"), tables.SYSTEM["publications"], [publication, other])
 

@@ -1,0 +1,67 @@
+"""# maintain
+
+Keeps the Delta tables fit: joins small files into large ones (OPTIMIZE) and removes the files that only versions older
+than seven days need (VACUUM), so that time travel reaches back a week and disk use is bounded. What is served does not
+change: the batch tables are published again at their new versions, by a run called `maintain …`.
+
+**When.** Daily at 03:30. A table is only ever written by one process, so each task waits for its turn among the tasks
+that own the tables: `batch` (batch, staged, ledger, quality, publications) with the Spark jobs, `letters` (moves,
+replays) with the replay of dead letters, `audits` with the audit of `reconcile`. Bronze and speed belong to the
+streaming driver and are not touched here.
+
+**Result.** Each task returns its tables that changed with the files that were joined and removed (tab *XCom*).
+`millrace tables` says how much disk each table uses.
+
+**When it fails.** Nothing is lost, and queries go on; tables only grow. A run that is killed and run again is fine.
+
+| message | do |
+|---|---|
+| *holds rows that are not published* | a run of `reconcile` died: its table waits for the next one |
+| anything about files or disk | make room: `millrace doctor` |
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from airflow.sdk import DAG, task
+from wiring import AUDITS_POOL, BATCH_POOL, DEFAULTS, LETTERS_POOL, at, duty
+
+with DAG(
+    "maintain",
+    description="Joins small files of the Delta tables, and removes what time travel does not reach",
+    doc_md=__doc__,
+    schedule=at("30 3 * * *"),
+    catchup=False,
+    max_active_runs=1,
+    dagrun_timeout=timedelta(hours=6),
+    default_args=DEFAULTS | {"retries": 1, "execution_timeout": timedelta(hours=2)},
+    tags=["millrace", "upkeep"],
+):
+
+    @task
+    @duty
+    def maintain(whose: Any, run_id: str) -> dict[str, dict[str, Any]]:
+        """Returns, by table, what was done to it, of the tables that something was done to or that were left alone."""
+        import logging
+        from datetime import UTC, datetime
+
+        from infra.settings import settings
+        from schemas.catalog import catalog
+        from spark import maintenance
+        from spark.serving.duck import write_catalog
+
+        config, log = settings(), logging.getLogger("airflow.task")
+        done = {}
+        contracts = catalog(config.contracts).values()
+        for one in maintenance.maintain(config.lake_uri, contracts, whose, run_id, datetime.now(UTC)):
+            log.info("%s", one)
+            if one.compacted or one.removed or one.left_alone:
+                done[one.table] = {"joined": one.compacted, "removed": one.removed, "left_alone": one.left_alone}
+        if whose == BATCH_POOL:
+            write_catalog(config)
+        return done
+
+    for pool in (BATCH_POOL, LETTERS_POOL, AUDITS_POOL):
+        maintain.override(task_id=pool, pool=pool)(pool, run_id="{{ run_id }}")

@@ -1,0 +1,145 @@
+"""Upkeep of Delta tables by whoever owns them, without a JVM: small files become large ones, and files that no version
+within `TIME_TRAVEL` needs are removed. Nothing that is served changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import Literal
+
+from deltalake import DeltaTable, WriterProperties
+from deltalake.fs import DeltaStorageHandler
+from pyarrow.fs import FileSelector, PyFileSystem
+
+from schemas.model import Contract
+from spark import tables
+from spark.publications import Publication, in_force, publications, unique_run_id
+
+TIME_TRAVEL = timedelta(days=7)
+"""How far back the state of every table can be read."""
+
+ROW_GROUP = 64 * 1024
+"""Rows of a compacted file that are read or skipped together: a day of one window length, in most tables."""
+
+Owner = Literal["batch", "letters", "audits"]
+"""Who writes: the batch jobs, the replay task or the audit task, by the names of their pools in Airflow."""
+
+_LOGS: dict[Owner, tuple[str, ...]] = {
+    "batch": ("ledger", "quality"),
+    "letters": ("moves", "replays"),
+    "audits": ("audits",),
+}
+
+
+@dataclass(frozen=True)
+class Upkeep:
+    """What was done to a table. `left_alone` says why nothing was."""
+
+    table: str
+    compacted: int = 0
+    """Small files that became part of larger ones."""
+    removed: int = 0
+    """Files that no version needs which can still be read."""
+    left_alone: str = ""
+
+
+@dataclass(frozen=True)
+class Usage:
+    """The size of a table. `bytes` and `files` are those of the newest version, `bytes_on_disk` those of all versions
+    that can still be read, with the log. `rows` is known from statistics alone."""
+
+    table: str
+    owner: str
+    rows: int
+    files: int
+    bytes: int
+    bytes_on_disk: int
+    version: int
+    written_at: datetime
+
+
+def maintain(lake_uri: str, contracts: Iterable[Contract], owner: Owner, run_id: str, now: datetime) -> list[Upkeep]:
+    """Keeps up the tables of `owner`, whose only writer the caller must be. The batch tables of a stream are published
+    again at their new versions, under the same horizon, by the run `maintain <run_id>`."""
+    done = [_keep_up(lake_uri, tables.system(lake_uri, name)) for name in _LOGS[owner] if _exists(lake_uri, name)]
+    if owner == "batch":
+        for contract in contracts:
+            done += _batch_tables(lake_uri, contract, run_id, now)
+        if _exists(lake_uri, "publications"):
+            done.append(_keep_up(lake_uri, tables.system(lake_uri, "publications")))
+    return done
+
+
+def usage(lake_uri: str, contracts: Iterable[Contract]) -> list[Usage]:
+    """Disk use of every table that exists, by its name under the lake."""
+    uris = dict.fromkeys(uri for contract in contracts for uri in tables.uris(lake_uri, contract))
+    return [
+        _usage(lake_uri, uri, tables.owner(lake_uri, uri))
+        for uri in sorted(uris)
+        if DeltaTable.is_deltatable(tables.local_path(uri))
+    ]
+
+
+def _batch_tables(lake_uri: str, contract: Contract, run_id: str, now: datetime) -> list[Upkeep]:
+    published = publications(lake_uri, contract.stream)
+    last = in_force(published).get(contract.stream)
+    done, versions = [], dict(last.versions) if last else {}
+    for aggregate in contract.aggregates:
+        place = (lake_uri, contract.stream, aggregate.name)
+        staged, batch = tables.staged(*place), tables.batch(*place)
+        if DeltaTable.is_deltatable(tables.local_path(staged)):
+            done.append(_keep_up(lake_uri, staged))
+        if aggregate.name not in versions or not DeltaTable.is_deltatable(tables.local_path(batch)):
+            continue
+        if _is_served(batch, versions[aggregate.name]):
+            done.append(_keep_up(lake_uri, batch, keep=[versions[aggregate.name]]))
+            versions[aggregate.name] = int(DeltaTable(tables.local_path(batch)).version())
+        else:
+            done.append(Upkeep(_name(lake_uri, batch), left_alone="holds rows that are not published"))
+    if last and versions != last.versions:
+        again: Publication = replace(
+            last, run_id=unique_run_id(f"maintain {run_id}", published), hours=0, rows=0, published_at=now,
+            versions=versions,
+        )  # fmt: skip
+        tables.append_rows(lake_uri, "publications", [again.row])
+    return done
+
+
+def _is_served(uri: str, version: int) -> bool:
+    """Whether the newest version of the table has the rows of `version`: nothing but upkeep came after it."""
+    table = DeltaTable(tables.local_path(uri))
+    later = int(table.version()) - version
+    commits = table.history(later) if later else []
+    return len(commits) == later and all(commit["operation"] in tables.UNTOUCHED for commit in commits)
+
+
+def _keep_up(lake_uri: str, uri: str, keep: Iterable[int] = ()) -> Upkeep:
+    table = DeltaTable(tables.local_path(uri))
+    properties = WriterProperties(compression="ZSTD", max_row_group_size=ROW_GROUP)
+    compacted = table.optimize.compact(writer_properties=properties)
+    hours = int(TIME_TRAVEL / timedelta(hours=1))
+    removed = table.vacuum(hours, dry_run=False, keep_versions=list(keep) or None)
+    return Upkeep(_name(lake_uri, uri), int(compacted["numFilesRemoved"]), len(removed))
+
+
+def _usage(lake_uri: str, uri: str, owner: str) -> Usage:
+    path = tables.local_path(uri)
+    table = DeltaTable(path)
+    sizes = table.get_add_actions(flatten=True).column("size_bytes").to_pylist()
+    stored = PyFileSystem(DeltaStorageHandler(path)).get_file_info(FileSelector("", recursive=True))
+    [newest] = table.history(1)
+    return Usage(
+        _name(lake_uri, uri), owner, int(table.count()), len(sizes), sum(sizes),
+        sum(file.size or 0 for file in stored if file.is_file), int(table.version()),
+        datetime.fromtimestamp(newest["timestamp"] / 1000, UTC),
+    )  # fmt: skip
+
+
+def _exists(lake_uri: str, name: str) -> bool:
+    return bool(DeltaTable.is_deltatable(tables.local_path(tables.system(lake_uri, name))))
+
+
+def _name(lake_uri: str, uri: str) -> str:
+    return uri.removeprefix(f"{lake_uri}/")

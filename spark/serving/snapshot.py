@@ -1,0 +1,153 @@
+"""Which state of the lake a query sees: one publication of each stream, and one Delta version of each table.
+
+The row of `publications` is what publishes: it names the versions of the batch tables whose rows it makes final, so
+the rows, their horizon and the other aggregates of the stream belong together whatever is written meanwhile, and what a
+dying run left in the batch tables is not served. Publications are pinned first and everything else after them: speed
+and bronze only grow, so what was final when they were pinned is not needed from them, and what was not is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from deltalake import DeltaTable
+from deltalake.exceptions import TableNotFoundError
+from deltalake.fs import DeltaStorageHandler
+from pyarrow.fs import PyFileSystem
+
+from schemas.errors import TerminalError
+from schemas.model import Contract
+from spark import tables
+from spark.publications import Publication, in_force, publications
+from spark.serving.views import views
+
+NOTHING_FINAL = datetime(1, 1, 1, tzinfo=UTC)
+
+
+class NoSuchSnapshot(TerminalError):
+    """There is no such run, or the state at that time is not kept any more."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """`versions` holds the pinned tables by URI; None stands for a table that did not exist, and a table that is not
+    named is read at its newest version each time."""
+
+    publications: Mapping[str, Publication] = field(default_factory=dict)
+    versions: Mapping[str, int | None] = field(default_factory=dict)
+
+    def final_through(self, stream: str) -> datetime:
+        """Windows of the stream that end at or before this are the batch layer's."""
+        publication = self.publications.get(stream)
+        return publication.final_through if publication else NOTHING_FINAL
+
+
+def published(lake_uri: str, contracts: Iterable[Contract]) -> Snapshot:
+    """What is published now: pins the batch tables alone. Logs, events and open windows stay live."""
+    return _published(lake_uri, contracts, None)
+
+
+def now(lake_uri: str, contracts: Iterable[Contract]) -> Snapshot:
+    """Pins every table as it is now."""
+    contracts = list(contracts)
+    log = tables.system(lake_uri, "publications")
+    pinned = _published(lake_uri, contracts, _newest(log))
+    versions = {uri: _newest(uri) for uri in _all(lake_uri, contracts) if uri not in pinned.versions}
+    return Snapshot(pinned.publications, {**versions, **pinned.versions})
+
+
+def at(lake_uri: str, contracts: Iterable[Contract], moment: datetime) -> Snapshot:
+    """Pins every table as it was at `moment`. Raises `NoSuchSnapshot` where Delta's log does not reach back so far."""
+    contracts = list(contracts)
+    log = tables.system(lake_uri, "publications")
+    return _at(lake_uri, contracts, moment, _version_at(log, moment))
+
+
+def of_run(lake_uri: str, contracts: Iterable[Contract], run_id: str) -> Snapshot:
+    """Pins every table as it was when the run `run_id` had just published (a run publishes stream by stream: the last
+    of them). Raises `NoSuchSnapshot` if none did, or too long ago."""
+    contracts = list(contracts)
+    log = tables.system(lake_uri, "publications")
+    total, low, high = _rows_of(lake_uri, run_id, None), 0, _newest(log) or 0
+    if not total:
+        raise NoSuchSnapshot(f"no run {run_id!r} has published; `from publications` lists those that did")
+    while low < high:  # rows are only ever added
+        middle = (low + high) // 2
+        low, high = (low, middle) if (_rows_of(lake_uri, run_id, middle) or 0) == total else (middle + 1, high)
+    return _at(lake_uri, contracts, _committed(log, low), low)
+
+
+def taken(lake_uri: str, contracts: Iterable[Contract], as_of: datetime | str | None = None) -> Snapshot:
+    """Pins every table: as it is now, or as it was `as_of` a time (also in ISO-8601; UTC where it names no zone) or
+    when the run of that id had published. Raises `NoSuchSnapshot`."""
+    if as_of is None:
+        return now(lake_uri, contracts)
+    try:
+        moment = datetime.fromisoformat(as_of) if isinstance(as_of, str) else as_of
+    except ValueError:
+        return of_run(lake_uri, contracts, str(as_of))
+    return at(lake_uri, contracts, moment if moment.tzinfo else moment.replace(tzinfo=UTC))
+
+
+def _rows_of(lake_uri: str, run_id: str, version: int | None) -> int | None:
+    """How many streams the run had published by `version` of the log; None if that version is not kept any more."""
+    try:
+        return sum(row.run_id == run_id for row in publications(lake_uri, version=version))
+    except TableNotFoundError:
+        return None
+
+
+def _published(lake_uri: str, contracts: Iterable[Contract], version: int | None) -> Snapshot:
+    found = in_force(publications(lake_uri, version=version))
+    versions = {
+        tables.batch(lake_uri, contract.stream, name): served
+        for contract in contracts
+        if contract.stream in found
+        for name, served in found[contract.stream].versions.items()
+    }
+    log = {} if version is None else {tables.system(lake_uri, "publications"): version}
+    return Snapshot(found, log | versions)
+
+
+def _at(lake_uri: str, contracts: list[Contract], moment: datetime, version: int | None) -> Snapshot:
+    log = tables.system(lake_uri, "publications")
+    pinned = Snapshot(versions={log: None}) if version is None else _published(lake_uri, contracts, version)
+    versions = {uri: _version_at(uri, moment) for uri in _all(lake_uri, contracts) if uri not in pinned.versions}
+    return Snapshot(pinned.publications, {**versions, **pinned.versions})
+
+
+def _all(lake_uri: str, contracts: Iterable[Contract]) -> list[str]:
+    """The tables that views read, in the order in which they are pinned: bronze after what is derived from it, which
+    therefore never knows more than bronze."""
+    found: dict[str, None] = {}
+    for contract in contracts:
+        views(contract, "duckdb", lake_uri, lambda uri, _: str(found.setdefault(uri)), NOTHING_FINAL)
+    return list(found)
+
+
+def _newest(uri: str) -> int | None:
+    path = tables.local_path(uri)
+    return int(DeltaTable(path).version()) if DeltaTable.is_deltatable(path) else None
+
+
+def _version_at(uri: str, moment: datetime) -> int | None:
+    path = tables.local_path(uri)
+    if not DeltaTable.is_deltatable(path):
+        return None
+    table = DeltaTable(path)
+    table.load_as_version(moment)  # the oldest one that is kept if all are newer
+    version = int(table.version())
+    if _committed(uri, version) <= moment:
+        return version
+    if version == 0:
+        return None
+    raise NoSuchSnapshot(f"the versions of {uri} that are kept do not reach back to {moment:%Y-%m-%d %H:%M:%S} UTC")
+
+
+def _committed(uri: str, version: int) -> datetime:
+    """When the version was committed: by the clock of the log's files, as Delta has it."""
+    files = PyFileSystem(DeltaStorageHandler(tables.local_path(uri)))
+    found: datetime = files.get_file_info(f"_delta_log/{version:020}.json").mtime
+    return found.astimezone(UTC)

@@ -1,0 +1,159 @@
+"""Upkeep of the tables: what is served and what can be read back stays the same while files go. No JVM."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pytest
+from deltalake import DeltaTable, write_deltalake
+from pyspark.sql.pandas.types import to_arrow_schema
+
+from infra.settings import PROJECT, Settings
+from schemas.catalog import load
+from spark import maintenance, tables
+from spark.maintenance import Upkeep, maintain, usage
+from spark.publications import Publication, publications
+from spark.serving.questions import QueryError, ask
+
+WEATHER = load(PROJECT / "schemas" / "weather")
+[AGGREGATE] = WEATHER.aggregates
+T0 = datetime(2024, 1, 1, tzinfo=UTC)
+NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
+
+
+class Lake:
+    """A lake of weather, of which each `publish` makes one more hour final."""
+
+    def __init__(self, home: Path) -> None:
+        self.settings = Settings(home=home, contracts=_only_weather(home))
+        self.uri = self.settings.lake_uri
+        tables.create(self.uri, WEATHER)
+        self.batch = tables.local_path(tables.batch(self.uri, "weather", AGGREGATE.name))
+
+    def write(self, hour: int, run_id: str) -> None:
+        schema = to_arrow_schema(tables.batch_schema(WEATHER, AGGREGATE), timezone="UTC")
+        start = T0 + timedelta(hours=hour)
+        row = {"window": "1h", "window_start": start, "window_end": start + timedelta(hours=1), "hour": start}
+        row |= {"origin": "JFK", "readings": hour, "run_id": run_id}
+        arrow = pyarrow.Table.from_pylist([{name: row.get(name) for name in schema.names}], schema=schema)
+        write_deltalake(self.batch, arrow, mode="append")
+
+    def publish(self, hour: int) -> None:
+        run_id, through = f"run {hour}", T0 + timedelta(hours=hour + 1)
+        self.write(hour, run_id)
+        versions = {AGGREGATE.name: DeltaTable(self.batch).version()}
+        published = Publication(run_id, "weather", through, hour, 1, 1, NOW + timedelta(hours=hour), versions)
+        tables.append_rows(self.uri, "publications", [published.row])
+
+    def maintain(self, after: int) -> dict[str, Upkeep]:
+        done = maintain(self.uri, [WEATHER], "batch", "m", NOW + timedelta(hours=after))
+        return {one.table: one for one in done}
+
+    def served(self, as_of: str | None = None) -> list[int]:
+        sql = "select readings from weather_by_origin_1h where final order by window_start"
+        return [row["readings"] for row in ask(sql, as_of, self.settings).to_pylist()]
+
+    def age(self, by: timedelta) -> None:
+        """Makes what was removed from the batch table so far look removed longer ago."""
+        for path in Path(self.batch, "_delta_log").glob("*.json"):
+            actions = [json.loads(line) for line in path.read_text().splitlines()]
+            for action in actions:
+                if "remove" in action:
+                    action["remove"]["deletionTimestamp"] -= int(by / timedelta(milliseconds=1))
+            path.write_text("\n".join(map(json.dumps, actions)))
+
+    def files(self) -> int:
+        return len(list(Path(self.batch).glob("*.parquet")))
+
+
+def _only_weather(home: Path) -> Path:
+    (home / "schemas").mkdir(parents=True)
+    (home / "schemas" / "weather").symlink_to(PROJECT / "schemas" / "weather")
+    return home / "schemas"
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> Lake:
+    made = Lake(tmp_path)
+    for hour in range(4):
+        made.publish(hour)
+    return made
+
+
+def batch_of(done: dict[str, Upkeep]) -> Upkeep:
+    return done[f"batch/weather/{AGGREGATE.name}"]
+
+
+def test_small_files_are_joined_and_what_is_served_is_the_same(lake: Lake) -> None:
+    done = batch_of(lake.maintain(after=4))
+    assert (done.compacted, done.removed) == (4, 0), "nothing is removed that time travel reaches"
+    assert lake.served() == [0, 1, 2, 3]
+    last = publications(lake.uri, "weather")[-1]
+    assert (last.run_id, last.final_through, last.through_batch) == ("maintain m", T0 + timedelta(hours=4), 3)
+    assert last.versions == {AGGREGATE.name: DeltaTable(lake.batch).version()}, "queries read the large file"
+    assert batch_of(lake.maintain(after=5)).compacted == 0
+    assert len(publications(lake.uri, "weather")) == 5, "nothing done, nothing published"
+
+
+def test_time_travel_reaches_back_as_far_as_promised_and_no_further(lake: Lake) -> None:
+    lake.maintain(after=4)
+    lake.age(maintenance.TIME_TRAVEL - timedelta(hours=1))
+    assert batch_of(lake.maintain(after=5)).removed == 0
+    assert lake.served("run 1") == [0, 1]
+    lake.age(timedelta(hours=2))
+    assert batch_of(lake.maintain(after=6)).removed == 4
+    assert lake.files() == 1
+    assert lake.served() == [0, 1, 2, 3]
+    with pytest.raises(QueryError, match="as of run 1 is not kept any more"):
+        lake.served("run 1")
+
+
+def test_what_is_served_is_never_removed_however_old_it_is(lake: Lake) -> None:
+    """Maintenance was killed between its compaction and its publication, long ago."""
+    DeltaTable(lake.batch).optimize.compact()
+    lake.age(timedelta(days=99))
+    before = publications(lake.uri, "weather")
+    assert DeltaTable(lake.batch).version() > before[-1].versions[AGGREGATE.name]
+    assert batch_of(lake.maintain(after=4)).removed == 0
+    assert lake.served("run 3") == [0, 1, 2, 3]
+    assert lake.served() == [0, 1, 2, 3]
+    assert publications(lake.uri, "weather")[-1].versions == {AGGREGATE.name: DeltaTable(lake.batch).version()}
+
+
+def test_rows_that_are_not_published_are_left_to_the_next_run(lake: Lake) -> None:
+    lake.write(7, "killed")
+    assert "not published" in batch_of(lake.maintain(after=4)).left_alone
+    assert publications(lake.uri, "weather")[-1].run_id == "run 3"
+    assert lake.served() == [0, 1, 2, 3]
+
+
+def test_each_owner_keeps_up_its_own_tables(lake: Lake) -> None:
+    owners: Any = ("batch", "letters", "audits")
+    touched = {owner: {one.table for one in maintain(lake.uri, [WEATHER], owner, "m", NOW)} for owner in owners}
+    assert touched["letters"] == {"system/moves", "system/replays"}
+    assert touched["audits"] == {"system/audits"}
+    everything = {one.table: one.owner for one in usage(lake.uri, [WEATHER])}
+    mine = {table for table, owner in everything.items() if owner == "batch jobs"}
+    assert touched["batch"] == mine
+    assert {owner for table, owner in everything.items() if table.startswith(("bronze", "speed"))} == {
+        "streaming driver"
+    }
+
+
+def test_disk_use_is_that_of_all_versions(lake: Lake) -> None:
+    def of_batch() -> maintenance.Usage:
+        [one] = [one for one in usage(lake.uri, [WEATHER]) if one.table == f"batch/weather/{AGGREGATE.name}"]
+        return one
+
+    before = of_batch()
+    assert (before.rows, before.files) == (4, 4)
+    lake.maintain(after=4)
+    after = of_batch()
+    assert (after.rows, after.files) == (4, 1)
+    assert after.bytes < before.bytes <= before.bytes_on_disk < after.bytes_on_disk
+    on_disk = sum(path.stat().st_size for path in Path(lake.batch).rglob("*") if path.is_file())
+    assert after.bytes_on_disk == on_disk
