@@ -42,7 +42,7 @@ def publications(lake_uri: str, stream: str | None = None, version: int | None =
         return []
     mine = None if stream is None else [("stream", "=", stream)]
     rows = DeltaTable(path, version=version).to_pyarrow_table(filters=mine).to_pylist()
-    return sorted(map(_publication, rows), key=lambda publication: publication.published_at)
+    return sorted(map(_publication, rows), key=lambda one: (one.published_at, one.through_batch))
 
 
 def in_force(found: Iterable[Publication]) -> dict[str, Publication]:

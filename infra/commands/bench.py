@@ -58,6 +58,20 @@ def latency(
     _run("latency", [*arguments, *(["--json"] if json_ else [])])
 
 
+@bench.command()
+def query(
+    days: Annotated[int, typer.Option(min=1, max=366, help="Days of windows.")] = 30,
+    events: Annotated[int, typer.Option(min=1_000_000, help="Events that the windows stand for.")] = 100_000_000,
+    batches: Annotated[int, typer.Option(min=1, max=600, help="Micro-batches a minute.")] = 30,
+    times: Annotated[int, typer.Option(min=3, help="How often each query is asked.")] = 100,
+    json_: Annotated[bool, typer.Option("--json", help="End with one JSON document.")] = False,
+) -> None:
+    """Time a dashboard's query on a lake made for it: the last 24 hours of one aggregate, in windows of 5 minutes."""
+    numbers = {"--days": days, "--events": events, "--batches": batches, "--times": times}
+    arguments = [word for name, number in numbers.items() for word in (name, str(number))]
+    _run("query", [*arguments, *(["--json"] if json_ else [])])
+
+
 def _run(name: str, arguments: list[str]) -> None:
     """A benchmark is a program of its own: it needs what only the checkout has."""
     from infra.settings import PROJECT

@@ -13,7 +13,7 @@ from pyspark.sql import SparkSession
 
 from infra.settings import Settings
 from spark import tables
-from spark.batch_store import BatchStore
+from spark.jobs.reconcile import Reconciliation
 from spark.publications import publications
 from spark.serving import snapshot, spark_views
 from spark.serving.duck import connect
@@ -92,13 +92,17 @@ def test_a_snapshot_stays_what_it_was_while_tables_are_written_and_compacted(pub
     assert seen(published, None) != before
 
 
+def killed(*_: Any) -> None:
+    raise RuntimeError("killed")
+
+
 def test_rows_of_a_run_that_died_while_it_published_are_not_served(
     published: Feed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = finals(seen(published, None))
     published.send(LATE)
     with monkeypatch.context() as patched:
-        patched.setattr(BatchStore, "log_rows", lambda *_: (_ for _ in ()).throw(RuntimeError("killed")))
+        patched.setattr(Reconciliation, "_publish", killed)
         with pytest.raises(RuntimeError, match="killed"):
             published.reconcile("r2")
     assert {row["run_id"] for row in published.published()} == {"r1", "r2"}, "it had replaced published hours"
