@@ -1,8 +1,8 @@
 """How long a dashboard waits for its windows: `millrace bench query`.
 
 The lake is built straight, from a seed, as the platform leaves it after thirty days of 100 million events. Batch
-windows are published an hour at a time and kept up by `maintenance.maintain` each night, so that today's hours are small
-files and the others are large ones. Of the partials only the open hours and as many before them are built: a row for
+windows are published an hour at a time and kept up by `maintenance.maintain` each night, so that the hours of today are
+small files and the others large ones. Of the partials only the open hours and as many before them are built: a row for
 each micro-batch and key, ten minutes a file, with sketches that hold the events that such a row would have.
 
 Timed is the query of a dashboard that is open (its connection stands, its publication is pinned), from SQL to Arrow;
