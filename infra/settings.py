@@ -81,6 +81,9 @@ class Settings(BaseSettings):
         ge=5,
         description="Seconds between checkpoints of an alert lane: each stalls it a moment, a crash repeats as many.",
     )
+    history_hours: int = Field(
+        24, ge=1, description="Hours for which bronze and speed keep files and log entries that were superseded."
+    )
     stall_after: float = Field(
         180.0, gt=0, description="Seconds without a heartbeat until the stream counts as stalled."
     )

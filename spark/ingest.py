@@ -16,7 +16,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from pyspark import StorageLevel
+import numpy as np
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
@@ -29,6 +29,9 @@ from spark.transforms.decode import decode
 from spark.transforms.validate import validate
 
 log = logging.getLogger(__name__)
+
+MOST_SUSPECTS = 1000
+"""Identities that are looked at one by one when a batch repeats some; with more of them the whole batch is sorted."""
 
 
 class PoisonStorm(Halt):
@@ -63,49 +66,54 @@ class Ingest:
         self.may_commit()
         slots = records.sparkSession.sparkContext.defaultParallelism
         judged = validate(decode(records.coalesce(slots), self.contract, self.writers()), self.contract)
-        tables.append(judged.withColumn("batch", F.lit(number)), bronze, application, batch_id)
+        tables.append(judged.withColumn("batch", tables.stamp(number)), bronze, application, batch_id)
         self.onward(records.sparkSession, batch_id)
 
     def onward(self, spark: SparkSession, batch_id: int) -> None:
         """Sends what bronze holds of the batch onward: partials and dead letters. Raises as `batch` does."""
         number = checkpoints.batch_number(self.generation, batch_id)
         application = checkpoints.application(self.contract.stream, self.generation)
-        bronze = tables.bronze(self.lake_uri, self.contract.stream)
-        written = spark.read.format("delta").load(bronze).where(F.col("batch") == number)
-        total, rejected = written.agg(F.count("*"), F.count_if(~F.col("accepted"))).head() or (0, 0)
-        if self.contract.dead_letters.is_storm(total, rejected):
-            self._stop_poison(written, number, total, rejected)
-        if rejected < total:
-            self._append_partials(written.where("accepted"), application, batch_id, number)
-        if rejected:
+        written = tables.written(spark, self.lake_uri, self.contract, number)
+        if self.contract.dead_letters.is_storm(written.rows, written.rows_rejected):
+            self._stop_poison(written, number)
+        if written.rows_rejected < written.rows:
+            self._append_partials(written.accepted, application, batch_id, number)
+        if written.rows_rejected:
             self.may_commit()
-            sent = self.letters.send(batch_id, letters(written.where("not accepted")).toLocalIterator)
+            sent = self.letters.send(batch_id, letters(written.rejected).toLocalIterator)
             log.info("%s batch %d: %d dead letters", self.contract.stream, batch_id, sent)
 
     def _append_partials(self, accepted: DataFrame, application: str, batch_id: int, number: int) -> None:
         place = ("topic", "partition", "offset", "batch")
-        events = distinct_events(accepted.select(*event_columns(self.contract), *place), self.contract)
-        several = len(self.contract.aggregates) > 1
-        if several:
-            events = events.persist(StorageLevel.MEMORY_AND_DISK)
-        try:
-            for aggregate in self.contract.aggregates:
-                states = partials(events, self.contract, aggregate).withColumn("batch", F.lit(number))
-                self.may_commit()
-                speed = tables.speed(self.lake_uri, self.contract.stream, aggregate.name)
-                tables.append(states, speed, application, batch_id)
-        finally:
-            if several:
-                events.unpersist()
+        events = self._distinct(accepted.select(*event_columns(self.contract), *place))
+        for aggregate in self.contract.aggregates:
+            states = partials(events, self.contract, aggregate).withColumn("batch", tables.stamp(number))
+            self.may_commit()
+            speed = tables.speed(self.lake_uri, self.contract.stream, aggregate.name)
+            tables.append(states, speed, application, batch_id)
 
-    def _stop_poison(self, written: DataFrame, number: int, total: int, rejected: int) -> None:
+    def _distinct(self, events: DataFrame) -> DataFrame:
+        """`distinct_events`, which sorts all of them, only of those that may be repeats: events whose identities have
+        the same hash. Eight bytes an event come here for that, and a batch has a bounded number of them."""
+        identity = F.xxhash64(*self.contract.event_id)
+        hashes = np.sort(events.select(identity.alias("identity")).toArrow()["identity"].to_numpy())
+        repeated = np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
+        if not len(repeated):
+            return events
+        if len(repeated) > MOST_SUSPECTS:
+            return distinct_events(events, self.contract)
+        suspect = identity.isin(repeated.tolist())
+        return events.where(~suspect).unionByName(distinct_events(events.where(suspect), self.contract))
+
+    def _stop_poison(self, written: tables.Written, number: int) -> None:
         stream, batch_id = self.contract.stream, checkpoints.batch_id_of(number)
+        total, rejected = written.rows, written.rows_rejected
         if self.storm_accepted(number):
             log.warning("%s batch %d: its %d bad records were accepted", stream, batch_id, rejected)
             return
         # Letters whose schema is registered by now come back by replay, and then they are not bad.
         lacking = (F.col("error_class") == "unknown_schema") & F.col("schema_id").isin(*self.writers())
-        if not self.contract.dead_letters.is_storm(total, rejected - written.where(lacking).count()):
+        if not self.contract.dead_letters.is_storm(total, rejected - written.rejected.where(lacking).count()):
             log.warning("%s batch %d: the schemas that it lacked are registered now", stream, batch_id)
             return
         raise PoisonStorm(

@@ -53,6 +53,9 @@ _ROLE: dict[Role, dict[str, str]] = {
         # A predicate that fails on a value (a division by zero, a cast) must reject that record, not stop the stream.
         "spark.sql.ansi.enabled": "false",
         "spark.scheduler.mode": "FAIR",  # streams share the slots
+        # No value of these comes twice in a file, so a dictionary of them is made in vain.
+        "spark.hadoop.parquet.enable.dictionary#offset": "false",
+        "spark.hadoop.parquet.compression.codec.zstd.level": "1",
         "spark.sql.streaming.numRecentProgressUpdates": "5",
     },
     "batch": {

@@ -13,6 +13,8 @@ A stream that needs a person's decision (`Halt`: its checkpoint is refused, or a
 heartbeat says so, the other streams go on, and it is tried again each `RETRY_HALTED` seconds, so it resumes soon after
 the decision.
 
+Between batches it merges the small files of its tables (see `spark.upkeep`).
+
 `<run_dir>/stream/heartbeat.json` is written each second (see `spark.heartbeat`).
 """
 
@@ -26,7 +28,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from types import FrameType
 from typing import Any
@@ -46,6 +48,7 @@ from spark.ingest import Ingest
 from spark.lane import Lane
 from spark.letters import Letters
 from spark.session import session
+from spark.upkeep import Upkeep
 from spark.writers import Writers
 
 log = logging.getLogger("millrace.stream")
@@ -98,6 +101,8 @@ class Stream:
             restart.finished(self.contract, settings, opening.generation)
         restart.remember(self.contract, settings, opening.generation)
         ingest = self._ingest(opening.generation)
+        history = timedelta(hours=settings.history_hours)
+        upkeep = Upkeep(settings.lake_uri, self.contract, history, self.may_commit)
 
         def batch(records: DataFrame, batch_id: int) -> None:
             if self.stopping.is_set():
@@ -107,6 +112,8 @@ class Stream:
                 ingest.batch(records, batch_id)
                 self.may_commit()  # else Spark would note the batch as done in a checkpoint that is another driver's
                 self.told = None
+                # The batch is in the served view by now: nobody waits for this but a batch to come.
+                upkeep.after_batch(waiting=self.query is not None and progress(self.query, False)["lag"] > 0)
             except BaseException as error:
                 self._failed(error)
                 raise

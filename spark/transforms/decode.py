@@ -159,5 +159,7 @@ def _unsound(type_: DataType, value: Column) -> Column | None:
 
 def _replay_header(contract: Contract, name: str) -> Column:
     """A dead-letter header of a replayed record. Only records of the retry topic may speak for another record."""
-    found = F.filter("headers", lambda header: header["key"] == name)
-    return F.when(F.col("topic") == contract.retry_topic, F.get(found, F.lit(0))["value"].cast("string"))
+    headers = F.col("headers")
+    # Not `F.filter`: Spark does not compile lambdas, nor the plan around them.
+    place = (F.array_position(headers["key"], name) - 1).cast("int")
+    return F.when(F.col("topic") == contract.retry_topic, F.get(headers["value"], place).cast("string"))

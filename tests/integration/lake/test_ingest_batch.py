@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,11 +18,14 @@ from pyspark.sql import SparkSession
 from infra.settings import Settings
 from schemas.catalog import catalog
 from schemas.model import Contract
-from spark import tables
+from spark import ingest, tables, upkeep
 from spark.checkpoints import batch_number
 from spark.ingest import Ingest, PoisonStorm
 from spark.serving import spark_views
 from spark.serving.duck import connect
+from spark.transforms.decode import decode
+from spark.transforms.validate import validate
+from spark.upkeep import Upkeep
 from tests.kafka_rows import Row, frame, wire
 
 FLIGHTS = catalog()["flights"]
@@ -152,6 +156,55 @@ def test_a_batch_that_crashes_before_each_of_its_commits_in_turn_is_completed_on
     pipeline.batch(0, good(range(30)) + BAD)
     assert list(pipeline.contents().values()) == list(whole.contents().values())
     assert len(pipeline.outbox.sent) == 2
+
+
+def test_a_batch_that_runs_again_after_its_files_were_merged_with_others_is_completed_once(
+    spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upkeep, "MANY", 2)
+    pipeline = Pipeline(spark, tmp_path)
+    pipeline.batch(0, good(range(30)) + BAD)
+    pipeline.crash_at = 3  # bronze has the batch, one aggregate has it, the other and the letters are missing
+    with pytest.raises(RuntimeError, match="power"):
+        pipeline.batch(1, [*good(range(40, 60), offset=200), Row(b"x", "flights", 300)])
+    pipeline.crash_at = None
+    assert Upkeep(pipeline.settings.lake_uri, FLIGHTS, timedelta(days=1)).merge()
+    pipeline.batch(1, [*good(range(40, 60), offset=200), Row(b"x", "flights", 300)])
+    bronze, by_origin, by_carrier = pipeline.contents().values()
+    assert (len(bronze), len(pipeline.outbox.sent)) == (53, 3)
+    for partials in (by_origin, by_carrier):
+        counted = {
+            n: sum(row["count_of_rows"] for row in partials if row["batch"] == batch_number(1, n)) for n in (0, 1)
+        }
+        assert counted == {0: 30, 1: 20}
+
+
+def test_a_batch_of_many_repeats_counts_them_once(
+    spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ingest, "MOST_SUSPECTS", 5)
+    pipeline = Pipeline(spark, tmp_path)
+    pipeline.batch(0, good([*range(20), *range(12)]))
+    _, by_origin, by_carrier = pipeline.contents().values()
+    assert sum(row["count_of_rows"] for row in by_origin) == sum(row["count_of_rows"] for row in by_carrier) == 20
+
+
+def test_the_batches_run_the_same_code_and_spark_compiles_all_of_it(spark: SparkSession) -> None:
+    def code(batch: int) -> str:
+        decoded = decode(frame(spark, good(range(2))).repartition(1), FLIGHTS, {1: json.dumps(FLIGHTS.schema_now)})
+        plan = validate(decoded, FLIGHTS).withColumn("batch", tables.stamp(batch))._jdf.queryExecution().executedPlan()
+        debug = getattr(spark._jvm.org.apache.spark.sql.execution.debug, "package$")  # type: ignore[union-attr]
+        return str(getattr(debug, "MODULE$").codegenString(plan))
+
+    def compiled(code: str) -> list[str]:
+        return [line for line in code.splitlines() if line.startswith("/*")]
+
+    first, second = code(batch_number(1, 0)), code(batch_number(1, 1))
+    assert compiled(first) == compiled(second)
+    assert first.count("from_avro") > 0
+    stage = next(part for part in first.split("== Subtree ") if "from_avro" in part)
+    tree = stage.split("Generated code:")[0]
+    assert not [line for line in tree.splitlines() if re.match(r"[ :+-]*Project", line)], "all in one compiled stage"
 
 
 def test_a_poison_storm_stops_before_anything_is_sent_onward(spark: SparkSession, tmp_path: Path) -> None:

@@ -1,0 +1,126 @@
+"""Small files: the streaming driver merges those of its own tables and removes what is superseded, between batches.
+
+Every batch leaves a few small files and a log entry in bronze and in each speed table. Merging moves rows and changes
+none: they keep their `batch`, and one commit, an OPTIMIZE whose actions say that no data changed, puts the new files in
+place of the old ones. Nobody else writes these tables, and no batch of the stream runs meanwhile.
+
+Files are merged by size: many tiny ones become one, and not before there are many of these are they merged again. So a
+row is rewritten as often as there are `TIERS`, and a look does one merge of bounded size at most.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+import pyarrow
+from deltalake import DeltaTable, WriterProperties
+from deltalake.exceptions import DeltaError
+
+from schemas.model import Contract
+from spark import tables
+
+log = logging.getLogger(__name__)
+
+TIERS = (1 << 20, 16 << 20, 128 << 20)
+"""Bytes of a file: merged ones are at most as large, and those that are smaller count for the next merge."""
+
+MANY = 32
+"""Files of a tier in one partition of a table that are merged."""
+
+LOOK = 20
+"""Batches between two looks at the files."""
+
+PATIENCE = 10
+"""A stream that always has more waiting is looked at anyway, so much less often."""
+
+CLEANINGS = 20
+"""Looks between two removals of superseded files and log entries."""
+
+
+@dataclass
+class Upkeep:
+    """Of a stream's bronze and speed tables. Superseded files and log entries stay for `history`, so that readers of
+    an older version are not disturbed and time travel reaches back as far. `may_commit` is called before each commit
+    and raises when this process must not (any more)."""
+
+    lake_uri: str
+    contract: Contract
+    history: timedelta
+    may_commit: Callable[[], None] = lambda: None
+    _batches: int = field(default=0, init=False)
+    _looks: int = field(default=0, init=False)
+
+    def after_batch(self, *, waiting: bool) -> None:
+        """Counts a batch, and looks after the tables when it is time; with records `waiting` that time comes later. A
+        table that cannot be looked after now will be later: this is not worth a stop of the stream. Raises what
+        `may_commit` does."""
+        self._batches += 1
+        if self._batches < LOOK * (PATIENCE if waiting else 1):
+            return
+        # More to merge: again after the next batch.
+        self._batches = LOOK if self.merge() else 0
+        if not self._batches:
+            self._looks += 1
+            if self._looks % CLEANINGS == 1:
+                self.clean()
+
+    def merge(self) -> bool:
+        """Merges the files of one tier of one table where there are many; whether there were."""
+        return any(self._merged(uri) for uri in self._uris())
+
+    def clean(self) -> None:
+        """Removes files and log entries that were superseded longer than `history` ago."""
+        for uri in self._uris():
+            self._cleaned(uri)
+
+    def _uris(self) -> list[str]:
+        stream = self.contract.stream
+        speed = [tables.speed(self.lake_uri, stream, aggregate.name) for aggregate in self.contract.aggregates]
+        return [tables.bronze(self.lake_uri, stream), *speed]
+
+    def _merged(self, uri: str) -> bool:
+        table = DeltaTable(tables.local_path(uri))
+        size = next((size for size in TIERS if _fullest(table, size) >= MANY), None)
+        if size is None:
+            return False
+        self.may_commit()
+        try:
+            found = table.optimize.compact(
+                target_size=size,
+                max_concurrent_tasks=1,
+                writer_properties=WriterProperties(compression="ZSTD", compression_level=1),
+            )
+        except (DeltaError, OSError) as error:
+            log.warning("the files of %s could not be merged now: %s", uri, error)
+            return False
+        log.info("%s: %d files became %d", uri, found["numFilesRemoved"], found["numFilesAdded"])
+        return True
+
+    def _cleaned(self, uri: str) -> None:
+        table = DeltaTable(tables.local_path(uri))
+        hours = f"interval {max(0, round(self.history / timedelta(hours=1)))} hours"
+        wanted = {"delta.deletedFileRetentionDuration": hours, "delta.logRetentionDuration": hours}
+        self.may_commit()
+        try:
+            if wanted.items() - table.metadata().configuration.items():
+                table.alter.set_table_properties(wanted)
+            table.vacuum(dry_run=False, full=True)  # also what a crash left without a commit
+            table.create_checkpoint()
+            table.cleanup_metadata()
+        except (DeltaError, OSError) as error:
+            log.warning("what is superseded in %s could not be removed now: %s", uri, error)
+
+
+def _fullest(table: DeltaTable, size: int) -> int:
+    """How many files are smaller than `size` bytes, in the partition that has most of them."""
+    files = pyarrow.table(table.get_add_actions(flatten=True))
+    partition = next((name for name in files.column_names if name.startswith("partition.")), None)
+    values = files[partition].to_pylist() if partition else [None] * files.num_rows
+    small = Counter(
+        value for value, bytes_ in zip(values, files["size_bytes"].to_pylist(), strict=True) if bytes_ < size
+    )
+    return max(small.values(), default=0)

@@ -1,0 +1,217 @@
+"""The streaming driver's tables stay small, and merging their files changes nothing that anybody reads."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from deltalake import CommitProperties, DeltaTable, PostCommitHookProperties, Transaction, write_deltalake
+from pyspark.sql.pandas.types import to_arrow_schema
+
+from infra.settings import PROJECT
+from spark import tables, upkeep
+from spark.checkpoints import batch_number
+from spark.coordinates import Coordinates
+from spark.upkeep import Upkeep
+from tests.integration.lake.feed import T0, contract
+
+ONE = contract(aggregates=contract().model_dump()["aggregates"][:1])
+DAY = timedelta(days=1)
+
+
+class Lake:
+    """Bronze and speed of `sales`, written batch by batch as the ingest does: one commit with its transaction each."""
+
+    def __init__(self, folder: Path) -> None:
+        self.uri = f"file:{folder}/lake"
+        self.batches = 0
+        tables.create(self.uri, ONE)
+        self.bronze = tables.bronze(self.uri, "sales")
+        self.speed = tables.speed(self.uri, "sales", "by_shop")
+
+    def batch(self, rows: int = 10) -> None:
+        number = batch_number(1, self.batches)
+        records = [
+            {
+                "topic": "sales", "partition": 0, "offset": self.batches * rows + n, "batch": number, "attempt": 0,
+                "accepted": n > 0, "event_time": T0 + timedelta(seconds=self.batches), "id": n, "shop": "a",
+                "headers": [{"key": "trace", "value": b"\x00"}] if n == 0 else None,
+            }
+            for n in range(rows)
+        ]  # fmt: skip
+        self._append(self.bronze, tables.bronze_schema(ONE), records)
+        partial = {"window_start": T0, "shop": "a", "count_of_rows": rows, "kll_of_price": b"\xff", "batch": number}
+        self._append(self.speed, tables.speed_schema(ONE, ONE.aggregates[0]), [partial])
+        self.batches += 1
+
+    def _append(self, uri: str, schema: Any, rows: list[dict[str, Any]]) -> None:
+        arrow = to_arrow_schema(schema, timezone="UTC")
+        whole = [{name: row.get(name) for name in arrow.names} for row in rows]
+        write_deltalake(
+            tables.local_path(uri),
+            pa.Table.from_pylist(whole, arrow),
+            mode="append",
+            commit_properties=CommitProperties(app_transactions=[Transaction("sales.g1", self.batches)]),
+            post_commithook_properties=PostCommitHookProperties(cleanup_expired_logs=False),
+        )
+
+    def upkeep(self, history: timedelta = DAY, **given: Any) -> Upkeep:
+        return Upkeep(self.uri, ONE, history, **given)
+
+    def rows(self, uri: str, version: int | None = None) -> list[str]:
+        return sorted(map(repr, DeltaTable(tables.local_path(uri), version).to_pyarrow_table().to_pylist()))
+
+    def files(self, uri: str) -> list[dict[str, Any]]:
+        return pa.table(DeltaTable(tables.local_path(uri)).get_add_actions(flatten=True)).to_pylist()
+
+    def log(self, uri: str) -> list[Path]:
+        return sorted(Path(tables.local_path(uri), "_delta_log").glob("*.json"))
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> Lake:
+    return Lake(tmp_path)
+
+
+def test_merging_changes_nothing_that_anybody_reads(lake: Lake) -> None:
+    for _ in range(upkeep.MANY):
+        lake.batch()
+    before = {uri: (lake.rows(uri), DeltaTable(tables.local_path(uri)).version()) for uri in (lake.bronze, lake.speed)}
+    work = lake.upkeep()
+    assert [work.merge(), work.merge(), work.merge()] == [True, True, False]  # bronze, speed, nothing is left to do
+    for uri, (rows, version) in before.items():
+        assert lake.rows(uri) == rows
+        assert lake.rows(uri, version) == rows, "the history is there"
+        assert tables.newest_batch(uri) == batch_number(1, upkeep.MANY - 1)
+        assert tables.newest_append(uri, "sales.g1") == upkeep.MANY - 1, "a batch that runs again is still skipped"
+    by_verdict = {file["partition.accepted"]: file for file in lake.files(lake.bronze)}
+    assert {verdict: file["num_records"] for verdict, file in by_verdict.items()} == {
+        True: 9 * upkeep.MANY, False: upkeep.MANY,
+    }  # fmt: skip
+    for file in [*by_verdict.values(), *lake.files(lake.speed)]:
+        assert (file["min.batch"], file["max.batch"]) == (batch_number(1, 0), batch_number(1, upkeep.MANY - 1))
+    with Coordinates(lake.uri, "sales") as coordinates:
+        assert coordinates.only_grew_since(before[lake.bronze][1]), "what the audit has proved stays proved"
+
+
+def test_few_files_are_left_alone_and_big_ones_are_not_merged_again(lake: Lake) -> None:
+    for _ in range(upkeep.MANY - 1):
+        lake.batch()
+    assert not lake.upkeep().merge()
+    lake.batch()
+    work = lake.upkeep()
+    while work.merge():
+        pass
+    [merged] = lake.files(lake.speed)
+    for _ in range(upkeep.MANY - 2):
+        lake.batch()
+    assert not work.merge(), "the merged one is small too, but there are not many"
+    assert merged["path"] in {file["path"] for file in lake.files(lake.speed)}
+
+
+def test_nothing_is_merged_without_the_lease(lake: Lake) -> None:
+    for _ in range(upkeep.MANY):
+        lake.batch()
+
+    def lost() -> None:
+        raise RuntimeError("another driver was started")
+
+    version = DeltaTable(tables.local_path(lake.bronze)).version()
+    with pytest.raises(RuntimeError, match="another driver"):
+        lake.upkeep(may_commit=lost).merge()
+    assert DeltaTable(tables.local_path(lake.bronze)).version() == version
+
+
+def test_what_is_superseded_is_removed_after_its_time(lake: Lake) -> None:
+    for _ in range(upkeep.MANY):
+        lake.batch()
+    work = lake.upkeep()
+    while work.merge():
+        pass
+    rows, folder = lake.rows(lake.bronze), Path(tables.local_path(lake.bronze))
+    work.clean()
+    assert len(list(folder.rglob("part-*.parquet"))) == 2 * upkeep.MANY + 2, "all of it is younger than a day"
+    assert lake.rows(lake.bronze, 1)
+    lake.upkeep(timedelta(0)).clean()
+    assert len(list(folder.rglob("part-*.parquet"))) == 2
+    assert len(lake.log(lake.bronze)) == 1
+    assert lake.rows(lake.bronze) == rows
+
+
+KILLED = """
+import sys
+from datetime import timedelta
+from pathlib import Path
+from tests.unit.test_upkeep import Lake
+print("merging", flush=True)
+Lake(Path(sys.argv[1])).upkeep().merge()
+"""
+
+
+def test_a_crash_while_files_are_merged_loses_nothing(lake: Lake, tmp_path: Path) -> None:
+    for _ in range(upkeep.MANY):
+        lake.batch(200)
+    rows, folder = lake.rows(lake.bronze), Path(tables.local_path(lake.bronze))
+    known, committed = set(folder.rglob("part-*.parquet")), len(lake.log(lake.bronze))
+    process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], cwd=PROJECT, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not set(folder.rglob("part-*.parquet")) - known:
+        pass
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait(10)
+    assert set(folder.rglob("part-*.parquet")) - known, "it was killed at work"
+    assert lake.rows(lake.bronze) == rows
+    if len(lake.log(lake.bronze)) == committed:  # else it was killed right after its commit
+        assert {file["path"] for file in lake.files(lake.bronze)} == {str(path.relative_to(folder)) for path in known}
+    work = lake.upkeep(timedelta(0))
+    while work.merge():
+        pass
+    work.clean()
+    assert lake.rows(lake.bronze) == rows
+    assert len(list(folder.rglob("part-*.parquet"))) == 2, "nothing of the crash stays behind"
+
+
+def run_for(lake: Lake, batches: int, waiting: bool = False) -> tuple[int, int]:
+    """Lets batches pass, with no history kept, and returns the most live files and log entries that a table had."""
+    work, most_files, most_entries = lake.upkeep(timedelta(0)), 0, 0
+    for _ in range(batches):
+        lake.batch()
+        work.after_batch(waiting=waiting)
+        most_files = max(most_files, len(lake.files(lake.bronze)), len(lake.files(lake.speed)))
+        most_entries = max(most_entries, len(lake.log(lake.bronze)), len(lake.log(lake.speed)))
+    return most_files, most_entries
+
+
+def test_files_are_merged_as_batches_pass(lake: Lake) -> None:
+    files, _ = run_for(lake, 2 * upkeep.MANY)
+    assert files <= 2 * (upkeep.MANY + upkeep.LOOK)
+    numbers = DeltaTable(tables.local_path(lake.speed)).to_pyarrow_table()["batch"].to_pylist()
+    assert sorted(numbers) == [batch_number(1, batch) for batch in range(2 * upkeep.MANY)]
+
+
+def test_a_stream_that_is_behind_is_looked_after_less_often_but_it_is(lake: Lake) -> None:
+    assert run_for(lake, upkeep.MANY + 1, waiting=True)[0] == 2 * (upkeep.MANY + 1)
+    assert len(lake.files(lake.bronze)) == 2 * (upkeep.MANY + 1)
+    work = lake.upkeep()
+    for _ in range(upkeep.LOOK * upkeep.PATIENCE):
+        work.after_batch(waiting=True)
+    assert len(lake.files(lake.bronze)) == 2
+
+
+@pytest.mark.long
+def test_after_an_hour_of_five_second_batches_files_and_log_are_bounded(lake: Lake) -> None:
+    hour = 720
+    files, entries = run_for(lake, hour)
+    assert files <= 2 * (upkeep.MANY + upkeep.LOOK)
+    assert entries <= upkeep.LOOK * upkeep.CLEANINGS + 60
+    assert len(DeltaTable(tables.local_path(lake.bronze)).to_pyarrow_table()) == 10 * hour
