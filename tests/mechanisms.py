@@ -41,6 +41,12 @@ MECHANISMS = (
          "tests/integration/test_faults.py::test_nothing_is_lost_or_doubled[driver-between]"),
     ),
     Mechanism(
+        "P1", "a batch is told from those that its files were merged with", "spark/tables.py",
+        'if all(file["min.batch"] == file["max.batch"] == number for file in mine):', "if True:",
+        ("tests/integration/lake/test_ingest_batch.py"
+         "::test_a_batch_that_runs_again_after_its_files_were_merged_with_others_is_completed_once",),
+    ),
+    Mechanism(
         "P1", "a batch's dead letters are sent once", "spark/letters.py",
         "            if batch_id < self._next:\n                return 0\n", "",
         ("tests/integration/test_ingest.py::test_crashes_before_each_commit_neither_lose_nor_double_anything",),
@@ -86,6 +92,19 @@ MECHANISMS = (
         '.where("_nth = 1")', "",
         ("tests/integration/lake/test_ingest_batch.py"
          "::test_every_record_is_one_row_repeats_count_once_and_rejects_become_letters",),
+    ),
+    Mechanism(
+        "P2", "repeats in a micro-batch are looked for", "spark/ingest.py",
+        "if not len(repeated):", "if True:",
+        ("tests/integration/lake/test_ingest_batch.py"
+         "::test_every_record_is_one_row_repeats_count_once_and_rejects_become_letters",
+         "tests/integration/lake/test_ingest_batch.py::test_a_batch_of_many_repeats_counts_them_once"),
+    ),
+    Mechanism(
+        "P2", "all batches run the same code", "spark/tables.py",
+        'F.get(F.array(F.lit(number).cast("bigint")), F.pmod(F.spark_partition_id(), F.lit(1)))', "F.lit(number)",
+        ("tests/integration/lake/test_ingest_batch.py"
+         "::test_the_batches_run_the_same_code_and_spark_compiles_all_of_it",),
     ),
     Mechanism(
         "P3", "a difference is explained by calculation alone", "spark/transforms/ledger.py",
@@ -148,6 +167,22 @@ MECHANISMS = (
         "if row[\"id\"] in waiting]:", "if False]:",
         ("tests/integration/test_dead_letters.py"
          "::test_an_approved_letter_goes_through_the_ingest_as_it_was_any_number_of_times",),
+    ),
+    Mechanism(
+        "P6", "small files are merged", "spark/upkeep.py",
+        "self._batches = LOOK if self.merge() else 0", "self._batches = 0",
+        ("tests/unit/test_upkeep.py::test_files_are_merged_as_batches_pass",
+         "tests/unit/test_upkeep.py::test_a_stream_that_is_behind_is_looked_after_less_often_but_it_is"),
+    ),
+    Mechanism(
+        "P6", "what a crash left without a commit is removed", "spark/upkeep.py",
+        "dry_run=False, full=True", "dry_run=False",
+        ("tests/unit/test_upkeep.py::test_a_crash_while_files_are_merged_loses_nothing",),
+    ),
+    Mechanism(
+        "P7", "files are merged by the lease's owner alone", "spark/upkeep.py",
+        "        self.may_commit()\n        try:\n            found", "        try:\n            found",
+        ("tests/unit/test_upkeep.py::test_nothing_is_merged_without_the_lease",),
     ),
     Mechanism(
         "P7", "only the newest epoch may commit", "infra/lease.py",

@@ -72,6 +72,18 @@ def query(
     _run("query", [*arguments, *(["--json"] if json_ else [])])
 
 
+@bench.command()
+def freshness(
+    rates: Annotated[list[int] | None, typer.Option("--rate", help="Events per second; may be repeated.")] = None,
+    seconds: Annotated[float, typer.Option(min=1, help="How long each rate is measured.")] = 300,
+    warm: Annotated[float, typer.Option(min=0, help="Seconds at each rate before that.")] = 60,
+    json_: Annotated[bool, typer.Option("--json", help="End with one JSON document.")] = False,
+) -> None:
+    """Time the way of an event from the producer to the served view, at a steady rate."""
+    arguments = ["--seconds", str(seconds), "--warm", str(warm), *(["--json"] if json_ else [])]
+    _run("freshness", [*arguments, "--rates", *map(str, rates or (20_000, 1_000))])
+
+
 def _run(name: str, arguments: list[str]) -> None:
     """A benchmark is a program of its own: it needs what only the checkout has."""
     from infra.settings import PROJECT
