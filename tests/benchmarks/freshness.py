@@ -79,7 +79,7 @@ def bench(rates: list[int], seconds: float, warm: float, idle: float, console: C
                     {
                         "rate": rate, "events": events, "probes": len(waited), "p50_s": round(p50, 2),
                         "p99_s": round(p99, 2), "max_s": round(max(waited), 2), "driver_cores": round(busy, 2),
-                        "peak_rss_mib": driver.memory_info().rss >> 20,
+                        "rss_mib": sum(one.memory_info().rss for one in _both(driver)) >> 20,
                     }
                 )  # fmt: skip
                 console.print(f"{rate:,} events/s: {found[-1]}")
@@ -165,9 +165,13 @@ def _driver(config: Settings) -> Iterator[psutil.Process]:
 
 
 def _cpu(jvm: psutil.Process) -> float:
-    """Seconds of CPU that the driver (its JVM and its Python) has used so far."""
-    parent = jvm.parent()
-    return sum(sum(one.cpu_times()[:2]) for one in (jvm, parent) if one is not None)
+    """Seconds of CPU that the driver has used so far."""
+    return sum(sum(one.cpu_times()[:2]) for one in _both(jvm))
+
+
+def _both(jvm: psutil.Process) -> list[psutil.Process]:
+    """The driver's JVM and its Python."""
+    return [one for one in (jvm, jvm.parent()) if one is not None]
 
 
 def show(result: dict[str, Any], console: Console) -> None:
