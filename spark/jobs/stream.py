@@ -110,10 +110,10 @@ class Stream:
             self.running = True
             try:
                 ingest.batch(records, batch_id)
-                self.may_commit()  # else Spark would note the batch as done in a checkpoint that is another driver's
-                self.told = None
                 # The batch is in the served view by now: nobody waits for this but a batch to come.
                 upkeep.after_batch(waiting=self.query is not None and progress(self.query, False)["lag"] > 0)
+                self.may_commit()  # else Spark would note the batch as done in a checkpoint that is another driver's
+                self.told = None
             except BaseException as error:
                 self._failed(error)
                 raise
