@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import httpx
 from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import (
     AdminClient,
@@ -28,7 +27,7 @@ from confluent_kafka.admin import (
 from confluent_kafka.schema_registry import Schema, SchemaRegistryClient, SchemaRegistryError
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
-from schemas.errors import TerminalError, TransientError
+from schemas.errors import MillraceError, TerminalError, TransientError
 from schemas.model import Contract
 
 TIMEOUT = 30.0
@@ -312,5 +311,7 @@ def _registry_errors(subject: str) -> Iterator[None]:
         if error.http_status_code >= 500 or error.http_status_code == 429:
             raise Unavailable(f"the schema registry failed on {subject}: {error.error_message}") from error
         raise Refused(f"the schema registry refuses {subject}: {error.error_message}") from error
-    except (httpx.HTTPError, OSError) as error:
+    except MillraceError:
+        raise
+    except Exception as error:  # the client passes on what its HTTP library raises, and that is httpx or httpx2
         raise Unavailable(f"the schema registry does not answer about {subject}: {error}") from error

@@ -116,11 +116,13 @@ class Progress:
         return (now - self._sign[1]).total_seconds()
 
     def stuck(self, queries: dict[str, Any], now: datetime, limit: float) -> str:
-        """The streams that have records waiting and the same batch for more than `limit` seconds, as text; or ''."""
+        """The streams that have records waiting and the same batch for more than `limit` seconds, as text; or ''.
+        A batch that waits for the schema registry is not stuck: another driver would wait as well."""
         late = []
         for stream, query in queries.items():
             batch, since = self._since.get(stream, (None, now))
-            if batch != query.get("batch_id") or not query.get("lag") or query.get("halted"):
+            excused = query.get("halted") or query.get("waiting")
+            if batch != query.get("batch_id") or not query.get("lag") or excused:
                 batch, since = query.get("batch_id"), now
             self._since[stream] = (batch, since)
             if (now - since).total_seconds() > limit:

@@ -44,6 +44,8 @@ FLIGHTS = pa.schema(
         pa.field("arr_delay", pa.int32()),
         pa.field("air_time", pa.int32()),
         pa.field("distance", pa.int32(), nullable=False),
+        pa.field("aircraft", pa.string()),
+        pa.field("seats", pa.int32()),
     ]
 )
 WEATHER = pa.schema(
@@ -64,8 +66,11 @@ class SourceError(TerminalError):
 @cache
 def flights() -> pa.Table:
     """The 336,776 departures of 2013 by scheduled departure (schema `FLIGHTS`). A cancelled flight has null `dep_time`
-    and `dep_delay`; `dep_time` is the scheduled departure plus the delay. Raises `SourceError`."""
-    data = _data_set("flights.csv.zip")
+    and `dep_delay`; `dep_time` is the scheduled departure plus the delay; `aircraft` and `seats` are those of the tail
+    number, null where the data set does not know it. Raises `SourceError`."""
+    planes = _data_set("planes.csv")
+    planes["aircraft"] = planes["manufacturer"] + " " + planes["model"]
+    data = _data_set("flights.csv.zip").merge(planes[["tailnum", "aircraft", "seats"]], on="tailnum", how="left")
     minutes = data["sched_dep_time"] // 100 * 60 + data["sched_dep_time"] % 100  # 2400 would be the day's last midnight
     data["event_time"] = _utc(data, minutes, "flights")
     data["dep_time"] = data["event_time"] + pd.to_timedelta(data["dep_delay"], unit="min")

@@ -51,6 +51,12 @@ ErrorClass = Literal["transient", "unknown_schema", "malformed", "rule"]
 """`transient` is retried in place; `unknown_schema` is replayed once the id exists; the others await a person."""
 
 
+def _optional(field: dict[str, Any]) -> dict[str, Any]:
+    """An Avro field whose value may be null, and is by default."""
+    branches = field["type"] if isinstance(field["type"], list) else [field["type"]]
+    return {**field, "type": ["null", *(branch for branch in branches if branch != "null")], "default": None}
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -127,7 +133,7 @@ class Velocity(_Strict):
 
 
 class Sessions(_Strict):
-    """Visits of a key, served as the view `<name>`: events of the key belong to one session while each is less than
+    """Visits of a key, served as the view `<name>`: events of the key belong to one session while each is at most
     `gap` after the one before. A repeated event counts once.
 
     Columns: the fields of `key`, `session_start` (first event), `session_end` (`gap` after the last event), `events`
@@ -304,8 +310,18 @@ class Contract(_Strict):
 
     @property
     def schema_now(self) -> dict[str, Any]:
-        """The newest Avro schema: the reader schema of the ingest."""
+        """The newest Avro schema: what producers write."""
         return self.versions[-1]
+
+    @property
+    def reader(self) -> dict[str, Any]:
+        """The Avro schema that the ingest reads with: the newest version and, as optional fields behind its own, those
+        that only older versions have. So what was removed stays readable, also in records that are still on their
+        way."""
+        removed: dict[str, Any] = {}
+        for version in self.versions[:-1]:
+            removed |= {field["name"]: field for field in version["fields"] if field["name"] not in self.fields}
+        return {**self.schema_now, "fields": [*self.schema_now["fields"], *map(_optional, removed.values())]}
 
     @property
     def fields(self) -> dict[str, Any]:

@@ -66,14 +66,16 @@ class BatchStore:
         uri = tables.batch(self.lake_uri, self.contract.stream, aggregate.name)
         self.staged(aggregate).write.format("delta").mode("overwrite").option("replaceWhere", hours).save(uri)
 
-    def forget_ledger(self, published_runs: Iterable[str]) -> None:
-        """Removes the ledger rows of runs that never published: they died, or were refused."""
+    def forget_ledger(self, published_runs: Iterable[str], title: str | None = None) -> None:
+        """Removes the ledger rows of runs that never published: they died, or were refused. Rows of the stream, or of
+        the derived result of that `title`."""
+        stream = title or self.contract.stream
         ledger = DeltaTable(tables.local_path(tables.system(self.lake_uri, "ledger")))
-        mine = ledger.to_pyarrow_table(columns=["run_id"], filters=[("stream", "=", self.contract.stream)])
+        mine = ledger.to_pyarrow_table(columns=["run_id"], filters=[("stream", "=", stream)])
         unpublished = set(mine["run_id"].to_pylist()) - set(published_runs)
         if unpublished:
             runs = ", ".join(_quoted(run) for run in sorted(unpublished))
-            ledger.delete(f"stream = {_quoted(self.contract.stream)} and run_id in ({runs})")
+            ledger.delete(f"stream = {_quoted(stream)} and run_id in ({runs})")
 
     def append_ledger(self, rows: DataFrame) -> None:
         columns = tables.SYSTEM["ledger"].names

@@ -75,5 +75,5 @@ def scalar(avro: Any) -> DataType:
 
 
 def columns(contract: Contract) -> list[StructField]:
-    """The fields of the newest version as nullable columns, in its order."""
-    return [StructField(name, scalar(avro)) for name, avro in contract.fields.items()]
+    """The fields of the newest version as nullable columns, in its order, and those that only older ones have."""
+    return [StructField(field["name"], scalar(field["type"])) for field in contract.reader["fields"]]

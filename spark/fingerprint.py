@@ -3,7 +3,8 @@
 It holds what cannot change under a checkpoint or under rows already written. Everything that it does not name may
 change from one start to the next: rules, dead-letter policy and storm share, alerts, lateness, windows served, sink
 options, trigger interval, batch size, the size of the cluster. Names may come and go too (an optional field, a measure,
-an aggregate); a name that comes back must mean what it meant.
+an aggregate); a name that comes back must mean what it meant. The queries of velocity, sessions and joins have
+fingerprints of their own (`spark.stateful`): key, identity, watermark and state are what theirs depend on.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The ingest of a stream: what happens to one micro-batch. Every step can be repeated and happens once.
 
-1. decode, validate, append every record to bronze, good or bad;
+1. decode, validate, append every record to bronze, good or bad; if a record has a schema that the writers in the
+   cache do not include, nothing is appended: the registry is asked, and the batch decoded again;
 2. read back what was just written (also when a retried append was skipped);
 3. append the partials of the accepted rows to the speed tables, repeats within the batch dropped;
 4. send the rejected rows to the dead-letter topic.
@@ -13,7 +14,7 @@ bronze alone, so a batch can also be finished without its checkpoint.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,8 +26,9 @@ from schemas.model import Contract
 from spark import checkpoints, tables
 from spark.letters import Letters, letters
 from spark.transforms.aggregates import distinct_events, event_columns, partials
-from spark.transforms.decode import decode
+from spark.transforms.decode import UNREGISTERED, decode
 from spark.transforms.validate import validate
+from spark.writers import Known, WriterSchemas
 
 log = logging.getLogger(__name__)
 
@@ -44,30 +46,41 @@ class PoisonStorm(Halt):
 class Ingest:
     """`batch` is the foreachBatch function of a stream.
 
-    `writers` gives the registered schemas, `may_commit` is called before each commit and raises when this process must
+    `writers` gives the schemas of records, `may_commit` is called before each commit and raises when this process must
     not (any more), `storm_accepted` tells whether somebody accepted the storm of a `batch` number.
     """
 
     contract: Contract
     lake_uri: str
     generation: int
-    writers: Callable[[], Mapping[int, str]]
+    writers: WriterSchemas
     letters: Letters
     may_commit: Callable[[], None] = lambda: None
     storm_accepted: Callable[[int], bool] = lambda batch: False
 
     def batch(self, records: DataFrame, batch_id: int) -> None:
         """Ingests the rows of Spark's Kafka source (with headers) as batch `batch_id` of the checkpoint. Raises
-        `PoisonStorm`, and whatever Spark, Kafka or `may_commit` raise."""
+        `PoisonStorm`, and whatever Spark, Kafka, the registry or `may_commit` raise."""
+        self.may_commit()
+        try:
+            self._to_bronze(records, batch_id, self.writers.current())
+        except Exception as error:
+            if UNREGISTERED not in str(error):
+                raise
+            log.info("%s batch %d has a schema that is not in the cache", self.contract.stream, batch_id)
+            writers = self.writers.asked()
+            self.may_commit()
+            self._to_bronze(records, batch_id, writers)
+        self.onward(records.sparkSession, batch_id)
+
+    def _to_bronze(self, records: DataFrame, batch_id: int, known: Known) -> None:
+        slots = records.sparkSession.sparkContext.defaultParallelism
+        decoded = decode(records.coalesce(slots), self.contract, known.schemas, known.complete)
         number = checkpoints.batch_number(self.generation, batch_id)
         application = checkpoints.application(self.contract.stream, self.generation)
         bronze = tables.bronze(self.lake_uri, self.contract.stream)
-
-        self.may_commit()
-        slots = records.sparkSession.sparkContext.defaultParallelism
-        judged = validate(decode(records.coalesce(slots), self.contract, self.writers()), self.contract)
+        judged = validate(decoded, self.contract)
         tables.append(judged.withColumn("batch", tables.stamp(number)), bronze, application, batch_id)
-        self.onward(records.sparkSession, batch_id)
 
     def onward(self, spark: SparkSession, batch_id: int) -> None:
         """Sends what bronze holds of the batch onward: partials and dead letters. Raises as `batch` does."""
@@ -112,7 +125,7 @@ class Ingest:
             log.warning("%s batch %d: its %d bad records were accepted", stream, batch_id, rejected)
             return
         # Letters whose schema is registered by now come back by replay, and then they are not bad.
-        lacking = (F.col("error_class") == "unknown_schema") & F.col("schema_id").isin(*self.writers())
+        lacking = (F.col("error_class") == "unknown_schema") & F.col("schema_id").isin(*self.writers.asked().schemas)
         if not self.contract.dead_letters.is_storm(total, rejected - written.rejected.where(lacking).count()):
             log.warning("%s batch %d: the schemas that it lacked are registered now", stream, batch_id)
             return

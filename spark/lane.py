@@ -49,7 +49,7 @@ class Lane:
         self.contract, self._settings = contract, settings
         self._name = contract.alerts_topic
         self._clock = clock
-        self._writers = Writers(contract, settings, patience=0)
+        self._writers = Writers(contract, settings)
         self._log = AlertLog(contract, settings, may_commit)
         self._query: StreamingQuery | None = None
         self._schemas: Mapping[int, str] = {}
@@ -104,7 +104,7 @@ class Lane:
             failure = self._query.exception()
             self._query = None
             raise failure or RuntimeError("the query ended without a reason")
-        schemas, files = self._writers.current(), self._reference_files()
+        schemas, files = self._writers.watched(), self._reference_files()
         if self._query is not None and schemas != self._schemas:
             log.info("%s: a schema was registered; the last interval is read again", self._name)
             self.stop()

@@ -20,7 +20,7 @@ from pyspark.sql import Column, Window
 from pyspark.sql import functions as F
 from pyspark.sql.types import BinaryType, DataType, DecimalType, DoubleType, LongType
 
-from schemas.model import Aggregate, Contract, Measure
+from schemas.model import Aggregate, Contract, Measure, Sessions
 from spark.fields import scalar
 
 Dialect = Literal["spark", "duckdb"]
@@ -57,7 +57,7 @@ class State:
     merge: dict[Dialect, str]
 
 
-def states(aggregate: Aggregate, contract: Contract) -> list[State]:
+def states(aggregate: Aggregate | Sessions, contract: Contract) -> list[State]:
     """The states that the measures of `aggregate` need, each once, in a stable order."""
     found: dict[str, State] = {}
     for measure in aggregate.measures:
@@ -69,6 +69,11 @@ def states(aggregate: Aggregate, contract: Contract) -> list[State]:
 def final(measure: Measure, contract: Contract, dialect: Dialect) -> str:
     """Expression over merged states (columns named as `states` names them) that gives the measure's value."""
     return _KINDS[measure.kind].final(measure, contract)[dialect]
+
+
+def addend(field: str, contract: Contract) -> tuple[str, DataType]:
+    """What an event adds to the sum of `field`, as SQL (null if it adds nothing), and the type of the sum."""
+    return _addend(Measure(name="sum", kind="sum", of=field), contract)
 
 
 def final_type(measure: Measure, contract: Contract) -> DataType:

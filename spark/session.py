@@ -57,6 +57,13 @@ _ROLE: dict[Role, dict[str, str]] = {
         "spark.hadoop.parquet.enable.dictionary#offset": "false",
         "spark.hadoop.parquet.compression.codec.zstd.level": "1",
         "spark.sql.streaming.numRecentProgressUpdates": "5",
+        # State on disk, of which each batch writes down its changes only, with one bound on the memory of all of it.
+        "spark.sql.streaming.stateStore.providerClass": (
+            "org.apache.spark.sql.execution.streaming.state.RocksDBStateStoreProvider"
+        ),
+        "spark.sql.streaming.stateStore.rocksdb.changelogCheckpointing.enabled": "true",
+        "spark.sql.streaming.stateStore.rocksdb.boundedMemoryUsage": "true",
+        "spark.sql.streaming.stateStore.rocksdb.maxMemoryUsageMB": "256",
     },
     "batch": {
         "spark.sql.shuffle.partitions": "4",

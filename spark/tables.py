@@ -31,8 +31,8 @@ from pyspark.sql.types import (
     TimestampType,
 )
 
-from schemas.model import Aggregate, Contract
-from spark import fields, measures
+from schemas.model import Aggregate, Contract, Derived
+from spark import derived, fields, measures
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame, SparkSession
@@ -59,6 +59,7 @@ def bronze(lake_uri: str, stream: str) -> str:
 
 
 def speed(lake_uri: str, stream: str, aggregate: str) -> str:
+    """That of an aggregate or of a derived result, as the next two."""
     return f"{lake_uri}/speed/{stream}/{aggregate}"
 
 
@@ -277,6 +278,16 @@ def batch_schema(contract: Contract, aggregate: Aggregate) -> StructType:
     )
 
 
+def derived_speed_schema(contract: Contract, one: Derived) -> StructType:
+    """The columns of `derived.columns`, when the row closes, `batch` (a number of its own query's checkpoint)."""
+    return _struct(derived.columns(contract, one) | {derived.CLOSES_AT: TIMESTAMP, "batch": LONG})
+
+
+def derived_batch_schema(contract: Contract, one: Derived) -> StructType:
+    """The columns of `derived.columns`, when the row closes, `run_id`."""
+    return _struct(derived.columns(contract, one) | {derived.CLOSES_AT: TIMESTAMP, "run_id": STRING})
+
+
 # -- creation ------------------------------------------------------------------------------------------------------
 
 
@@ -305,6 +316,12 @@ def _wanted(lake_uri: str, contract: Contract) -> list[tuple[str, StructType, li
         wanted.append((staged(*place), batch_schema(contract, aggregate), [], None))
     if contract.alerts:
         wanted.append((alerts(lake_uri, contract.stream), ALERTS, [], "offset,event_time"))
+    for one in contract.derived:
+        place = (lake_uri, contract.stream, one.name)
+        statistics = f"{derived.place(one)},{derived.CLOSES_AT},batch"
+        wanted.append((speed(*place), derived_speed_schema(contract, one), [], statistics))
+        wanted.append((batch(*place), derived_batch_schema(contract, one), [], None))
+        wanted.append((staged(*place), derived_batch_schema(contract, one), [], None))
     return wanted + [(system(lake_uri, name), schema, [], None) for name, schema in SYSTEM.items()]
 
 

@@ -1,15 +1,33 @@
-"""The writer schemas of a stream: what the registry holds under its subject, kept current without slowing batches."""
+"""The writer schemas of a stream: what the registry holds under its subject, without a lookup in the way of a batch.
+
+What was once registered never changes, so it is cached for the life of the process. A batch decodes with the cache and
+asks nobody. Only a record of an id that is not in the cache makes the ingest ask, once for the batch, before anything
+of it is written (`spark.ingest`). An id that the registry does not have either is a dead letter; while the registry
+does not answer nobody can say that, so the batch waits: it is retried with backoff behind a circuit breaker, which all
+streams of the process share, until the registry is back or the driver stops.
+"""
 
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Protocol
 
-import httpx
 from confluent_kafka.schema_registry import SchemaRegistryClient
 from confluent_kafka.schema_registry.error import SchemaRegistryError
-from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_exponential_jitter
+from pybreaker import CircuitBreaker
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception_type,
+    sleep_using_event,
+    stop_when_event_set,
+    wait_exponential_jitter,
+)
 
 from infra.settings import Settings
 from schemas.errors import TransientError
@@ -17,73 +35,142 @@ from schemas.model import Contract
 
 log = logging.getLogger(__name__)
 
-FRESH_SECONDS = 1.0
-"""The subject is asked for new versions at most this often."""
+WATCHFUL = 60.0
+"""Seconds for which the registry is asked before each batch after an id that nobody knows: a producer with a wrong
+schema sends more of them, and a question costs less than a batch that is decoded twice."""
 
-LONGEST_PAUSE = 30.0
+WATCH = 1.0
+"""Seconds between looks of who watches the registry instead."""
+
+LONGEST_PAUSE = 5.0
 """Seconds between attempts, at most, while the registry does not answer."""
+
+FAILURES, OPEN_SECONDS = 5, 10.0
+"""After so many failures the circuit opens: for so long nobody asks the registry, and then one does."""
 
 
 class RegistryUnavailable(TransientError):
     """The registry does not answer, or has nothing under the subject yet."""
 
 
-class Writers:
-    """Schema ids of a stream to their Avro JSON.
+@dataclass(frozen=True)
+class Known:
+    """The known `schemas`, id to Avro JSON. `complete` if every other id was unregistered when the batch began."""
 
-    `current` is called as each batch starts. A version that was registered before a record was produced is therefore
-    known when the record is decoded. While the registry is away the known versions go on serving; a record of a
-    version that nobody knows becomes a dead letter of class unknown_schema and comes back by replay.
-    """
+    schemas: Mapping[int, str]
+    complete: bool = True
+
+    def current(self) -> Known:
+        return self
+
+    def asked(self) -> Known:
+        return self
+
+
+class WriterSchemas(Protocol):
+    """Where the ingest has its writers from. A `Known` that is complete is one that never changes."""
+
+    def current(self) -> Known:
+        """What a batch begins to decode with."""
+
+    def asked(self) -> Known:
+        """What the registry knows now, complete. Waits while it does not answer."""
+
+
+@cache
+def breaker(url: str) -> CircuitBreaker:
+    """The circuit to the registry at `url`. An answer that says no is an answer."""
+    answers = [lambda error: isinstance(error, SchemaRegistryError) and error.http_status_code < 500]
+    return CircuitBreaker(fail_max=FAILURES, reset_timeout=OPEN_SECONDS, exclude=answers, name=f"registry {url}")
+
+
+class Writers:
+    """The `WriterSchemas` of a contract's subject. `stopping` ends the waiting; `clock` gives seconds."""
 
     def __init__(
-        self, contract: Contract, settings: Settings, clock: Callable[[], float] = time.monotonic, patience: float = 120
+        self,
+        contract: Contract,
+        settings: Settings,
+        stopping: threading.Event | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._subject = contract.subject
         self._client = SchemaRegistryClient({"timeout": 5, "max.retries": 0, **settings.registry})
         self._url = settings.registry["url"]
+        self._stopping = stopping or threading.Event()
         self._clock = clock
-        self._patience = patience
-        self._known: dict[int, str] = {}
+        self._schemas: dict[int, str] = {}
         self._versions: set[int] = set()
-        self._next_look = float("-inf")
-        self._failures = 0
+        self._watchful_until = self._next_look = float("-inf")
+        self.waiting: str | None = None
+        """Why a batch waits for the registry, None while none does."""
 
-    def current(self) -> Mapping[int, str]:
-        """The known writers, after a look at the registry if the last one is a second old. Raises
-        `RegistryUnavailable` when not even one version could be got within the patience (seconds) of the first call."""
-        if not self._known:
+    def current(self) -> Known:
+        """The cache. Waits for the first version; asks only if an unknown id was met less than `WATCHFUL` ago."""
+        if not self._schemas:
+            self._wait()
+        elif self._clock() < self._watchful_until:
+            try:
+                self._look()
+                return Known(dict(self._schemas))
+            except RegistryUnavailable as error:
+                log.warning("%s; decoding goes on with the known versions", error)
+        return Known(dict(self._schemas), complete=False)
+
+    def asked(self) -> Known:
+        """Asks the registry for versions that the cache lacks, and again until it answers. Raises
+        `RegistryUnavailable` when the driver stops before that."""
+        self._wait()
+        self._watchful_until = self._clock() + WATCHFUL
+        return Known(dict(self._schemas))
+
+    def watched(self) -> Mapping[int, str]:
+        """The cache, after a look if the last one is `WATCH` seconds old: for who would not meet an unknown id. Does
+        not wait. Raises `RegistryUnavailable` while nothing is known."""
+        if self._clock() >= self._next_look:
+            self._next_look = self._clock() + WATCH
+            try:
+                self._look()
+            except RegistryUnavailable:
+                if not self._schemas:
+                    raise
+        return dict(self._schemas)
+
+    def _wait(self) -> None:
+        try:
             for attempt in Retrying(
                 retry=retry_if_exception_type(RegistryUnavailable),
-                wait=wait_exponential_jitter(multiplier=0.2, max=5),
-                stop=stop_after_delay(self._patience),
+                wait=wait_exponential_jitter(initial=0.2, max=LONGEST_PAUSE),
+                sleep=sleep_using_event(self._stopping),
+                stop=stop_when_event_set(self._stopping),
+                before_sleep=self._told,
                 reraise=True,
             ):
                 with attempt:
                     self._look()
-        elif self._clock() >= self._next_look:
-            try:
-                self._look()
-            except RegistryUnavailable as error:
-                pause = min(LONGEST_PAUSE, FRESH_SECONDS * 2**self._failures)
-                self._failures += 1
-                self._next_look = self._clock() + pause
-                log.warning("%s; decoding goes on with the known versions, next look in %.0f s", error, pause)
-        return dict(self._known)
+        finally:
+            self.waiting = None
 
     def _look(self) -> None:
         try:
-            for version in set(self._client.get_versions(self._subject)) - self._versions:
-                registered = self._client.get_version(self._subject, version)
-                assert registered.schema_id is not None
-                assert registered.schema.schema_str is not None
-                self._known[registered.schema_id] = registered.schema.schema_str
-                self._versions.add(version)
-        except (SchemaRegistryError, httpx.HTTPError, OSError) as error:
+            breaker(self._url).call(self._fetch)
+        except Exception as error:  # the client passes on what its HTTP library raises, and that is httpx or httpx2
             raise RegistryUnavailable(
                 f"cannot read subject {self._subject} from the registry at {self._url}: {error}; "
                 "is it up, and has the DAG `provision` registered the stream's schemas?"
             ) from error
-        if not self._known:
+        if not self._schemas:
             raise RegistryUnavailable(f"subject {self._subject} has no version; run the DAG `provision`")
-        self._failures, self._next_look = 0, self._clock() + FRESH_SECONDS
+
+    def _fetch(self) -> None:
+        for version in set(self._client.get_versions(self._subject)) - self._versions:
+            registered = self._client.get_version(self._subject, version)
+            assert registered.schema_id is not None
+            assert registered.schema.schema_str is not None
+            self._schemas[registered.schema_id] = registered.schema.schema_str
+            self._versions.add(version)
+
+    def _told(self, state: RetryCallState) -> None:
+        if self.waiting is None and state.outcome is not None:
+            self.waiting = str(state.outcome.exception())
+            log.warning("%s; the batch waits for it", self.waiting)

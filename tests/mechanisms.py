@@ -83,6 +83,23 @@ MECHANISMS = (
         ("tests/unit/test_dag_reports.py::test_a_stream_with_a_residual_is_withheld_and_the_others_go_on",),
     ),
     Mechanism(
+        "P1", "an id that is not in the cache is asked for", "spark/ingest.py",
+        "            if UNREGISTERED not in str(error):\n", "            if True:\n",
+        ("tests/integration/test_ingest.py"
+         "::test_a_version_registered_while_the_stream_runs_is_read_without_a_restart",),
+    ),
+    Mechanism(
+        "P1", "nobody decides about an id while the registry is away", "spark/writers.py",
+        "return Known(dict(self._schemas), complete=False)", "return Known(dict(self._schemas))",
+        ("tests/integration/test_ingest.py"
+         "::test_while_the_registry_is_away_known_schemas_go_on_and_a_batch_of_another_one_waits",),
+    ),
+    Mechanism(
+        "P1", "state has a batch that Delta has already", "spark/stateful.py",
+        "    if written is not None and written >= batch_id:\n", "    if False:\n",
+        ("tests/integration/lake/test_derived.py::test_killed_anywhere_a_query_loses_and_doubles_nothing",),
+    ),
+    Mechanism(
         "P2", "an event counts once in the batch layer", "spark/jobs/reconcile.py",
         'windows = exact(rows.where("distinct_event"),', "windows = exact(rows,",
         ("tests/integration/lake/test_reconcile.py::test_the_first_hours_are_exact_and_the_ledger_explains_repeats",),
@@ -111,6 +128,18 @@ MECHANISMS = (
         'cause = F.lit("unexplained")', 'cause = F.lit("duplicate")',
         ("tests/integration/lake/test_reconcile.py"
          "::test_a_tampered_speed_layer_is_unexplained_and_publishes_nothing",),
+    ),
+    Mechanism(
+        "P3", "what a dead run published is taken back before it is compared", "spark/derivation.py",
+        "        if good is not telling[0]:\n", "        if False:\n",
+        ("tests/integration/lake/test_derived.py"
+         "::test_lost_rows_are_unexplained_and_repaired_and_a_dead_run_is_undone",),
+    ),
+    Mechanism(
+        "P4", "sessions, joins and alerts with new events are computed again", "spark/derivation.py",
+        'new = F.col("batch") > self._through_before[source.stream]', "new = F.lit(False)",
+        ("tests/integration/lake/test_derived.py"
+         "::test_whatever_comes_when_the_published_rows_are_exact_and_explained",),
     ),
     Mechanism(
         "P4", "published hours with new rows are recomputed", "spark/reconcile.py",

@@ -61,13 +61,14 @@ def show(
 
 @checkpoint.command()
 def reset(
-    stream: Stream,
+    stream: Annotated[str, typer.Argument(help="A stream, or a derived result of one: flights, flights.with_weather.")],
     accept_loss: Annotated[
         bool, typer.Option("--accept-loss", help="Go on without records that Kafka has dropped before they were read.")
     ] = False,
     json_: Json = False,
 ) -> None:
     """Begin a new generation of the checkpoint, which goes on where bronze ends: nothing is lost and nothing doubled.
+    That of a velocity, sessions or join begins with the first row of bronze and makes everything again.
 
     The streaming driver must not run: `millrace stream stop` stops it. The old generation's files
     stay where they are.
@@ -77,7 +78,11 @@ def reset(
     from infra.settings import settings
     from spark import restart
 
-    config, contract = settings(), contract_of(stream)
+    config, (stream, _, name) = settings(), stream.partition(".")
+    contract = contract_of(stream)
+    if name:
+        _reset_derived(contract, name, config, json_)
+        return
     with _no_driver(config) as check:
         done = restart.reset(contract, config, accept_loss=accept_loss, may_write=check)
     document = {
@@ -95,6 +100,20 @@ def reset(
     typer.echo("  every other partition from its beginning")
     for (topic, partition), count in sorted(done.lost.items()):
         typer.echo(f"  lost: {count:,} offsets of {topic}/{partition}")
+
+
+def _reset_derived(contract: Contract, name: str, config: Settings, json_: bool) -> None:
+    from spark import stateful
+
+    known = {one.name: one for one in contract.derived}
+    if name not in known:
+        there = ", ".join(known) or "none"
+        raise TerminalError(f"stream {contract.stream} has no derived result {name!r}; there are: {there}")
+    with _no_driver(config) as check:
+        check()
+        generation = stateful.reset(contract, known[name], config)
+    told = f"{contract.stream}.{name} begins generation {generation} with the first row of bronze at its next start"
+    typer.echo(json.dumps({"generation": generation}) if json_ else f"{told}: unpause the DAG stream_supervisor")
 
 
 @checkpoint.command("accept-storm")

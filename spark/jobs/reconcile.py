@@ -5,7 +5,8 @@
 For each stream it recomputes the closed hours that are new or that new rows have touched (`spark.reconcile`), exactly
 and from bronze, at the cut of the newest settled batch; stages the result; explains where it differs from what was
 served (`spark.transforms.ledger`); audits the staged rows and their events with Great Expectations; and publishes: the
-hours in one commit per aggregate, the ledger, and last the row of `publications` that moves `final_through`.
+hours in one commit per aggregate, the ledger, and last the row of `publications` that moves `final_through`. Then come
+the velocity, sessions and joins that the stream has a part in (`spark.derivation`).
 
 A run may die at any point and be run again. Until the last step nothing counts as published: what a dead run left in
 the batch tables is recognised by a run id without a publication, compared as if it were not there, and replaced; its
@@ -29,10 +30,11 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from infra.settings import PROJECT, Settings
-from schemas.catalog import load
+from schemas.catalog import catalog, load
 from schemas.model import Aggregate, Contract
 from spark import checkpoints, quality, suites, tables
 from spark.batch_store import BatchStore
+from spark.derivation import derivations
 from spark.jobs import each
 from spark.publications import Publication, publications, unique_run_id
 from spark.reconcile import Plan, TouchedHour, UnexplainedDifference, literal, plan
@@ -300,7 +302,11 @@ def reconcile(config: Settings, stream: str, run_id: str) -> dict[str, Any]:
         return auditor[0].audit(suite, frame, expectations)
 
     try:
-        done = Reconciliation(store, contract, run_id, through, now, audit).run()
+        summary = Reconciliation(store, contract, run_id, through, now, audit).run()
+        found = derivations(spark, config, catalog(config.contracts), stream, run_id, now)
+        for contract in {derivation.contract.stream: derivation.contract for derivation in found}.values():
+            tables.create(config.lake_uri, contract)
+        done = summary | {"derived": [derivation.run() for derivation in found]}
         write_catalog(config)
         return done
     finally:

@@ -1,5 +1,5 @@
-"""The streaming driver: one ingest query per stream, and an alert lane for each that has alerts, in one process, until
-it is told to stop.
+"""The streaming driver: one ingest query per stream, an alert lane for each that has alerts, and a query for each
+velocity, sessions or join that a contract declares, in one process, until it is told to stop.
 
     spark-submit spark/jobs/stream.py --epoch N        (or plain python; the session configures itself)
 
@@ -42,12 +42,13 @@ from infra.settings import Settings, settings
 from schemas.catalog import catalog
 from schemas.errors import Halt, MillraceError
 from schemas.model import Contract
-from spark import checkpoints, restart, source, tables
+from spark import checkpoints, derived, restart, source, tables
 from spark.heartbeat import NO_PROGRESS, Heartbeat, progress
 from spark.ingest import Ingest
 from spark.lane import Lane
 from spark.letters import Letters
 from spark.session import session
+from spark.stateful import StatefulQuery
 from spark.upkeep import Upkeep
 from spark.writers import Writers
 
@@ -74,6 +75,7 @@ class Stream:
     may_commit: Callable[[], None]
     query: StreamingQuery | None = None
     letters: Letters | None = None
+    writers: Writers | None = None
     failure: BaseException | None = None
     told: tuple[str, datetime] | None = None
     """The last halt's message and when it began; kept while the stream is tried again, until a batch is finished."""
@@ -137,11 +139,12 @@ class Stream:
         self.letters = Letters(
             self.contract, settings.kafka_client("stream"), checkpoints.application(name, generation)
         )
+        self.writers = self.writers or Writers(self.contract, settings, self.stopping)
         return Ingest(
             self.contract,
             settings.lake_uri,
             generation,
-            Writers(self.contract, settings).current,
+            self.writers,
             self.letters,
             self.may_commit,
             partial(restart.is_accepted, settings, name),
@@ -163,10 +166,11 @@ class Stream:
         return not self.active and isinstance(self.failure, Halt)
 
     def progress(self) -> dict[str, Any]:
-        """As `spark.heartbeat.progress`, and `halted`: why and since when (ISO-8601, UTC), None while it runs."""
+        """As `spark.heartbeat.progress`, and `halted`: why and since when (ISO-8601, UTC), None while it runs; and
+        `waiting`: why a batch waits for the schema registry, None while none does."""
         found = progress(self.query, self.running) if self.query else dict(NO_PROGRESS)
         halted = {"why": self.told[0], "since": self.told[1].isoformat()} if self.halted and self.told else None
-        return found | {"halted": halted}
+        return found | {"halted": halted, "waiting": self.writers and self.writers.waiting}
 
     def error(self) -> str | None:
         """Why the query ended by itself, None while it runs or is halted."""
@@ -188,6 +192,10 @@ class Stream:
         return False
 
 
+Query = Stream | StatefulQuery
+"""What the driver runs and reports in its heartbeat, by stream or by the title of a derived result."""
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Runs the driver and returns its exit code."""
     parser = argparse.ArgumentParser(description="The streaming driver of Millrace.")
@@ -207,7 +215,7 @@ def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGINT, on_signal)
     heartbeat = Heartbeat(configured.run_dir / "stream" / "heartbeat.json", epoch)
     heartbeat.beat("starting", {})
-    streams: dict[str, Stream] = {}
+    streams: dict[str, Query] = {}
     lease = Lease(configured)
     try:
         _run(configured, epoch, lease, heartbeat, streams, told_to_stop)
@@ -229,7 +237,7 @@ def _run(
     epoch: int,
     lease: Lease,
     heartbeat: Heartbeat,
-    streams: dict[str, Stream],
+    streams: dict[str, Query],
     told_to_stop: threading.Event,
 ) -> None:
     marker = configured.run_dir / "stream" / "stop"
@@ -240,6 +248,9 @@ def _run(
         for change in tables.create(configured.lake_uri, contract):
             log.info("%s", change)
         streams[name] = Stream(contract, configured, told_to_stop, may_commit)
+    for contract in catalog(configured.contracts).values():
+        for one in contract.derived:
+            streams[derived.title(contract, one)] = StatefulQuery(contract, one, configured, may_commit)
     for stream in streams.values():
         heartbeat.beat("starting", {})
         stream.start(spark)
@@ -264,7 +275,7 @@ def _run(
                 if stream.halted:
                     stream.start(spark)
         for stream in streams.values():
-            if stream.lane is not None:
+            if isinstance(stream, Stream) and stream.lane is not None:
                 stream.lane.tend(spark)
         heartbeat.beat("running", _progress(streams))
         told_to_stop.wait(1.0)
@@ -273,10 +284,10 @@ def _run(
     spark.stop()
 
 
-def _finish(streams: dict[str, Stream]) -> None:
+def _finish(streams: dict[str, Query]) -> None:
     """Stops the lanes, lets running batches finish, for `PATIENCE` seconds, and stops their queries."""
     for stream in streams.values():
-        if stream.lane is not None:
+        if isinstance(stream, Stream) and stream.lane is not None:
             stream.lane.close()
     deadline = time.monotonic() + PATIENCE
     pending = list(streams.values())
@@ -299,8 +310,9 @@ def _patient(check: Callable[[], None]) -> Callable[[], None]:
     ).wraps(check)
 
 
-def _progress(streams: dict[str, Stream]) -> dict[str, dict[str, Any]]:
-    lanes = {stream.contract.alerts_topic: stream.lane.progress() for stream in streams.values() if stream.lane}
+def _progress(streams: dict[str, Query]) -> dict[str, dict[str, Any]]:
+    ingests = [stream for stream in streams.values() if isinstance(stream, Stream)]
+    lanes = {stream.contract.alerts_topic: stream.lane.progress() for stream in ingests if stream.lane}
     return {name: stream.progress() for name, stream in streams.items()} | lanes
 
 

@@ -2,7 +2,9 @@
 
 For each aggregate `<name>_1m`, `_5m` and `_1h`: columns window_start, window_end (UTC), the dimensions, the measures,
 `source` ('batch' or 'speed') and `final`. Windows that end at or before the stream's `final_through` are the batch
-layer's, exact and final; later ones are the speed layer's partials, folded. For each stream `<stream>_events`
+layer's, exact and final; later ones are the speed layer's partials, folded. For each velocity, session and join the
+view of its name, with the columns that `schemas.model` names, `source` and `final`: rows that cannot change any more
+are the batch layer's. For each stream `<stream>_events`
 (accepted records, with their place in Kafka; a repeated event is there as often as it came),
 `<stream>_dead_letters` (rejected ones, with bytes and reason; one that was rejected again after its replay is there
 again), `<stream>_letters` (one row a dead letter, with its `status`) and, if its contract has alerts, `<stream>_alerts`
@@ -17,9 +19,9 @@ from datetime import UTC, datetime
 
 from pyspark.sql.types import StructType
 
-from schemas.model import Aggregate, Contract
+from schemas.model import Aggregate, Contract, Derived
 from schemas.model import Window as WindowName
-from spark import measures, tables
+from spark import checkpoints, derived, measures, tables
 from spark.measures import Dialect
 from spark.transforms.windows import SECONDS
 
@@ -52,6 +54,7 @@ def view_names(contract: Contract) -> list[str]:
     windows = [f"{aggregate.name}_{window}" for aggregate in contract.aggregates for window in aggregate.windows]
     kinds = ["events", "dead_letters", "letters", *(["alerts"] if contract.alerts else [])]
     of_records = [f"{contract.stream}_{kind}" for kind in kinds]
+    windows += [one.name for one in contract.derived]
     return [*windows, *of_records, *tables.SYSTEM]
 
 
@@ -67,6 +70,7 @@ def views(
         for aggregate in contract.aggregates
         for window in aggregate.windows
     }
+    found |= {one.name: _derived(contract, one, dialect, lake_uri, scan) for one in contract.derived}
     words, bronze = _WORDS[dialect], scan(tables.bronze(lake_uri, contract.stream), tables.bronze_schema(contract))
     place = words.names(name for name in tables.COORDINATES if name != "original")
     original = f"""coalesce({words.name("original")}, concat({words.name("topic")}, '/', {words.name("partition")}, '/',
@@ -169,6 +173,35 @@ def _merged(
         from {speed} where {open_}
         group by {truncated}, {dimensions}
     ) as folded"""
+
+
+def _derived(contract: Contract, one: Derived, dialect: Dialect, lake_uri: str, scan: Scan) -> str:
+    words, place = _WORDS[dialect], (lake_uri, contract.stream, one.name)
+    batch = scan(tables.batch(*place), tables.derived_batch_schema(contract, one))
+    speed = scan(tables.speed(*place), tables.derived_speed_schema(contract, one))
+    columns, closes_at = words.names(derived.columns(contract, one)), words.name(derived.CLOSES_AT)
+    number, generation = words.name("batch"), checkpoints.batch_number(1, 0)
+    # A query that began again has made everything again; what older generations made counts no more.
+    return f"""
+    with {_horizon(derived.title(contract, one), words, lake_uri, scan)}
+    select {columns}, 'batch' as {words.name("source")}, true as {words.name("final")}
+    from {batch} where {closes_at} <= (select through from horizon)
+    union all
+    select {columns}, 'speed', false
+    from {speed} where {closes_at} > (select through from horizon)
+        and {number} >= (select coalesce(max({number}) - max({number}) % {generation}, 0) from {speed})
+    """
+
+
+def _horizon(title: str, words: _Words, lake_uri: str, scan: Scan) -> str:
+    """The common table `horizon`, whose only row says how far the results called `title` are final. It is read before
+    the rows it speaks of: published rows are there before their publication is."""
+    publications = scan(tables.system(lake_uri, "publications"), tables.SYSTEM["publications"])
+    never = words.instant.format("0001-01-01 00:00:00")
+    return f"""horizon as (
+        select coalesce(max({words.name("final_through")}), {never}) as through
+        from {publications} where {words.name("stream")} = '{title}'
+    )"""
 
 
 def _truncated(column: str, window: WindowName, dialect: Dialect) -> str:

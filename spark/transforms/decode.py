@@ -30,15 +30,26 @@ _UNSOUND: dict[type[DataType], str] = {
 }
 
 
-def decode(records: DataFrame, contract: Contract, writers: Mapping[int, str]) -> DataFrame:
+UNREGISTERED = "millrace: a record of a schema that this batch does not know, id "
+"""What the error says with which the evaluation of an incomplete `decode` ends, before the id."""
+
+
+def decode(records: DataFrame, contract: Contract, writers: Mapping[int, str], complete: bool = True) -> DataFrame:
     """Rows of Spark's Kafka source (with headers) as: topic, partition, offset, kafka_timestamp, schema_id, original,
-    attempt, the fields of the contract's newest version, event_time, error_class, reason, key, value, headers.
+    attempt, the fields of the contract's `reader`, event_time, error_class, reason, key, value, headers.
 
     `writers` maps the registered schema ids of the stream to their Avro JSON; each record is read with its writer's
     schema and resolved to the newest version. `error_class` is `malformed` (no value, no wire format, undecodable
     Avro, text that is not UTF-8, a time outside of the years 1 to 9999), `unknown_schema` (id not in `writers`), or
     null; then `reason` is null too. The fields of a row with an error are null.
+
+    Unless `writers` are `complete`, an id that they do not have fails the evaluation instead, with `UNREGISTERED` in
+    the error: what is written must be decided by somebody who knows. It costs nothing for records of known ids.
     """
+    stranger = F.lit(None).cast("int")
+    if not complete:
+        told = F.raise_error(F.concat(F.lit(UNREGISTERED), _parsed_id().cast("string")))
+        stranger = F.when(_has_header(), told.cast("int"))
     placed = records.select(
         "topic",
         "partition",
@@ -46,7 +57,7 @@ def decode(records: DataFrame, contract: Contract, writers: Mapping[int, str]) -
         F.col("timestamp").alias("kafka_timestamp"),
         _replay_header(contract, "dl-id").alias("original"),
         F.coalesce(_replay_header(contract, "dl-attempt").try_cast("int"), F.lit(0)).alias("attempt"),
-        _by_writer(writers, lambda schema_id, _: F.lit(schema_id), F.lit(None).cast("int")).alias("_known"),
+        _by_writer(writers, lambda schema_id, _: F.lit(schema_id), stranger).alias("_known"),
         _record(contract, writers).alias("_record"),
         "key",
         "value",
@@ -84,8 +95,8 @@ def _by_writer(writers: Mapping[int, str], then: Any, otherwise: Column) -> Colu
 
 
 def _record(contract: Contract, writers: Mapping[int, str]) -> Column:
-    """The Avro record as a struct of the newest version. PERMISSIVE makes a struct of nulls of what is corrupt."""
-    reader = json.dumps(contract.schema_now)
+    """The Avro record as a struct of the contract's reader. PERMISSIVE makes a struct of nulls of what is corrupt."""
+    reader = json.dumps(contract.reader)
 
     def read(_: int, writer: str) -> Column:
         body = F.expr(f"substring(value, {_PREFIX + 1})")

@@ -32,7 +32,7 @@ def millrace(spark: SparkSession, config: Settings, contract: Contract) -> None:
     tables.create(config.lake_uri, contract)
     generation = checkpoints.generation(config, STREAM)
     letters = Letters(contract, config.kafka_client("stream"), checkpoints.application(STREAM, generation))
-    ingest = Ingest(contract, config.lake_uri, generation, Writers(contract, config).current, letters)
+    ingest = Ingest(contract, config.lake_uri, generation, Writers(contract, config), letters)
     query = (
         source.records(spark, contract, config)
         .writeStream.option("checkpointLocation", checkpoints.location(config, STREAM, generation))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from datetime import UTC, datetime, timedelta
@@ -12,20 +13,24 @@ import pytest
 from confluent_kafka import Consumer, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from deltalake import DeltaTable
+from pybreaker import STATE_OPEN
 from pyspark.errors.exceptions.base import StreamingQueryException
 from pyspark.sql import DataFrame, SparkSession
+from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
 
 from infra.conserved import audit
+from infra.local.supervisor import Supervisor
 from infra.provisioning import provision_subject, provision_topics
 from infra.settings import Settings
 from producers.codec import registry
 from producers.repair import repair
 from schemas.model import Contract
+from schemas.wire import header
 from spark import audits, checkpoints, source, tables
 from spark.ingest import Ingest
 from spark.letters import Letters
 from spark.session import session
-from spark.writers import Writers
+from spark.writers import Writers, breaker
 from tests.kafka_rows import wire
 
 V1 = {
@@ -38,6 +43,7 @@ V1 = {
     ],
 }
 V2 = V1 | {"fields": [*V1["fields"], {"name": "referrer", "type": ["null", "string"], "default": None}]}
+V3 = V2 | {"fields": [*V2["fields"], {"name": "note", "type": ["null", "int"], "default": None}]}
 NOON = datetime(2024, 5, 1, 12, 0, tzinfo=UTC)
 NOW = datetime(2024, 6, 1, 9, 30, tzinfo=UTC)
 
@@ -72,6 +78,7 @@ class Pipeline:
 
     def __init__(self, stack: Settings, spark: SparkSession, contract: Contract) -> None:
         self.stack, self.spark, self.contract = stack, spark, contract
+        self.writers = Writers(contract, stack)
 
     def run(self, may_commit: Callable[[], None] = lambda: None, afterwards: Callable[[], None] = lambda: None) -> None:
         """Takes everything that is in the topics now. `may_commit` and `afterwards` (before Spark notes the batch as
@@ -79,8 +86,7 @@ class Pipeline:
         generation = checkpoints.generation(self.stack, self.contract.stream)
         application = checkpoints.application(self.contract.stream, generation)
         letters = Letters(self.contract, self.stack.kafka_client("stream"), application, lambda: NOW)
-        writers = Writers(self.contract, self.stack)
-        ingest = Ingest(self.contract, self.stack.lake_uri, generation, writers.current, letters, may_commit)
+        ingest = Ingest(self.contract, self.stack.lake_uri, generation, self.writers, letters, may_commit)
 
         def batch(records: DataFrame, batch_id: int) -> None:
             ingest.batch(records, batch_id)
@@ -179,6 +185,17 @@ def waits(headers: dict[str, bytes]) -> float:
     return (datetime.fromisoformat(headers["dl-next-due-at"].decode()) - NOW) / timedelta(minutes=1)
 
 
+def until(condition: Callable[[], Any]) -> None:
+    """Returns when `condition` is true; fails after two minutes."""
+    Retrying(retry=retry_if_result(lambda found: not found), wait=wait_fixed(0.1), stop=stop_after_delay(120))(
+        condition
+    )
+
+
+def place(message: Message) -> tuple[str, int, int]:
+    return message.topic(), message.partition(), message.offset()
+
+
 def schema_id(stack: Settings, contract: Contract, version: int) -> int:
     found = registry(stack).get_version(contract.subject, version).schema_id
     assert found is not None
@@ -255,13 +272,15 @@ def test_a_replayed_record_speaks_for_its_original_and_fails_with_its_history(pi
 
 
 def test_a_version_registered_while_the_stream_runs_is_read_without_a_restart(pipeline: Pipeline) -> None:
-    stack, spark = pipeline.stack, pipeline.spark
+    stack, spark, contract = pipeline.stack, pipeline.spark, pipeline.contract
     newer = clicks(V1, V2)
+    running = Pipeline(stack, spark, contract)
+    assert len(running.writers.current().schemas) == 1
     provision_subject(registry(stack), newer)
     old, new = schema_id(stack, newer, 1), schema_id(stack, newer, 2)
     values = [wire(old, V1, click(2000)), wire(new, V2, click(2001, referrer="mail"))]
     send(stack, newer.stream, values)
-    pipeline.run()  # still with the contract of v1: what v2 added is not read yet
+    running.run()  # still with the contract of v1: what v2 added is not read yet
     assert {row["number"] for row in pipeline.bronze() if row["accepted"]} >= {2000, 2001}
     grown = made(stack, spark, newer)
     send(stack, newer.stream, [wire(new, V2, click(2002, referrer="mail"))])
@@ -271,6 +290,40 @@ def test_a_version_registered_while_the_stream_runs_is_read_without_a_restart(pi
     }
     assert found == {2000: (old, None), 2002: (new, "mail")}
     assert_conserved(grown)
+
+
+def test_while_the_registry_is_away_known_schemas_go_on_and_a_batch_of_another_one_waits(pipeline: Pipeline) -> None:
+    stack, supervisor = pipeline.stack, Supervisor(pipeline.stack)
+    running = Pipeline(stack, pipeline.spark, pipeline.contract)
+    running.writers.current()
+    newest = clicks(V1, V2, V3)
+    provision_subject(registry(stack), newest)
+    first, third = schema_id(stack, newest, 1), schema_id(stack, newest, 3)
+    letters = len(read(stack, newest.dlq_topic))
+    supervisor.stop("registry")
+    until(lambda: supervisor.states()["registry"] == "STOPPED")
+    batch = threading.Thread(target=running.run)
+    try:
+        send(stack, newest.stream, [wire(first, V1, click(2500))])
+        running.run()
+        assert 2500 in {row["number"] for row in running.bronze() if row["accepted"]}
+
+        send(stack, newest.stream, [wire(third, newest.schema_now, click(2501, note=None))])
+        batch.start()
+        until(lambda: running.writers.waiting)
+        until(lambda: breaker(stack.registry["url"]).current_state == STATE_OPEN)
+        assert "is it up" in (running.writers.waiting or "")
+        assert_conserved(
+            running, lost={place(m) for m in read(stack, newest.stream) if (m.value() or b"")[:5] == header(third)}
+        )
+    finally:
+        supervisor.start("registry")
+        if batch.is_alive():
+            batch.join(120)
+    assert {row["number"]: row["schema_id"] for row in running.bronze()}[2501] == third
+    assert running.writers.waiting is None
+    assert len(read(stack, newest.dlq_topic)) == letters
+    assert_conserved(running)
 
 
 def test_the_audit_proves_the_ingest_and_a_lost_commit_is_repaired(pipeline: Pipeline) -> None:

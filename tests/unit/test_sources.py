@@ -54,6 +54,13 @@ def test_cancelled_flights_are_events_with_nulls() -> None:
     assert [field.name for field in table.schema if not field.nullable and table.column(field.name).null_count] == []
 
 
+def test_flights_know_their_aircraft() -> None:
+    planes = pd.read_csv(DATA / "planes.csv").set_index("tailnum")
+    known = {plane.Index: (f"{plane.manufacturer} {plane.model}", plane.seats) for plane in planes.itertuples()}
+    for flight in flights().take(list(range(0, 336_776, 331))).to_pylist():
+        assert (flight["aircraft"], flight["seats"]) == known.get(flight["tailnum"], (None, None))
+
+
 def test_weather_has_both_hours_when_the_clock_goes_back() -> None:
     """01:00 came twice on 3 November: 05:00 UTC in summer time and 06:00 UTC in winter time."""
     events = source("weather").between(datetime(2013, 11, 3, 5, tzinfo=UTC), datetime(2013, 11, 3, 8, tzinfo=UTC))

@@ -26,6 +26,7 @@ from spark.serving.duck import connect
 from spark.transforms.decode import decode
 from spark.transforms.validate import validate
 from spark.upkeep import Upkeep
+from spark.writers import Known
 from tests.kafka_rows import Row, frame, wire
 
 FLIGHTS = catalog()["flights"]
@@ -81,7 +82,7 @@ class Pipeline:
             contract,
             self.settings.lake_uri,
             1,
-            lambda: {1: json.dumps(contract.schema_now)},
+            Known({1: json.dumps(contract.schema_now)}),
             self.outbox,
             self._may_commit,
         )  # type: ignore[arg-type]

@@ -16,7 +16,7 @@ from schemas.model import Contract
 from schemas.verdict import Judge
 from schemas.wire import header
 from spark import tables
-from spark.transforms.decode import decode
+from spark.transforms.decode import UNREGISTERED, decode
 from spark.transforms.validate import validate
 from tests.kafka_rows import ARRIVAL, Row, frame, wire
 
@@ -108,7 +108,7 @@ def test_the_contracts_own_examples_get_the_verdict_they_name(spark: SparkSessio
     examples = good(contract) + bad(contract)
     rows = [Row(example.value, stream, offset) for offset, example in enumerate(examples)]
     reasons = {rule.name: rule.reason for rule in contract.rules}
-    for row, example in zip(judged(spark, rows, contract, 1).collect(), examples, strict=True):
+    for row, example in zip(judged(spark, rows, contract, len(contract.versions)).collect(), examples, strict=True):
         assert row.error_class == example.error_class, example.file
         if example.rule:
             assert row.reason == reasons[example.rule], example.file
@@ -203,3 +203,34 @@ def test_a_rule_that_fails_or_is_null_rejects_with_the_first_broken_reason(spark
         ("rule", "the ratio is too high"), (None, None), ("rule", "no American tail number"),
     ]  # fmt: skip
     assert found[0].flight == 1545
+
+
+def test_versions_mix_in_a_batch_what_came_is_null_before_and_what_went_stays_readable(spark: SparkSession) -> None:
+    at, note = FLIGHTS.versions[0]["fields"][0], {"name": "note", "type": ["null", "string"], "default": None}
+    gate = {"name": "gate", "type": ["null", "int"], "default": None}
+    versions = tuple({"type": "record", "name": "F", "fields": [at, *more]} for more in ([note], [note, gate], [gate]))
+    contract = Contract.model_validate(
+        {"stream": "flights", "description": "", "owner": "", "key": ["event_time"], "event_id": ["event_time"],
+         "event_time": "event_time", "folder": Path("flights"), "versions": versions}
+    )  # fmt: skip
+    time = FLIGHT["event_time"]
+    records = [{"event_time": time, "note": "a"}, {"event_time": time, "note": "b", "gate": 2},
+               {"event_time": time, "gate": 3}]  # fmt: skip
+    rows = [
+        Row(wire(number, version, record), "flights", number)
+        for number, (version, record) in enumerate(zip(versions, records, strict=True), 1)
+    ]
+    writers = {number: json.dumps(version) for number, version in enumerate(versions, 1)}
+    found = validate(decode(frame(spark, rows), contract, writers), contract).orderBy("offset").collect()
+    assert [(row.schema_id, row.accepted, row.note, row.gate) for row in found] == [
+        (1, True, "a", None), (2, True, "b", 2), (3, True, None, 3),
+    ]  # fmt: skip
+    assert [name for name in tables.bronze_schema(contract).names if name in ("note", "gate")] == ["gate", "note"]
+
+
+def test_an_id_that_may_be_new_fails_the_batch_before_anything_is_decided(spark: SparkSession) -> None:
+    writers = {7: json.dumps(FLIGHTS.schema_now)}
+    known = [Row(GOOD, "flights", 0), Row(b"nonsense", "flights", 1), Row(None, "flights", 2)]
+    assert decode(frame(spark, known), FLIGHTS, writers, complete=False).count() == 3
+    with pytest.raises(Exception, match=f"{UNREGISTERED}12"):
+        decode(frame(spark, [*known, Row(header(12) + GOOD[5:], "flights", 3)]), FLIGHTS, writers, False).collect()

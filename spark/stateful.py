@@ -1,0 +1,276 @@
+"""Velocity, sessions and joins as streaming queries: each is one query over bronze, with state of its own.
+
+Bronze is what the ingest has decoded, judged and committed, so nothing is decoded twice, and a query that begins anew
+finds everything from the beginning. Compaction (commits that change no data) is not news to it, and rewritten rows are
+not read again. Events older than the watermark (event time less the allowed lateness) come too late for the state; the
+batch layer repairs what they would have changed.
+
+A batch is appended to the speed table under the transaction id of the query's checkpoint, so a batch that runs again
+appends nothing twice. But it must run: Delta skips a write without looking at its rows, and then the state would lack
+what they changed.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+from pyspark.sql.streaming.query import StreamingQuery
+
+from infra.settings import Settings
+from schemas.errors import Halt
+from schemas.model import Contract, Derived, Join, Sessions, Velocity
+from spark import checkpoint_log, checkpoints, derived, tables
+from spark.checkpoint_log import Unreadable
+from spark.fingerprint import Fingerprint, changes
+from spark.transforms.joins import joined
+from spark.transforms.sessions import sessions
+from spark.transforms.velocity import crossings
+
+log = logging.getLogger(__name__)
+
+EVERYTHING = 1_000_000
+"""Files a batch takes at most. All that is there when a query begins must be one batch: files come in the order in
+which they were last written, and compaction would make old events late."""
+
+SLOWER = 5
+"""Times the ingest's trigger interval: a batch with state costs more than its rows."""
+
+
+class CheckpointRefused(Halt):
+    """The query must not start from its checkpoint; the message says why and what to do."""
+
+
+# -- what it computes ----------------------------------------------------------------------------------------------
+
+
+def events(spark: SparkSession, contract: Contract, lake_uri: str) -> DataFrame:
+    """The accepted rows of bronze as a stream of `event_time` and the contract's fields, with the watermark."""
+    return (
+        spark.readStream.format("delta")
+        .option("skipChangeCommits", "true")
+        .option("maxFilesPerTrigger", EVERYTHING)
+        .load(tables.bronze(lake_uri, contract.stream))
+        .where("accepted")
+        .select(*dict.fromkeys(["event_time", *contract.fields]))
+        .withWatermark("event_time", f"{contract.allowed_lateness // timedelta(milliseconds=1)} milliseconds")
+    )
+
+
+def results(spark: SparkSession, contract: Contract, one: Derived, lake_uri: str) -> DataFrame:
+    """The streaming rows of the speed table of `one`, without `batch`."""
+    mine = events(spark, contract, lake_uri)
+    match one:
+        case Velocity():
+            return crossings(mine, contract, one)
+        case Sessions():
+            return sessions(mine.dropDuplicatesWithinWatermark(contract.event_id), contract, one)
+        case Join():
+            other = derived.other(contract, one)
+            theirs = events(spark, other, lake_uri).dropDuplicatesWithinWatermark(other.event_id)
+            return joined(mine.dropDuplicatesWithinWatermark(contract.event_id), theirs, contract, one)
+
+
+def append(rows: DataFrame, uri: str, application: str, batch_id: int) -> None:
+    """Appends a batch of a stateful query once, and lets its state have the batch every time."""
+    written = tables.newest_append(uri, application)
+    if written is not None and written >= batch_id:
+        rows.write.format("noop").mode("append").save()
+    else:
+        tables.append(rows, uri, application, batch_id)
+
+
+def fingerprint(contract: Contract, one: Derived) -> Fingerprint:
+    """Of the query: what its state is made of and how long it is kept. Of the table: the types of its columns. A limit
+    (`more_than`) may change, and counts from then on."""
+    found = {"key": ", ".join(derived.key(one))}
+    for source in derived.sources(contract, one):
+        found[f"identity of {source.stream}"] = ", ".join(source.event_id)
+        found[f"watermark of {source.stream}"] = f"{source.event_time} - {source.allowed_lateness}"
+    match one:
+        case Velocity():
+            found |= {"within": str(one.within), "of": str(one.of)}
+        case Sessions():
+            found |= {"gap": str(one.gap), "measures": ", ".join(f"{m.kind} {m.of}" for m in one.measures)}
+        case Join():
+            shown = ", ".join(derived.columns(contract, one))
+            found |= {"interval": f"{one.before}, {one.after}", "kind": one.kind, "columns": shown}
+    types = {f"column {name}": type_.simpleString() for name, type_ in derived.columns(contract, one).items()}
+    return Fingerprint(query=found, tables=types)
+
+
+# -- its checkpoint ------------------------------------------------------------------------------------------------
+
+
+def opening(contract: Contract, one: Derived, settings: Settings) -> int:
+    """The generation with which the query starts, its fingerprint noted. Raises `CheckpointRefused`."""
+    title = derived.title(contract, one)
+    generation = checkpoints.generation(settings, title)
+    place = checkpoints.location(settings, title, generation)
+    now = fingerprint(contract, one)
+    try:
+        planned = max(checkpoint_log.numbers(f"{place}/offsets", r"(\d+)"), default=None)
+        before = checkpoint_log.model(Fingerprint, _noted(place)) or Fingerprint()
+    except Unreadable as error:
+        raise _refused(title, str(error)) from error
+    application = checkpoints.application(title, generation)
+    written = tables.newest_append(tables.speed(settings.lake_uri, contract.stream, one.name), application)
+    if written is not None and (planned is None or planned < written):
+        has = "no batch" if planned is None else f"batches up to {planned}"
+        raise _refused(title, f"its table holds batch {written} of generation {generation}, but {place} has {has}")
+    changed = changes(before, now)
+    if changed:
+        told = "; ".join(f"{change.name}: {change.before!r} became {change.now!r}" for change in changed)
+        why = f"{contract.folder / 'stream.yaml'} changed what may not change ({told})"
+        if all(change.resettable for change in changed):
+            raise _refused(title, why)
+        raise CheckpointRefused(f"{title} does not start: {why}. Undo it, or give the result a new name")
+    if now.after(before) != before:
+        checkpoint_log.put(_noted(place), now.after(before).model_dump_json(indent=1))
+    return generation
+
+
+def reset(contract: Contract, one: Derived, settings: Settings) -> int:
+    """Makes the next generation, which begins with the first row of bronze; what older ones made counts no more in the
+    served view. No driver may run. Returns the generation."""
+    title = derived.title(contract, one)
+    generation = checkpoints.generation(settings, title) + 1
+    known = Fingerprint(tables=fingerprint(contract, one).tables)
+    checkpoint_log.put(_noted(checkpoints.location(settings, title, generation)), known.model_dump_json(indent=1))
+    return generation
+
+
+def emitted_through(contract: Contract, one: Derived, settings: Settings) -> datetime | None:
+    """The watermark of the newest committed batch: rows that closed before it have been appended. None before the
+    first."""
+    title = derived.title(contract, one)
+    place = checkpoints.location(settings, title, checkpoints.generation(settings, title))
+    committed = max(checkpoint_log.numbers(f"{place}/commits", r"(\d+)"), default=None)
+    text = None if committed is None else checkpoint_log.document(f"{place}/offsets/{committed}")
+    if text is None:
+        return None
+    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(
+        milliseconds=json.loads(text.splitlines()[1])["batchWatermarkMs"]
+    )
+
+
+def _noted(place: str) -> str:
+    return f"{place}/fingerprint.json"
+
+
+def _refused(title: str, why: str) -> CheckpointRefused:
+    return CheckpointRefused(
+        f"{title} does not start: {why}. Undo it, or begin again with the first row of bronze: "
+        f"`millrace checkpoint reset {title}`"
+    )
+
+
+# -- the running query ---------------------------------------------------------------------------------------------
+
+
+@dataclass
+class StatefulQuery:
+    """One derived result's query in the driver; what `spark.jobs.stream.Stream` is to an ingest. If it fails it halts
+    itself alone: the ingest goes on, and the driver tries it again."""
+
+    contract: Contract
+    one: Derived
+    configured: Settings
+    may_commit: Callable[[], None] = lambda: None
+    once: bool = False
+    """Whether it ends when it has taken what is there."""
+    query: StreamingQuery | None = None
+    failure: BaseException | None = None
+    since: datetime | None = None
+    """When it failed first; kept while it is tried again, until a batch is finished."""
+    running: bool = field(default=False)
+
+    def start(self, spark: SparkSession) -> None:
+        """Starts the query. What keeps it from that, `halted` tells."""
+        title, settings = derived.title(self.contract, self.one), self.configured
+        try:
+            generation = opening(self.contract, self.one, settings)
+        except Halt as halt:
+            self._failed(halt)
+            return
+        self.failure = None
+        every = f"{int(SLOWER * settings.trigger_interval * 1000)} milliseconds"
+        uri = tables.speed(settings.lake_uri, self.contract.stream, self.one.name)
+        application = checkpoints.application(title, generation)
+
+        def batch(rows: DataFrame, batch_id: int) -> None:
+            self.running = True
+            try:
+                self.may_commit()
+                number = F.lit(checkpoints.batch_number(generation, batch_id))
+                append(rows.withColumn("batch", number), uri, application, batch_id)
+                self.since = None
+            except BaseException as error:
+                self._failed(error)
+                raise
+            finally:
+                self.running = False
+
+        spark.sparkContext.setLocalProperty("spark.scheduler.pool", title)
+        self.query = (
+            results(spark, self.contract, self.one, settings.lake_uri)
+            .writeStream.queryName(title)
+            .option("checkpointLocation", checkpoints.location(settings, title, generation))
+            .trigger(**({"availableNow": True} if self.once else {"processingTime": every}))
+            .foreachBatch(batch)
+            .start()
+        )
+
+    @property
+    def active(self) -> bool:
+        return self.query is not None and self.query.isActive
+
+    @property
+    def halted(self) -> bool:
+        """Whether it stands still."""
+        if self.active:
+            return False
+        if self.failure is None and self.query is not None:
+            self._failed(self.query.exception() or RuntimeError("the query ended without a reason"))
+        return self.failure is not None
+
+    def _failed(self, error: BaseException) -> None:
+        self.failure = error
+        if self.since is None:
+            self.since = datetime.now(UTC)
+            log.error("%s is halted: %s", derived.title(self.contract, self.one), error)
+
+    def progress(self) -> dict[str, Any]:
+        """The newest batch_id, its rows, `lag` (1 while a batch runs, else 0) and `halted`, as an ingest's."""
+        last: Any = self.query.lastProgress if self.query else None
+        why = f"{derived.title(self.contract, self.one)}: {str(self.failure).strip()[:2000]}"
+        told = {"why": why, "since": self.since.isoformat()} if self.halted and self.since else None
+        return {
+            "batch_id": last["batchId"] if last else None,
+            "lag": int(self.running),
+            "rows": last["numInputRows"] if last else 0,
+            "offsets": {},
+            "halted": told,
+        }
+
+    def error(self) -> str | None:
+        """Why the driver must end: never for this."""
+        return None
+
+    def finish(self) -> bool:
+        """Stops the query if it is between two batches; returns whether it has ended."""
+        if self.query is not None and self.query.isActive:
+            if self.query.status["isTriggerActive"]:
+                return False
+            self.query.stop()
+        self.query = None
+        return True
+
+    def close(self) -> None:
+        pass

@@ -1,0 +1,137 @@
+"""The ledger of derived results: where the rows that were served differ from the exact ones, and why.
+
+A row is named by `derived.identity`, and compared by a few numbers: of an alert that it is there; of a session its
+`events` and `seconds`; of the join of an event its `rows` and `matches`. What is not there counts 0.
+
+The cause is found among the events that the row is made of, in the order in which they came: `replayed` if a replayed
+dead letter came too late for the state, `late` if another event did, `duplicate` if an event came again. A difference
+without any of these is `unexplained`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import timedelta
+from functools import reduce
+
+from pyspark.sql import Column, DataFrame, Window
+from pyspark.sql import functions as F
+
+from schemas.model import Contract, Derived, Join, Sessions, Velocity
+from spark import derived
+from spark.transforms.windows import interval
+
+SLACK = timedelta(seconds=1)
+"""Watermarks have milliseconds and pass through operators one by one: so much later a row has surely been emitted."""
+
+
+def numbers(one: Derived) -> dict[str, Column]:
+    """What is compared of the rows with one identity: aggregates, by measure."""
+    match one:
+        case Velocity():
+            return {"alerts": F.count("*")}
+        case Sessions():
+            seconds = (F.unix_micros("session_end") - F.unix_micros("session_start")) / 1e6
+            return {"events": F.sum("events"), "seconds": F.sum(seconds)}
+        case Join():
+            return {"rows": F.count("*"), "matches": F.count(f"{one.other}_event_time")}
+
+
+def reach(one: Derived) -> timedelta:
+    """How long before the place of a row the events are that it depends on."""
+    match one:
+        case Velocity():
+            return 2 * one.within
+        case Sessions():
+            return one.gap
+        case Join():
+            return one.before
+
+
+def differences(
+    exact: DataFrame, served: DataFrame, contract: Contract, one: Derived, emitted: Column | None
+) -> DataFrame:
+    """One row per identity and measure that differ: the identity, `closes_at`, `measure`, `speed`, `exact`.
+
+    A row that was not served is a difference if it closed before `emitted`, up to where the speed layer has come (null:
+    nowhere)."""
+    names = derived.identity(one, contract)
+    sides = []
+    for side, frame in (("e", exact), ("s", served)):
+        of_side = frame.groupBy(*names).agg(
+            F.max(derived.CLOSES_AT).alias(f"{side}_closes_at"),
+            *(column.cast("double").alias(f"{side}_{measure}") for measure, column in numbers(one).items()),
+        )
+        sides.append(of_side)
+    both = sides[0].join(sides[1], names, "full")
+    due = F.lit(False) if emitted is None else F.col("e_closes_at") + F.expr(interval(SLACK)) <= emitted
+    compared = both.where(F.col("s_closes_at").isNotNull() | due)
+    pairs = F.array(
+        *(
+            F.struct(
+                F.lit(measure).alias("measure"),
+                F.coalesce(f"s_{measure}", F.lit(0.0)).alias("speed"),
+                F.coalesce(f"e_{measure}", F.lit(0.0)).alias("exact"),
+            )
+            for measure in numbers(one)
+        )
+    )
+    closes_at = F.greatest("e_closes_at", "s_closes_at").alias(derived.CLOSES_AT)
+    return compared.select(*names, closes_at, F.inline(pairs)).where("speed <> exact")
+
+
+def arrivals(rows: DataFrame, source: Contract, after_all: Column, by: list[str] | None) -> DataFrame:
+    """Accepted rows of bronze with `repeat` (their event came before) and `behind` (they came too late for the state,
+    as far as the order of batches tells, or `after_all`: after the rows that they belong to had been published).
+
+    Too late is what is not newer than the newest event of an earlier batch less the allowed lateness; with `by`
+    (fields) than the newest of those with the same values, which is the order that matters to who tells at once."""
+    order = Window.partitionBy(*source.event_id).orderBy("batch", "topic", "partition", "offset")
+    lateness = timedelta() if by else source.allowed_lateness
+    names = by or []
+    newest = rows.groupBy(*names, "batch").agg(F.max("event_time").alias("_newest"))
+    before = Window.partitionBy(*names).orderBy("batch").rowsBetween(Window.unboundedPreceding, -1)
+    earlier = newest.select(
+        *names, "batch", (F.max("_newest").over(before) - F.expr(interval(lateness))).alias("_newest")
+    )
+    passed = F.coalesce(F.col("event_time") <= F.col("_newest"), F.lit(False))
+    return (
+        rows.withColumn("repeat", F.row_number().over(order) > 1)
+        .join(earlier, [*names, "batch"], "left")
+        .withColumn("behind", passed | after_all)
+        .drop("_newest")
+    )
+
+
+def explained(differences: DataFrame, arrived: Mapping[str, DataFrame], contract: Contract, one: Derived) -> DataFrame:
+    """`differences` with `cause` and its evidence: how many `rows` the row is made of, how many of them are `repeats`,
+    came `late` or are `replayed`. `arrived` are the `arrivals` of each source."""
+    names, key, place = derived.identity(one, contract), derived.key(one), derived.place(one)
+    subjects = differences.select(*names, derived.CLOSES_AT).distinct()
+    evidence = ("behind", "repeat", "attempt")
+    rows = reduce(
+        DataFrame.unionByName,
+        [frame.select(*key, F.col("event_time").alias("_came_for"), *evidence) for frame in arrived.values()],
+    )
+    inside = (F.col("_came_for") >= F.col(place) - F.expr(interval(reach(one)))) & (
+        F.col("_came_for") <= F.col(derived.CLOSES_AT)
+    )
+    same_key = reduce(Column.__and__, [F.col(name) == F.col(f"_k_{name}") for name in key])
+    found = (
+        subjects.join(rows.withColumnsRenamed({name: f"_k_{name}" for name in key}), same_key & inside, "left")
+        .groupBy(*names)
+        .agg(
+            F.count("_came_for").alias("rows"),
+            F.count_if("repeat").alias("repeats"),
+            F.count_if(F.col("behind") & ~F.col("repeat")).alias("late"),
+            F.count_if(F.col("attempt") > 0).alias("replayed"),
+            F.count_if(F.col("behind") & (F.col("attempt") > 0)).alias("_late_replayed"),
+        )
+    )
+    cause = (
+        F.when(F.col("_late_replayed") > 0, "replayed")
+        .when(F.col("late") > 0, "late")
+        .when(F.col("repeats") > 0, "duplicate")
+        .otherwise("unexplained")
+    )
+    return differences.join(found, names).withColumn("cause", cause).drop("_late_replayed")

@@ -1,0 +1,224 @@
+"""Velocity, sessions and joins: the stream, the batch and the view against hand-written SQL over all events."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from deltalake import DeltaTable, Field
+from pyspark.errors.exceptions.base import StreamingQueryException
+from pyspark.sql import DataFrame, SparkSession
+
+from schemas.catalog import load
+from schemas.model import Join, Sessions, Velocity
+from spark import stateful, tables
+from spark.reconcile import UnexplainedDifference
+from spark.serving.duck import connect
+from spark.transforms.joins import joined
+from spark.transforms.sessions import sessions
+from spark.transforms.velocity import exact
+from tests.integration.lake.visits import NOON, ORACLE, Lake, as_text, oracle, some_events
+
+END = NOON + timedelta(hours=12)
+"""After every event, with room for every gap and interval."""
+
+
+def some_of(*names: str) -> list[Any]:
+    """Every result; those that are not named are for `make long`."""
+    return [name if name in names else pytest.param(name, marks=pytest.mark.long) for name in ORACLE]
+
+
+@pytest.fixture
+def lake(spark: SparkSession, tmp_path: Path) -> Lake:
+    return Lake(spark, tmp_path)
+
+
+def closing(minutes: int) -> list[dict[str, Any]]:
+    """An event of somebody else, so late that everything before has closed."""
+    return [{"came": END + timedelta(minutes=minutes), "id": -1 - minutes, "who": "eve", "shop": "z", "amount": None}]
+
+
+def close(lake: Lake, minutes: int = 0) -> None:
+    lake.send("visits", closing(minutes))
+    lake.send("offers", [event | {"price": 0, "id": -1000 - minutes} for event in closing(minutes)])
+
+
+def test_the_pure_functions_are_what_the_sql_says(lake: Lake, batch_semantics: None) -> None:
+    events = some_events(1, 400)
+    for stream, rows in events.items():
+        lake.send(stream, rows)
+    visits, offers = lake.frame("visits"), lake.frame("offers")
+    for one in lake.visits.derived:
+        match one:
+            case Velocity():
+                found = exact(visits, lake.visits, one)
+            case Sessions():
+                found = sessions(visits, lake.visits, one)
+            case Join():
+                found = joined(visits, offers, lake.visits, one)
+        rows = found.toArrow().to_pylist()
+        expected = oracle(one.name, events)
+        assert len(expected) > 10, one.name
+        assert as_text(rows) == expected, one.name
+
+
+@pytest.mark.parametrize("name", some_of("bursts", "stays"))
+def test_killed_anywhere_a_query_loses_and_doubles_nothing(
+    lake: Lake, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed before the first batch's commit, and after the second one's, before its checkpoint. Events come in order
+    and some of them again, so what has closed is exact without any repair."""
+    events = some_events(2)
+    cut = {stream: len(rows) // 2 for stream, rows in events.items()}
+    deaths: list[str] = []
+
+    def dying(when: str) -> Callable[[DataFrame, str, str, int], None]:
+        def append(rows: DataFrame, uri: str, application: str, batch_id: int) -> None:
+            if when == "after":
+                appended(rows, uri, application, batch_id)
+            deaths.append(when)
+            raise RuntimeError("the power is out")
+
+        return append
+
+    appended = stateful.append
+    for stream, rows in events.items():
+        lake.send(stream, rows[: cut[stream]] + rows[:3])
+    for when in ("before", "after"):
+        monkeypatch.setattr(stateful, "append", dying(when))
+        with pytest.raises(StreamingQueryException, match="the power is out"):
+            lake.query(name)
+        monkeypatch.setattr(stateful, "append", appended)
+    assert deaths == ["before", "after"]
+    lake.query(name)
+    for stream, rows in events.items():
+        lake.send(stream, [*rows[cut[stream] :], rows[-1], rows[cut[stream] - 1]])
+    close(lake)
+    lake.query(name)
+    lake.query(name)
+
+    found = lake.rows(tables.speed, name)
+    ids = Counter(row["alert_id"] for row in found if "alert_id" in row)
+    assert all(count == 1 for count in ids.values())
+    assert as_text(row for row in found if row["who"] != "eve") == [
+        row for row in oracle(name, lake.sent) if "who=eve" not in row
+    ]
+
+
+@pytest.mark.parametrize("name", some_of("followed"))
+def test_whatever_comes_when_the_published_rows_are_exact_and_explained(
+    lake: Lake, name: str, batch_semantics: None
+) -> None:
+    """Events in any order and split, some of them twice and hours late: after each run the final rows are exact."""
+    chance = random.Random(f"{name} 3")
+    events = [(stream, event) for stream, rows in some_events(3).items() for event in rows]
+    late = set(chance.sample(range(len(events)), 12))
+    first = sorted((e for n, e in enumerate(events) if n not in late), key=lambda e: e[1]["came"])
+    rounds = [first[: len(first) // 2], [*first[len(first) // 2 :], *first[:3]], [events[n] for n in sorted(late)]]
+    finals = [NOON + timedelta(hours=2), END, END + timedelta(minutes=30)]
+    for number, (round_, final) in enumerate(zip(rounds, finals, strict=True)):
+        for stream in ("visits", "offers"):
+            lake.send(stream, [event for of, event in round_ if of == stream])
+        if number:
+            close(lake, minutes=30 * number)
+        lake.query(name)
+        lake.publish(final)
+        summary = lake.derive(name, f"run {number}", now=NOON + timedelta(hours=number))
+        expected = lake.closed(name, final)
+        assert as_text(lake.rows(tables.batch, name)) == expected
+        assert summary["rows"]
+        assert lake.derive(name, f"run {number}")["rows"] == 0, "nothing new"
+        served = connect(lake.settings, [*lake.contracts.values()]).sql(f"from {name} where final").fetch_arrow_table()
+        assert as_text(served.to_pylist()) == expected
+    causes = Counter((row["run_id"], row["cause"]) for row in lake.ledger(name))
+    assert {cause for _, cause in causes} == {"late"}
+    assert all(run == "run 2" for run, _ in causes), "events in order differ in nothing"
+
+
+@pytest.mark.long
+def test_lost_rows_are_unexplained_and_repaired_and_a_dead_run_is_undone(
+    lake: Lake, batch_semantics: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for stream, rows in some_events(4).items():
+        lake.send(stream, rows)
+    close(lake)
+    lake.query("stays")
+    speed = tables.local_path(tables.speed(lake.settings.lake_uri, "visits", "stays"))
+    victim = min(row["session_start"] for row in lake.rows(tables.speed, "stays"))
+    lost = DeltaTable(speed).delete(f"session_start = '{victim.isoformat(sep=' ')}'")
+    assert lost["num_deleted_rows"] == 1
+    lake.publish(END)
+    with monkeypatch.context() as dead:
+        dead.setattr("spark.derivation.tables.append_rows", _power_out)
+        with pytest.raises(RuntimeError, match="the power is out"):
+            lake.derive("stays", "dead")
+    assert connect(lake.settings, [*lake.contracts.values()]).sql("from stays where final").fetchall() == []
+    with pytest.raises(UnexplainedDifference, match="2 served numbers"):
+        lake.derive("stays", "alive")
+    assert as_text(lake.rows(tables.batch, "stays")) == lake.closed("stays", END)
+    assert {(row["cause"], row["run_id"], row["speed"]) for row in lake.ledger("stays")} == {
+        ("unexplained", "alive", 0.0)
+    }
+
+
+def _power_out(*_: Any) -> None:
+    raise RuntimeError("the power is out")
+
+
+def test_a_query_that_fails_halts_itself_and_goes_on_when_it_is_tried_again(lake: Lake) -> None:
+    lake.send("visits", some_events(6)["visits"])
+    power = [False]
+
+    def may_commit() -> None:
+        if not power[0]:
+            raise RuntimeError("the power is out")
+
+    query = stateful.StatefulQuery(lake.visits, lake.one("bursts"), lake.settings, may_commit, once=True)
+    query.start(lake.spark)
+    assert query.query is not None
+    with pytest.raises(StreamingQueryException, match="the power is out"):
+        query.query.awaitTermination()
+    first = query.progress()["halted"]
+    assert "visits.bursts: the power is out" in first["why"]
+    assert query.error() is None
+    # A column that bronze gains meanwhile is no obstacle either.
+    bronze = DeltaTable(tables.local_path(tables.bronze(lake.settings.lake_uri, "visits")))
+    bronze.alter.add_columns([Field("gained", "long")])
+    power[0] = True
+    query.start(lake.spark)
+    query.query.awaitTermination()
+    query.finish()
+    assert query.progress()["halted"] is None
+    assert as_text(lake.rows(tables.speed, "bursts")) == oracle("bursts", lake.sent)
+
+
+def test_a_changed_query_is_refused_and_a_reset_makes_everything_again(lake: Lake) -> None:
+    for stream, rows in some_events(5).items():
+        lake.send(stream, rows)
+    close(lake)
+    lake.query("stays")
+    before = as_text(lake.rows(tables.speed, "stays"))
+    path = lake.settings.contracts / "visits" / "stream.yaml"
+    path.write_text(path.read_text().replace("gap: 15m", "gap: 20m"))
+    changed = load(path.parent)
+    query = stateful.StatefulQuery(changed, changed.sessions[0], lake.settings, once=True)
+    query.start(lake.spark)
+    assert query.halted
+    assert "gap: '0:15:00' became '0:20:00'" in query.progress()["halted"]["why"]
+    assert "millrace checkpoint reset visits.stays" in query.progress()["halted"]["why"]
+
+    assert stateful.reset(changed, changed.sessions[0], lake.settings) == 2
+    query.start(lake.spark)
+    assert query.query is not None
+    query.query.awaitTermination()
+    served = (
+        connect(lake.settings, [changed, lake.contracts["offers"]]).sql("from stays").fetch_arrow_table().to_pylist()
+    )
+    assert 0 < len(served) < len(before)
+    assert {row["source"] for row in served} == {"speed"}
+    assert sum(row["events"] for row in served) == len(lake.sent["visits"]) - 1, "every event once; eve has not closed"

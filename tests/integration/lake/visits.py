@@ -1,0 +1,241 @@
+"""Two small streams, visits and offers, with a velocity of each kind, sessions and joins, in a lake of their own."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow
+from deltalake import DeltaTable, write_deltalake
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql.pandas.types import to_arrow_schema
+
+from infra.settings import Settings
+from schemas.catalog import catalog
+from schemas.model import Contract, Derived
+from spark import stateful, tables
+from spark.checkpoints import batch_number
+from spark.derivation import Derivation
+
+NOON = datetime(2024, 3, 31, 12, tzinfo=UTC)
+
+VISITS = """
+stream: visits
+description: Visits.
+owner: tests
+key: [who]
+event_id: [id]
+event_time: came
+allowed_lateness: 10m
+velocity:
+  - {name: bursts, description: d, key: [who], within: 10m, more_than: 3}
+  - {name: spending, description: d, key: [who, shop], within: 20m, more_than: 50.5, of: amount}
+sessions:
+  - name: stays
+    description: d
+    key: [who]
+    gap: 15m
+    measures: [{name: spent, kind: sum, of: amount}, {name: last_shop, kind: max, of: shop}]
+joins:
+  - {name: offered, description: d, other: offers, on: [who], before: 20m, kind: left, fields: [shop],
+     other_fields: [price]}
+  - {name: followed, description: d, other: offers, on: [who], before: 0m, after: 5m}
+"""
+OFFERS = """
+stream: offers
+description: Offers.
+owner: tests
+key: [who]
+event_id: [id]
+event_time: came
+allowed_lateness: 5m
+"""
+
+
+def avro(**fields: Any) -> str:
+    at = {"type": "long", "logicalType": "timestamp-micros"}
+    types = {"came": at, "id": "long", "who": "string"} | fields
+    named = [
+        {"name": name, "type": type_} | ({"default": None} if isinstance(type_, list) else {})
+        for name, type_ in types.items()
+    ]
+    return json.dumps({"type": "record", "name": "Event", "fields": named})
+
+
+def written(folder: Path) -> dict[str, Contract]:
+    """The contracts, in files under `folder`."""
+    for stream, text, schema in (
+        ("visits", VISITS, avro(shop="string", amount=["null", "double"])),
+        ("offers", OFFERS, avro(price="int")),
+    ):
+        (folder / stream).mkdir(parents=True)
+        (folder / stream / "stream.yaml").write_text(text)
+        (folder / stream / "v1.avsc").write_text(schema)
+    return catalog(folder)
+
+
+def some_events(seed: int, count: int = 160) -> dict[str, list[dict[str, Any]]]:
+    """Visits and offers of three users within six hours, in event-time order, some at the same instant."""
+    chance = random.Random(seed)
+    found: dict[str, list[dict[str, Any]]] = {"visits": [], "offers": []}
+    for number in range(count):
+        stream = "offers" if chance.random() < 0.25 else "visits"
+        at = NOON + timedelta(minutes=chance.choice([chance.randrange(360), chance.randrange(6) * 60 + 5]))
+        event: dict[str, Any] = {"came": at, "id": number, "who": chance.choice(["ann", "bob", "cid"])}
+        more = (
+            {"price": number}
+            if stream == "offers"
+            else {"shop": chance.choice("xy"), "amount": chance.choice([None, 10.5, 20.25, 40.0])}
+        )
+        found[stream].append(event | more)
+    return {stream: sorted(events, key=lambda event: event["came"]) for stream, events in found.items()}
+
+
+ORACLE = {
+    "bursts": """
+        with done as (select distinct who, came, count(*) over (partition by who order by epoch_us(came)
+                range between 599999999 preceding and current row) as done from visits),
+            seen as (select *, lag(done) over w as before, lag(came) over w as before_at from done
+                window w as (partition by who order by came))
+        select who, came as event_time, done::double as done from seen
+        where done > 3 and not coalesce(before > 3 and came - before_at < interval '10 minutes', false)""",
+    "spending": """
+        with done as (select distinct who, shop, came, coalesce(sum(amount::decimal(28, 9)) over (partition by who, shop
+                order by epoch_us(came) range between 1199999999 preceding and current row), 0) as done from visits),
+            seen as (select *, lag(done) over w as before, lag(came) over w as before_at from done
+                window w as (partition by who, shop order by came))
+        select who, shop, came as event_time, done::double as done from seen
+        where done > 50.5 and not coalesce(before > 50.5 and came - before_at < interval '20 minutes', false)""",
+    "stays": """
+        with begun as (select *, coalesce(came - lag(came) over (partition by who order by came, id)
+                > interval '15 minutes', true) as begins from visits),
+            numbered as (select *, sum(begins::int) over (partition by who order by came, id
+                rows unbounded preceding) as nth from begun)
+        select who, min(came) as session_start, max(came) + interval '15 minutes' as session_end, count(*) as events,
+            sum(amount) as spent, max(shop) as last_shop
+        from numbered group by who, nth""",
+    "offered": """
+        select v.came as event_time, v.id, v.who, v.shop, o.came as offers_event_time, o.id as offers_id,
+            o.price as offers_price
+        from visits v left join offers o
+            on o.who = v.who and o.came > v.came - interval '20 minutes' and o.came <= v.came""",
+    "followed": """
+        select v.came as event_time, v.id, v.who, o.came as offers_event_time, o.id as offers_id
+        from visits v join offers o on o.who = v.who and o.came > v.came and o.came <= v.came + interval '5 minutes'""",
+}
+"""The exact results by hand-written SQL over `visits` and `offers`, distinct events with `at`."""
+
+
+def oracle(name: str, events: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """The exact rows of a result, as sorted text."""
+    return as_text(exact_rows(name, events))
+
+
+def exact_rows(name: str, events: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    with duckdb.connect() as connection:
+        connection.execute("set timezone = 'UTC'")
+        for stream, rows in events.items():
+            distinct = list({row["id"]: row for row in reversed(rows)}.values())
+            if distinct:
+                connection.register(stream, pyarrow.Table.from_pylist(distinct))
+        found: list[dict[str, Any]] = connection.execute(ORACLE[name]).fetch_arrow_table().to_pylist()
+        return found
+
+
+def as_text(rows: Iterable[dict[str, Any]]) -> list[str]:
+    return sorted(
+        ", ".join(f"{name}={_plain(value)}" for name, value in sorted(row.items()) if name not in PLUMBING)
+        for row in rows
+    )
+
+
+PLUMBING = ("alert_id", "closes_at", "batch", "run_id", "source", "final")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).isoformat()
+    return float(value) if isinstance(value, int | float | Decimal) else value
+
+
+@dataclass
+class Lake:
+    """Bronze of both streams, and everything that is made of it. `send` is a micro-batch of the ingest."""
+
+    spark: SparkSession
+    home: Path
+    contracts: dict[str, Contract] = field(init=False)
+    batches: dict[str, int] = field(default_factory=dict)
+    sent: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: {"visits": [], "offers": []})
+
+    def __post_init__(self) -> None:
+        self.settings = Settings(home=self.home, contracts=self.home / "contracts")
+        self.contracts = written(self.settings.contracts)
+        for contract in self.contracts.values():
+            tables.create(self.settings.lake_uri, contract)
+
+    @property
+    def visits(self) -> Contract:
+        return self.contracts["visits"]
+
+    def one(self, name: str) -> Derived:
+        return next(one for one in self.visits.derived if one.name == name)
+
+    def send(self, stream: str, events: list[dict[str, Any]], attempt: int = 0) -> None:
+        self.batches[stream] = number = self.batches.get(stream, -1) + 1
+        self.sent[stream] += events
+        schema = tables.bronze_schema(self.contracts[stream])
+        rows = [
+            dict.fromkeys(schema.names)
+            | event
+            | {"topic": stream, "partition": 0, "offset": number * 10_000 + place, "batch": batch_number(1, number),
+               "attempt": attempt, "event_time": event["came"], "accepted": True}
+            for place, event in enumerate(events)
+        ]  # fmt: skip
+        arrow = pyarrow.Table.from_pylist(rows, to_arrow_schema(schema, timezone="UTC"))
+        write_deltalake(tables.local_path(tables.bronze(self.settings.lake_uri, stream)), arrow, mode="append")
+
+    def frame(self, stream: str) -> DataFrame:
+        """The events sent so far, as the pure transforms take them."""
+        return self.spark.read.format("delta").load(tables.bronze(self.settings.lake_uri, stream))
+
+    def query(self, name: str) -> stateful.StatefulQuery:
+        """Runs the result's query until it has taken what is there, as a driver that just started."""
+        it = stateful.StatefulQuery(self.visits, self.one(name), self.settings, once=True)
+        it.start(self.spark)
+        assert it.query is not None, it.failure
+        it.query.awaitTermination()
+        return it
+
+    def publish(self, final: datetime) -> None:
+        """As if the reconciliation of both streams had published what is there."""
+        for stream, number in self.batches.items():
+            row = {"run_id": f"r{number}", "stream": stream, "final_through": final, "published_at": final,
+                   "through_batch": batch_number(1, number), "hours": 0, "rows": 0}  # fmt: skip
+            tables.append_rows(self.settings.lake_uri, "publications", [row])
+
+    def derive(self, name: str, run_id: str = "r", now: datetime = NOON) -> dict[str, Any]:
+        emitted = stateful.emitted_through(self.visits, self.one(name), self.settings)
+        place = self.settings.lake_uri, self.visits, self.one(name)
+        return Derivation(self.spark, *place, run_id, now, emitted).run()
+
+    def rows(self, layer: Any, name: str) -> list[dict[str, Any]]:
+        uri = layer(self.settings.lake_uri, "visits", name)
+        return DeltaTable(tables.local_path(uri)).to_pyarrow_table().to_pylist()
+
+    def ledger(self, name: str) -> list[dict[str, Any]]:
+        table = DeltaTable(tables.local_path(tables.system(self.settings.lake_uri, "ledger")))
+        return [row for row in table.to_pyarrow_table().to_pylist() if row["stream"] == f"visits.{name}"]
+
+    def closed(self, name: str, final: datetime) -> list[str]:
+        """The exact rows that have closed by `final`."""
+        place = "session_end" if name == "stays" else "event_time"
+        later = getattr(self.one(name), "after", timedelta())
+        return as_text(row for row in exact_rows(name, self.sent) if row[place] + later < final)
