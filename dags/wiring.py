@@ -129,10 +129,12 @@ class SparkJob(SparkSubmitOperator):
     def _done(self, context: Context, chosen: list[str]) -> dict[str, Any]:
         """The reports of the job, which works on the `chosen` streams."""
         from infra.settings import settings
+        from spark import tables
         from spark.session import submit_conf
 
         self.application_args = [*(self.application_args or []), *(f"--stream={stream}" for stream in chosen)]
-        self.conf = submit_conf(settings(), "batch")
+        rows = sum(tables.rows(tables.bronze(settings().lake_uri, stream)) for stream in chosen)
+        self.conf = submit_conf(settings(), "batch", rows)
         since = datetime.now(UTC)
         try:
             super().execute(context)

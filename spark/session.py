@@ -73,10 +73,18 @@ _ROLE: dict[Role, dict[str, str]] = {
 }
 
 
-def submit_conf(settings: Settings, role: Role) -> dict[str, str]:
+FEW_ROWS = 200_000
+"""With fewer rows than this to read, most of a batch job is code that runs once."""
+
+
+def submit_conf(settings: Settings, role: Role, rows: int | None = None) -> dict[str, str]:
     """Spark configuration of the streaming driver or of a batch job, as `spark-submit --conf` and the session builder
-    take it: master, memory, jars, Delta. Fetches missing jars."""
+    take it: master, memory, jars, Delta. Fetches missing jars. `rows`: how many a job has to read at most, if known.
+
+    For few rows the JVM compiles with its quick compiler alone. On the month of the demo (29,000 records) that took
+    56 s of CPU instead of 80 for `reconcile`, 51 instead of 75 for `quality`; what runs long needs the slow one."""
     streaming = role == "stream"
+    compiler = " -XX:TieredStopAtLevel=1" if rows is not None and rows < FEW_ROWS else ""
     master, slots = _with_lanes(settings) if streaming else (settings.spark_batch_master, {})
     jars = [str(path) for path in spark_jars()]
     # A local JVM reads the jars where they are; a cluster gets copies.
@@ -88,7 +96,7 @@ def submit_conf(settings: Settings, role: Role) -> dict[str, str]:
     return {
         "spark.master": master,
         "spark.driver.memory": settings.stream_memory if streaming else settings.batch_memory,
-        "spark.driver.extraJavaOptions": (f"{_AVRO_LIMITS} -XX:+UseSerialGC -Djava.net.preferIPv4Stack=true"),
+        "spark.driver.extraJavaOptions": f"{_AVRO_LIMITS} -XX:+UseSerialGC -Djava.net.preferIPv4Stack=true{compiler}",
         "spark.executor.extraJavaOptions": _AVRO_LIMITS,
         "spark.pyspark.python": sys.executable,
         **shipped,

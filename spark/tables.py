@@ -375,6 +375,15 @@ def newest_batch(uri: str) -> int | None:
     return max((batch for batch in found if batch is not None), default=None)
 
 
+def rows(uri: str) -> int:
+    """How many rows the table has, from the log alone; 0 without a table."""
+    path = local_path(uri)
+    if not DeltaTable.is_deltatable(path):
+        return 0
+    files = pyarrow.table(DeltaTable(path).get_add_actions())
+    return sum(count or 0 for count in files["num_records"].to_pylist()) if files.num_rows else 0
+
+
 def newest_append(uri: str, app_id: str) -> int | None:
     """The version that `append` committed last for `app_id`, also if it had no rows. None before the first."""
     path = local_path(uri)
