@@ -239,18 +239,26 @@ class World:
         return set(numbers)
 
     def _judge_letters(self, found: Verdict) -> None:
-        """Every rejection has one letter; every letter that replays have passed was sent again or given up, once."""
+        """Every rejection has one letter; every letter that replays have passed was sent again or given up, once.
+
+        A replay sends a letter that is not due to the back of `.dlq` when one behind it moves, as it is. So a letter
+        may have copies there of which replays have passed all but the last: those are one letter, and it was moved once
+        if they have passed the last one too."""
         with connect(self.settings, [self.contract]) as served:
             rejected = Counter(served.execute("select original, attempt from pulses_dead_letters").fetchall())
         letters = read(self.settings, self.contract.dlq_topic)
-        found.add("letters", rejected, Counter(map(_identity, letters)))
         ends = committed(self.settings, f"replay.{STREAM}", self.contract.dlq_topic)
-        passed = [_identity(letter) for letter in letters if (letter.offset() or 0) < ends[letter.partition() or 0]]
+        copies = Counter(map(_identity, letters))
+        passed = Counter(
+            _identity(letter) for letter in letters if (letter.offset() or 0) < ends[letter.partition() or 0]
+        )
+        sent_back = Counter({one: count - 1 for one, count in copies.items() if passed[one] >= count - 1})
+        found.add("letters", rejected + sent_back, copies)
         again = [
             (name, attempt - 1) for name, attempt in map(_identity, read(self.settings, self.contract.retry_topic))
         ]
         given_up = map(_identity, read(self.settings, self.contract.parked_topic))
-        found.add("letters that were moved", Counter(passed), Counter([*again, *given_up]))
+        found.add("letters that were moved", passed - sent_back, Counter([*again, *given_up]))
 
     def _judge_windows(self, found: Verdict, arrived: set[int], view: str, width: str, final: bool) -> None:
         """The served windows (only the `final` ones) are what DuckDB computes from the numbers that arrived."""

@@ -1,6 +1,6 @@
-"""The quick part of the fault matrix, on the session's stack: a driver and a replay are killed under load; the longer
-tests kill the broker, which fails where Kafka leaves a transaction open (`docs/reliability.md`), and pause a driver.
-`make faults` runs all of it; what it counts and how is in `docs/reliability.md`."""
+"""The quick part of the fault matrix: a driver and a replay are killed under load, on a stack of their own, which the
+stories of other tests do not disturb. The longer tests kill the broker, which fails where Kafka leaves a transaction
+open (`docs/reliability.md`), and pause a driver. `make faults` runs all of it; what it counts is told there, too."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from collections.abc import Iterator
 
 import pytest
 
-from infra.settings import Settings
+from tests import stacks
 from tests.faults.catalogue import FAULTS
 from tests.faults.matrix import cell
-from tests.faults.world import World, world
+from tests.faults.world import CONTRACTS, World, world
 
 pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture(scope="module")
-def pulses(stack: Settings) -> Iterator[World]:
-    with world(stack) as it:
+def pulses() -> Iterator[World]:
+    with stacks.running("millrace-faults-", CONTRACTS) as settings, world(settings) as it:
         yield it
 
 
