@@ -203,7 +203,8 @@ class _Client:
 
     def _settle(self) -> None:
         """Waits until every message is decided."""
-        self._report.failed += self._producer.flush(FLUSH_SECONDS)
+        undelivered = self._producer.flush(FLUSH_SECONDS)  # first: its callbacks count failures, too
+        self._report.failed += undelivered
 
     def _send(self, message: Message) -> None:
         while True:
