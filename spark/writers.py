@@ -140,7 +140,7 @@ class Writers:
         try:
             for attempt in Retrying(
                 retry=retry_if_exception_type(RegistryUnavailable),
-                wait=wait_exponential_jitter(initial=0.2, max=LONGEST_PAUSE),
+                wait=wait_exponential_jitter(multiplier=0.2, max=LONGEST_PAUSE),
                 sleep=sleep_using_event(self._stopping),
                 stop=stop_when_event_set(self._stopping),
                 before_sleep=self._told,

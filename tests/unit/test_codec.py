@@ -54,7 +54,7 @@ def test_event_time_in_micros_from_integers_and_instants() -> None:
     "change", [{"distance": None}, {"distance": "far"}, {"gate": "A1"}, {"carrier": 7}, {"event_time": "2013"}]
 )
 def test_a_record_that_does_not_fit_is_named(change: dict[str, object]) -> None:
-    with pytest.raises(EncodeError, match="a record does not fit flights v1"):
+    with pytest.raises(EncodeError, match="a record does not fit flights v2"):
         Codec(CONTRACT, 1).value({**RECORD, **change})
 
 

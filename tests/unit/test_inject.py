@@ -16,7 +16,7 @@ from schemas.catalog import catalog
 from schemas.verdict import Judge
 
 CONTRACT = catalog()["flights"]
-CODEC = Codec(CONTRACT, 1)
+CODEC = Codec(CONTRACT, len(CONTRACT.versions))  # the judge takes ids for the numbers of versions
 MESSAGES = list(CODEC.messages(source("flights").first(300)))
 VIOLATIONS = violations(CODEC)
 JUDGE = Judge(CONTRACT)

@@ -15,13 +15,13 @@ from schemas.check import check
 
 def test_what_lies_on_the_shelf_is_no_stream_until_it_is_taken(tmp_path: Path) -> None:
     assert not {folder.name for folder in folders(PROJECT / "schemas") if not folder.is_symlink()} & set(catalog(SHELF))
-    shutil.copytree(PROJECT / "schemas" / "flights", tmp_path / "flights")
+    shutil.copytree(PROJECT / "schemas" / "weather", tmp_path / "weather")
     assert take(tmp_path, ["clicks", "impressions"]) == ["clicks", "impressions"]
     assert take(tmp_path, ["clicks", "impressions"]) == []
-    assert list(catalog(tmp_path)) == ["clicks", "flights", "impressions"]
+    assert list(catalog(tmp_path)) == ["clicks", "impressions", "weather"]
     assert check(tmp_path) == []
     (tmp_path / "clicks").unlink()
-    assert list(catalog(tmp_path)) == ["flights", "impressions"]
+    assert list(catalog(tmp_path)) == ["impressions", "weather"]
 
 
 def test_all_of_them_together_with_the_streams_of_the_demo_are_right(tmp_path: Path) -> None:
