@@ -181,7 +181,7 @@ class _Client:
             self._first_failure = self._first_failure or str(error.args[0])
         finally:
             self._settle()
-            self._progress()
+            self._tell()
         if report.failed or self._first_failure:
             reason = self._first_failure or self._last_error or f"no answer within {FLUSH_SECONDS:.0f} s"
             raise ProduceError(
@@ -228,6 +228,9 @@ class _Client:
 
     def _progress(self) -> None:
         self._producer.poll(0)
+        self._tell()
+
+    def _tell(self) -> None:
         self._report.seconds = self._clock() - self._started
         self._on_progress(self._report)
 
@@ -308,7 +311,8 @@ class _Transactional(_Client):
             self._producer.purge()
             with suppress(KafkaException):  # if this fails too, the next producer of the id ends it, or the broker
                 self._producer.abort_transaction(LOOK_UP_SECONDS)
-            self._producer.poll(0)
+            with suppress(KafkaException):  # raises what broke the client for good
+                self._producer.poll(0)
             report.acknowledged = self._visible
             report.failed = report.sent - self._visible
             if report.interrupted:  # on purpose: what was not committed was not sent
