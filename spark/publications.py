@@ -23,6 +23,11 @@ class Publication:
     hours: int
     rows: int
     published_at: datetime
+    measures: tuple[str, ...] | None = None
+    """What its windows hold, as `<aggregate>.<measure>`; None in publications from before that was recorded."""
+
+    def holds(self, measure: str) -> bool:
+        return self.measures is None or measure in self.measures
 
 
 def publications(lake_uri: str, stream: str) -> list[Publication]:
@@ -33,11 +38,22 @@ def publications(lake_uri: str, stream: str) -> list[Publication]:
     rows = DeltaTable(path).to_pyarrow_table(filters=[("stream", "=", stream)]).to_pylist()
     found = [
         Publication(
-            **row | {name: row[name].astimezone(UTC) for name in ("final_through", "published_at")}
+            **row
+            | {name: row[name].astimezone(UTC) for name in ("final_through", "published_at")}
+            | {"measures": tuple(row["measures"]) if row.get("measures") is not None else None}
         )
         for row in rows
     ]  # fmt: skip
     return sorted(found, key=lambda publication: publication.published_at)
+
+
+def published_without(published: list[Publication], measure: str) -> tuple[datetime | None, set[str]]:
+    """For a measure (`<aggregate>.<measure>`) that was added to a published stream: before when hours were published
+    without it, and the runs that have published it since. (None, …) if no publication lacks it."""
+    lacking = [publication for publication in published if not publication.holds(measure)]
+    if not lacking:
+        return None, set()
+    return lacking[-1].final_through, {it.run_id for it in published if it.published_at > lacking[-1].published_at}
 
 
 def unique_run_id(run_id: str, published: list[Publication]) -> str:
