@@ -28,7 +28,7 @@ stop: environment  ## stop everything; the data stays
 clean:  ## stop everything and remove its state (settings.env and the caches stay)
 	@if [ -x .venv/bin/millrace ]; then .venv/bin/millrace down; fi
 	home="$${MILLRACE_HOME:-.millrace}"
-	rm -rf "$$home"/{airflow,checkpoints,data,data_docs,great_expectations,lake,logs,run,secrets}
+	rm -rf "$$home"/{airflow,catalog.duckdb,checkpoints,data,data_docs,great_expectations,lake,logs,run,secrets}
 
 test: lint unit integration  ## lint, unit and integration tests
 

@@ -216,7 +216,7 @@ class Derivation:
             self.lake_uri,
             "publications",
             [
-                vars(Publication(self.run_id, name, self.final, self._through[stream], 0, rows, self.now))
+                Publication(self.run_id, name, self.final, self._through[stream], 0, rows, self.now).row
                 for stream, name in names.items()
             ],
         )

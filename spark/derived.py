@@ -6,8 +6,6 @@ publishes rows that have closed, so served views take batch rows up to `final_th
 
 from __future__ import annotations
 
-from functools import singledispatch
-
 from pyspark.sql.types import DataType, LongType, StringType, TimestampType
 
 from schemas.catalog import load
@@ -43,25 +41,11 @@ def place(one: Derived) -> str:
     return "session_start" if isinstance(one, Sessions) else "event_time"
 
 
-@singledispatch
 def identity(one: Derived, contract: Contract) -> list[str]:
     """The columns that name what a row speaks of; the layers are compared by them."""
-    raise NotImplementedError
-
-
-@identity.register
-def _(one: Velocity, contract: Contract) -> list[str]:
-    return [*one.key, "event_time"]
-
-
-@identity.register
-def _(one: Sessions, contract: Contract) -> list[str]:
-    return [*one.key, "session_start"]
-
-
-@identity.register
-def _(one: Join, contract: Contract) -> list[str]:
-    return list(dict.fromkeys([*contract.event_id, *one.on, "event_time"]))
+    if isinstance(one, Join):
+        return list(dict.fromkeys([*contract.event_id, *one.on, "event_time"]))
+    return [*one.key, place(one)]
 
 
 def columns(contract: Contract, one: Derived) -> dict[str, DataType]:

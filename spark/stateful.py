@@ -20,7 +20,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql import functions as F
 from pyspark.sql.streaming.query import StreamingQuery
 
 from infra.settings import Settings
@@ -208,7 +207,7 @@ class StatefulQuery:
             self.running = True
             try:
                 self.may_commit()
-                number = F.lit(checkpoints.batch_number(generation, batch_id))
+                number = tables.stamp(checkpoints.batch_number(generation, batch_id))
                 append(rows.withColumn("batch", number), uri, application, batch_id)
                 self.since = None
             except BaseException as error:

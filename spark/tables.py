@@ -380,8 +380,7 @@ def rows(uri: str) -> int:
     path = local_path(uri)
     if not DeltaTable.is_deltatable(path):
         return 0
-    files = pyarrow.table(DeltaTable(path).get_add_actions())
-    return sum(count or 0 for count in files["num_records"].to_pylist()) if files.num_rows else 0
+    return int(DeltaTable(path).count())
 
 
 def newest_append(uri: str, app_id: str) -> int | None:
