@@ -17,7 +17,7 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import BinaryType
 
 from schemas.fields import nullable
-from schemas.model import Aggregate, Contract, Measure
+from schemas.model import Aggregate, Contract, Measure, Severity
 from spark import fields, measures, tables
 from spark.transforms.windows import SECONDS
 
@@ -33,13 +33,15 @@ class Suite:
     expectations: list[Expectation] = field(default_factory=list)
     facts: dict[str, str] = field(default_factory=dict)
 
-    def expect(self, expectation: str, notes: str = "", /, **kwargs: Any) -> None:
-        self.expectations.append({"type": expectation, "kwargs": kwargs} | ({"notes": notes} if notes else {}))
+    def expect(self, expectation: str, notes: str = "", severity: Severity = "critical", /, **kwargs: Any) -> None:
+        self.expectations.append(
+            {"type": expectation, "kwargs": kwargs, "severity": severity} | ({"notes": notes} if notes else {})
+        )
 
-    def expect_fact(self, name: str, predicate: str, notes: str = "") -> None:
+    def expect_fact(self, name: str, predicate: str, notes: str = "", severity: Severity = "critical") -> None:
         """Every row fulfils `predicate`; a null counts as not fulfilled."""
         self.facts[name] = predicate
-        self.expect("expect_column_values_to_be_in_set", notes, column=name, value_set=[True])
+        self.expect("expect_column_values_to_be_in_set", notes, severity, column=name, value_set=[True])
 
     def expect_type(self, column: str, type_: Any) -> None:
         self.expect("expect_column_values_to_be_of_type", column=column, type_=type(type_).__name__)
@@ -67,7 +69,7 @@ def events(contract: Contract, *, whole_table: bool = False, now: datetime | Non
 
     With `whole_table` the contract's minimum of rows is expected, and with `now` its freshness.
     """
-    suite = Suite("events")
+    suite, severity = Suite("events"), contract.quality.severity
     for name, avro in contract.fields.items():
         suite.expect_type(name, fields.scalar(avro))
         if not nullable(avro):
@@ -75,14 +77,20 @@ def events(contract: Contract, *, whole_table: bool = False, now: datetime | Non
     for name, (least, greatest) in contract.quality.ranges.items():
         suite.expect(
             "expect_column_values_to_be_between",
+            "",
+            severity.get(name, "critical"),
             column=name,
             **_bounds(least, greatest),
             mostly=contract.quality.mostly.get(name, 1.0),
         )
     for name, values in contract.quality.values.items():
-        suite.expect("expect_column_values_to_be_in_set", column=name, value_set=values)
+        suite.expect(
+            "expect_column_values_to_be_in_set", "", severity.get(name, "critical"), column=name, value_set=values
+        )
     for rule in contract.rules:
-        suite.expect_fact(f"rule {rule.name}", rule.predicate, notes=f"else: {rule.reason}")
+        suite.expect_fact(
+            f"rule {rule.name}", rule.predicate, f"else: {rule.reason}", severity.get(rule.name, "critical")
+        )
     suite.expect_unique(contract.event_id, notes="an event counts once")
     if whole_table:
         suite.expect("expect_table_row_count_to_be_between", min_value=contract.quality.minimum_rows)
@@ -132,7 +140,8 @@ def windows(contract: Contract, aggregate: Aggregate, layer: str) -> Suite:
         elif measure.kind != "sum" and measure.of in contract.quality.ranges:
             bounds = _bounds(*contract.quality.ranges[measure.of])
             if contract.quality.mostly.get(measure.of, 1.0) == 1.0:
-                suite.expect("expect_column_values_to_be_between", column=measure.name, **bounds)
+                severity = contract.quality.severity.get(measure.of, "critical")
+                suite.expect("expect_column_values_to_be_between", "", severity, column=measure.name, **bounds)
     for name, predicate in _orders(aggregate):
         suite.expect_fact(name, predicate)
     suite.expect_unique(["window", "window_start", *aggregate.dimensions], notes="a window and key is served once")

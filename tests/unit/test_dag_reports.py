@@ -17,7 +17,7 @@ import pytest
 from deltalake import write_deltalake
 from pyspark.sql.pandas.types import to_arrow_schema
 
-from infra.settings import PROJECT, Settings
+from infra.settings import PROJECT, Settings, settings
 from schemas.catalog import load
 from spark import replays, tables
 from spark.serving.duck import connect
@@ -68,19 +68,20 @@ def test_a_publication_is_told_with_what_the_ledger_explains(lake: str, served: 
     add(lake, "publications", final_through=NOW, hours=2, rows=20, published_at=NOW + timedelta(seconds=5))
     add(lake, "publications", stream="flights", final_through=NOW, hours=3, published_at=NOW + timedelta(seconds=6))
     for cause in ("late", "duplicate", "late"):
-        add(lake, "ledger", cause=cause, recorded_at=NOW + timedelta(seconds=4))
+        add(lake, "ledger", cause=cause, window_start=NOW, recorded_at=NOW + timedelta(seconds=4))
     assert dags("reconcile").published(served, JOB) == {
         "published": True,
         "final_through": "2026-01-01T12:00:00+00:00",
         "hours": 2,
         "rows": 20,
         "differences": {"late": 2, "duplicate": 1},
+        "by_hour": [{"hour": "2026-01-01T12:00:00+00:00", "late": 2, "duplicate": 1}],
         "failures": [],
     }
 
 
 def test_a_refused_publication_says_why(lake: str, served: Any, dags: Any) -> None:
-    add(lake, "ledger", cause="unexplained", recorded_at=NOW)
+    add(lake, "ledger", cause="unexplained", window_start=NOW, recorded_at=NOW)
     add(
         lake,
         "quality",
@@ -95,7 +96,7 @@ def test_a_refused_publication_says_why(lake: str, served: Any, dags: Any) -> No
     report = dags("reconcile").published(served, JOB)
     assert report["published"] is False
     assert report["failures"] == [
-        'weather, suite staged: 2 of 9 expectations failed: ["x"] (/d)',
+        f'weather, suite staged: 2 of 9 expectations failed: ["x"] ({settings().data_docs_url}/d)',
         "weather: 1 differences without an explanation; query the view ledger",
     ]
 
