@@ -253,6 +253,13 @@ class DeadLetters(_Strict):
         return {**_default_policy(), **given}
 
 
+class Lookup(_Strict):
+    """Rows must be found in a reference of the contract: at least the share `mostly` of those whose key is not null."""
+
+    mostly: float = Field(1.0, gt=0, le=1)
+    severity: Severity = "critical"
+
+
 class Quality(_Strict):
     """What the generated Great Expectations suites check beyond types, nulls and identity."""
 
@@ -263,6 +270,7 @@ class Quality(_Strict):
     mostly: dict[str, float] = Field(
         default_factory=dict, description="Field to the share of rows that must satisfy its range; default all."
     )
+    references: dict[Name, Lookup] = Field(default_factory=dict, description="Reference to how many rows it must know.")
     severity: dict[str, Severity] = Field(
         default_factory=dict,
         description="Field or row rule to what it means when its ranges, values or rule do not hold; default critical.",

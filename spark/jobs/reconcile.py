@@ -63,7 +63,7 @@ PLACE = ("topic", "partition", "offset", "batch", "attempt", "original")
 SHOWN_HOURS = 48
 """Hours that a summary lists at most, the newest."""
 
-SHOWN_CHANGES = 1000
+SHOWN_CHANGES = 200
 """Differences that a survey lists at most."""
 
 Audit = Callable[[str, "DataFrame | pandas.DataFrame", list[suites.Expectation] | None], quality.Outcome]
