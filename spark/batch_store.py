@@ -19,6 +19,7 @@ from pyspark.sql import functions as F
 
 from schemas.model import Aggregate, Contract
 from spark import measures, tables
+from spark.reconcile import floor_hour
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,18 @@ class BatchStore:
         rows = self.published(aggregate).join(F.broadcast(self.runs_frame(run_ids)), "run_id", "left_semi")
         micros = rows.select(F.unix_micros("hour").alias("hour")).distinct().collect()
         return {datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=row.hour) for row in micros}
+
+    def corrected(self, run_ids: Iterable[str]) -> dict[str, set[datetime]]:
+        """By aggregate, the hours (UTC) in which one of the runs has taken exact values that nothing explained, because
+        a person ordered it."""
+        ledger = DeltaTable(tables.local_path(tables.system(self.lake_uri, "ledger")))
+        mine = [("stream", "=", self.contract.stream), ("cause", "=", "corrected")]
+        rows = ledger.to_pyarrow_table(columns=["run_id", "aggregate", "window_start"], filters=mine).to_pylist()
+        known, found = set(run_ids), dict[str, set[datetime]]()
+        for row in rows:
+            if row["run_id"] in known:
+                found.setdefault(row["aggregate"], set()).add(floor_hour(row["window_start"].astimezone(UTC)))
+        return found
 
     # -- writes --------------------------------------------------------------------------------------------------
 

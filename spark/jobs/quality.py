@@ -72,12 +72,12 @@ class Check:
         rows = ledger.marked(accepted.where(recent).select(*columns), self.contract).persist()
         published = publications(self.store.lake_uri, self.contract.stream)
         try:
-            return list(self._outcomes(rows, since, published[-1] if published else None))
+            return list(self._outcomes(rows, since, published))
         finally:
             rows.unpersist()
 
-    def _outcomes(self, rows: DataFrame, since: datetime, last: Publication | None) -> list[quality.Outcome]:
-        contract = self.contract
+    def _outcomes(self, rows: DataFrame, since: datetime, published: list[Publication]) -> list[quality.Outcome]:
+        contract, last = self.contract, published[-1] if published else None
         events = suites.events(contract, whole_table=True, now=self.now)
         found = [self._audit(events, rows.where("distinct_event"))]
         partials, windows = {}, {}
@@ -96,6 +96,7 @@ class Check:
         counted = layers(
             rows, partials, windows, contract, self.store.began(),
             published=f"batch <= {last.through_batch}", final=f"hour < {literal(last.final_through)}",
+            compared=self._not_corrected(published),
         )  # fmt: skip
         found.append(self.auditor.audit("layers", counted.toPandas()))
         newest = last.final_through - NEWEST
@@ -107,6 +108,15 @@ class Check:
 
     def _audit(self, suite: suites.Suite, frame: DataFrame) -> quality.Outcome:
         return self.auditor.audit(suite.name, suite.audited(frame), suite.expectations)
+
+    def _not_corrected(self, published: list[Publication]) -> str:
+        """The hours whose speed values nobody has replaced on purpose, as a SQL predicate on `aggregate` and `hour`."""
+        corrected = self.store.corrected(publication.run_id for publication in published)
+        parts = [
+            f"not (aggregate = '{aggregate}' and hour in ({', '.join(map(literal, sorted(hours)))}))"
+            for aggregate, hours in corrected.items()
+        ]
+        return " and ".join(parts) or "true"
 
     def _served(self, final_through: datetime) -> DataFrame:
         """The served windows from `AROUND` before `final_through` on, all views together."""

@@ -167,10 +167,14 @@ class Reconciliation:
         return plan(touched, self.through, last, self.contract.allowed_lateness, self.forced)
 
     def _is_forced(self, time: str) -> Column:
+        return ~F.expr(self._not_forced(time))
+
+    def _not_forced(self, time: str) -> str:
+        """The hours that a person has not ordered, as a SQL predicate on the column `time`."""
         if self.forced is None:
-            return F.lit(False)
+            return "true"
         since, until = self.forced
-        return (F.col(time) >= F.expr(literal(since))) & (F.col(time) < F.expr(literal(until)))
+        return f"({time} < {literal(since)} or {time} >= {literal(until)})"
 
     def rows(self, planned: Plan) -> DataFrame:
         """The accepted rows of the plan's hours with the flags of `ledger.marked`, `is_late_hour` and `is_new`."""
@@ -325,7 +329,9 @@ class Reconciliation:
             everything = self.store.partials(aggregate, self.through)
             partials[aggregate.name] = self._inside(everything, planned, "window_start")
         if any(counter(aggregate) for aggregate in self.contract.aggregates):
-            counted = layers(rows, partials, self._windows, self.contract, self.store.began())
+            counted = layers(
+                rows, partials, self._windows, self.contract, self.store.began(), compared=self._not_forced("hour")
+            )
             outcomes.append(self.audit("layers", counted.toPandas(), None))
         stream, through = self.contract.stream, self.through
         self.store.log_rows("quality", [o.row(self.run_id, stream, through, self.now) for o in outcomes])

@@ -12,9 +12,10 @@ from schemas.model import Aggregate, Contract, Measure
 from schemas.model import Window as WindowName
 from spark import measures
 
-COUNTS = ("rows", "distinct_in_batch", "distinct_events", "sent_again", "speed")
-"""Of accepted rows of bronze, of those that deduplication within a batch and over all keeps, of those that came again
-because bronze had lost them (the speed layer has counted them before, or not), and of the partials."""
+COUNTS = ("rows", "distinct_in_batch", "distinct_events", "repaired", "replayed", "speed")
+"""Of accepted rows of bronze, of those that deduplication within a batch and over all keeps, of those that came by the
+retry topic, because bronze had lost them (the speed layer has counted them before, or not) or as dead letters (which
+bronze may have lost afterwards), and of the partials."""
 
 WINDOWS: tuple[WindowName, ...] = ("1m", "5m", "1h")
 
@@ -33,10 +34,13 @@ def layers(
     began: Mapping[str, int],
     published: str = "true",
     final: str = "true",
+    compared: str = "true",
 ) -> DataFrame:
-    """One row per aggregate and hour (UTC): `COUNTS`; `speed_at_most`, what the speed layer can have counted; and
-    `batch_1m`, `batch_5m` and `batch_1h`, the sums over windows. 0 where a layer has nothing; `speed` is null where the
-    speed layer does not have all of the hour, because its partials `began` (aggregate to batch) later.
+    """One row per aggregate and hour (UTC): `COUNTS`; `with_repairs` and `with_replays`, what the speed layer has
+    counted at most if bronze lost and got back records, and replayed letters among them; and `batch_1m`, `batch_5m` and
+    `batch_1h`, the sums over windows. 0 where a layer has nothing; `speed` is null where the speed layer does not have
+    all of the hour, because its partials `began` (aggregate to batch) later, and where it is not `compared` (SQL over
+    `aggregate` and `hour`).
 
     `rows` are `ledger.marked` rows of bronze, `partials` and `windows` the rows of the speed and of the batch layer by
     aggregate, all of the same hours. `published` (SQL over `rows`) tells which rows the windows are made of, and
@@ -53,7 +57,8 @@ def layers(
         of_rows = {
             "rows": state.make,
             "distinct_in_batch": f"{state.make} filter (where distinct_in_batch)",
-            "sent_again": f"{state.make} filter (where original is not null and attempt = 0)",
+            "repaired": f"{state.make} filter (where original is not null and attempt = 0)",
+            "replayed": f"{state.make} filter (where original is not null and attempt > 0)",
             "distinct_events": f"{state.make} filter (where distinct_event and ({published}))",
         }
         of_rows["_before"] = f"count_if(batch < {began.get(aggregate.name, 0)})"
@@ -74,8 +79,9 @@ def layers(
     }
     is_whole = F.coalesce(F.sum("_before"), F.lit(0)) + F.coalesce(F.sum("_without"), F.lit(0)) == 0
     totals = {name: F.coalesce(F.sum(name), F.lit(0)) for name in COUNTS}
-    totals["speed"] = F.when(is_whole, totals["speed"])
-    totals["speed_at_most"] = totals["distinct_in_batch"] + totals["sent_again"]
+    totals["speed"] = F.when(is_whole & F.expr(compared), totals["speed"])
+    totals["with_repairs"] = totals["distinct_in_batch"] + totals["repaired"]
+    totals["with_replays"] = totals["with_repairs"] + totals["replayed"]
     return together.groupBy("aggregate", "hour").agg(
         *(total.alias(name) for name, total in totals.items()),
         *(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import shutil
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -207,13 +208,20 @@ def test_a_broken_contract_keeps_no_other_stream_from_its_turn(
 
 def test_suites_are_told_and_older_failures_are_not(lake: str, served: Any, dags: Any) -> None:
     add(lake, "quality", suite="old", success=False, evaluated=9, failed=2, recorded_at=NOW - timedelta(hours=1))
-    add(lake, "quality", suite="events", success=True, evaluated=26, failed=0, recorded_at=NOW)
-    assert dags("data_quality").checked(served, JOB) == {"suites": {"events": "26 of 26"}, "failures": []}
+    far = {"expectation": "to_be_usual", "about": {"column": "share"}, "observed": {"n": 1}, "severity": "warning"}
+    warned = {"failed": 0, "warnings": 1, "failures": json.dumps([far])}
+    add(lake, "quality", suite="events", success=True, evaluated=26, recorded_at=NOW, **warned)
+    add(lake, "quality", suite="view", success=True, evaluated=5, failed=0, recorded_at=NOW)
+    assert dags("data_quality").checked(served, JOB) == {
+        "suites": {"events": "25 of 26", "view": "5 of 5"},
+        "warnings": {"events": ["to_be_usual: {'column': 'share'}, observed {'n': 1}"]},
+        "failures": [],
+    }
 
 
 def test_a_job_that_wrote_nothing_has_nothing_to_tell(served: Any, dags: Any) -> None:
     assert dags("reconcile").published(served, JOB)["published"] is False
-    assert dags("data_quality").checked(served, JOB) == {"suites": {}, "failures": []}
+    assert dags("data_quality").checked(served, JOB) == {"suites": {}, "warnings": {}, "failures": []}
 
 
 def test_replays_are_recorded_one_row_each(lake: str, served: Any) -> None:

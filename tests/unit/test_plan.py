@@ -89,7 +89,7 @@ def test_a_naive_time_is_no_literal() -> None:
 
 def test_hours_are_without_a_measure_until_they_are_published_with_it() -> None:
     def made(hour: int, run_id: str, *measures: str) -> Publication:
-        return Publication(run_id, "sales", at(hour), hour, 1, 1, NOW + timedelta(hours=hour), measures)
+        return Publication(run_id, "sales", at(hour), hour, 1, 1, NOW + timedelta(hours=hour), measures=measures)
 
     log = [made(1, "r1", "a.n"), made(2, "r2", "a.n"), made(3, "r3", "a.n", "a.m"), made(4, "r4", "a.n", "a.m")]
     assert published_without(log, "a.m") == (at(2), {"r3", "r4"})
