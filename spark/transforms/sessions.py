@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from pyspark.sql import DataFrame
+from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from schemas.model import Contract, Sessions
 from spark import derived, measures
+from spark.transforms.windows import interval
 
 
 def sessions(events: DataFrame, contract: Contract, one: Sessions) -> DataFrame:
@@ -17,17 +18,28 @@ def sessions(events: DataFrame, contract: Contract, one: Sessions) -> DataFrame:
     gap = one.gap // timedelta(microseconds=1)
     found = events.groupBy(*one.key, F.session_window("event_time", f"{gap} microseconds").alias("_session")).agg(
         F.count("*").alias("events"),
+        *_bounds(events, one),
         *(F.expr(state.make).alias(state.name) for state in measures.states(one, contract)),
     )
     types = derived.columns(contract, one)
     values = {measure.name: F.expr(measures.final(measure, contract, "spark")) for measure in one.measures}
+    start, end = ("_session.start", "_session.end") if events.isStreaming else ("_start", "_end")
+    closes_at = F.timestamp_micros(F.unix_micros(end) + 1)  # an event at the end extends it
     return found.select(
         *one.key,
-        F.col("_session.start").alias("session_start"),
-        F.col("_session.end").alias("session_end"),
+        F.col(start).alias("session_start"),
+        F.col(end).alias("session_end"),
         "events",
         *(value.cast(types[name]).alias(name) for name, value in values.items()),
-        F.timestamp_micros(F.unix_micros("_session.end") + 1).alias(
-            derived.CLOSES_AT
-        ),  # an event at the end extends it
+        closes_at.alias(derived.CLOSES_AT),
     )
+
+
+def _bounds(events: DataFrame, one: Sessions) -> list[Column]:
+    """Where a session begins and ends, as aggregates of its events. The window says the same, but Spark takes it for a
+    plain group: a condition on it is asked of each event before sessions are formed, and cuts off what lies beyond. A
+    query needs no condition, and its state stays as it is."""
+    if events.isStreaming:
+        return []
+    end = F.max("event_time") + F.expr(interval(one.gap))
+    return [F.min("event_time").alias("_start"), end.alias("_end")]
