@@ -63,7 +63,7 @@ def operate(settings: Settings, action: Action, by: str, because: str) -> Done:
         raise NotOperated(f"there is no driver to {action}: {why}")
     _require_supervisor(settings)
     if action == "deploy":
-        _require_startable(settings)
+        require_startable(settings)
     return _replaced(settings, action)
 
 
@@ -112,10 +112,13 @@ def _require_supervisor(settings: Settings) -> None:
         )
 
 
-def _require_startable(settings: Settings) -> None:
-    """Raises what would keep a driver from starting now: a broken contract, a change that its checkpoint refuses."""
+def require_startable(settings: Settings) -> None:
+    """Raises what would keep a driver from starting now: a broken contract, or a change that the checkpoint of a stream
+    or of its velocity, sessions or joins refuses."""
     from schemas.catalog import catalog
-    from spark import restart
+    from spark import restart, stateful
 
     for contract in catalog(settings.contracts).values():
         restart.opening(contract, settings)
+        for one in contract.derived:
+            stateful.opening(contract, one, settings)

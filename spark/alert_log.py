@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pyarrow
@@ -17,13 +17,12 @@ from pyspark.sql.pandas.types import to_arrow_schema
 from infra.settings import Settings
 from schemas.model import Contract
 from spark import tables
+from spark.upkeep import Upkeep
 
 log = logging.getLogger(__name__)
 
 EVERY = 5.0
 """Seconds between two commits, so that a storm of alerts does not become a storm of files."""
-COMPACT_AFTER = 200
-"""Commits of this process after which its small files become one."""
 MOST = 100_000
 """Alerts of one commit."""
 
@@ -33,7 +32,8 @@ class AlertLog:
 
     A commit carries, beside its rows, the offset of each partition that comes next (as Delta's transaction ids), so it
     holds nothing that could be lost or disagree. The lane repeats alerts after a crash: an id that the table has is
-    passed over. `may_commit` is called before each commit and raises when this process must not (any more).
+    passed over. Small files are merged as `spark.upkeep` says. `may_commit` is called before each commit and raises
+    when this process must not (any more).
     """
 
     def __init__(
@@ -47,9 +47,9 @@ class AlertLog:
         self._uri = tables.alerts(settings.lake_uri, contract.stream)
         self._path = tables.local_path(self._uri)
         self._may_commit = may_commit
+        self._upkeep = Upkeep([self._uri], timedelta(hours=settings.history_hours), may_commit)
         self._clock = clock
         self._next = float("-inf")
-        self._commits = 0
         self._held: list[Message] = []
         self._consumer = Consumer(
             {
@@ -122,10 +122,7 @@ class AlertLog:
                 app_transactions=[Transaction(f"{self._topic}/{number}", end) for number, end in ends.items()]
             ),
         )
-        self._commits += 1
-        if self._commits % COMPACT_AFTER == 0:
-            self._may_commit()
-            DeltaTable(self._path).optimize.compact()
+        self._upkeep.after_batch(waiting=False)
         return len(rows)
 
     def _known(self, table: DeltaTable, found: Mapping[str, dict[str, Any]]) -> set[str]:

@@ -31,6 +31,7 @@ from spark.fingerprint import Fingerprint, changes
 from spark.transforms.joins import joined
 from spark.transforms.sessions import sessions
 from spark.transforms.velocity import crossings
+from spark.upkeep import Upkeep
 
 log = logging.getLogger(__name__)
 
@@ -86,8 +87,9 @@ def append(rows: DataFrame, uri: str, application: str, batch_id: int) -> None:
 
 
 def fingerprint(contract: Contract, one: Derived) -> Fingerprint:
-    """Of the query: what its state is made of and how long it is kept. Of the table: the types of its columns. A limit
-    (`more_than`) may change, and counts from then on."""
+    """Of the query: what its state is made of and how long it is kept (the types of what it is made of are those of
+    bronze, which the ingest's fingerprint holds). Of the table: what kind of rows it has, and the types of its columns.
+    A limit (`more_than`) may change, and counts from then on."""
     found = {"key": ", ".join(derived.key(one))}
     for source in derived.sources(contract, one):
         found[f"identity of {source.stream}"] = ", ".join(source.event_id)
@@ -101,21 +103,20 @@ def fingerprint(contract: Contract, one: Derived) -> Fingerprint:
             shown = ", ".join(derived.columns(contract, one))
             found |= {"interval": f"{one.before}, {one.after}", "kind": one.kind, "columns": shown}
     types = {f"column {name}": type_.simpleString() for name, type_ in derived.columns(contract, one).items()}
-    return Fingerprint(query=found, tables=types)
+    return Fingerprint(query=found, tables={"kind of result": type(one).__name__.lower()} | types)
 
 
 # -- its checkpoint ------------------------------------------------------------------------------------------------
 
 
 def opening(contract: Contract, one: Derived, settings: Settings) -> int:
-    """The generation with which the query starts, its fingerprint noted. Raises `CheckpointRefused`."""
+    """The generation with which the query starts. Changes nothing. Raises `CheckpointRefused`."""
     title = derived.title(contract, one)
     generation = checkpoints.generation(settings, title)
     place = checkpoints.location(settings, title, generation)
-    now = fingerprint(contract, one)
     try:
         planned = max(checkpoint_log.numbers(f"{place}/offsets", r"(\d+)"), default=None)
-        before = checkpoint_log.model(Fingerprint, _noted(place)) or Fingerprint()
+        before = remembered(contract, one, settings, generation)
     except Unreadable as error:
         raise _refused(title, str(error)) from error
     application = checkpoints.application(title, generation)
@@ -123,16 +124,30 @@ def opening(contract: Contract, one: Derived, settings: Settings) -> int:
     if written is not None and (planned is None or planned < written):
         has = "no batch" if planned is None else f"batches up to {planned}"
         raise _refused(title, f"its table holds batch {written} of generation {generation}, but {place} has {has}")
-    changed = changes(before, now)
+    changed = changes(before, fingerprint(contract, one))
     if changed:
         told = "; ".join(f"{change.name}: {change.before!r} became {change.now!r}" for change in changed)
         why = f"{contract.folder / 'stream.yaml'} changed what may not change ({told})"
         if all(change.resettable for change in changed):
             raise _refused(title, why)
         raise CheckpointRefused(f"{title} does not start: {why}. Undo it, or give the result a new name")
-    if now.after(before) != before:
-        checkpoint_log.put(_noted(place), now.after(before).model_dump_json(indent=1))
     return generation
+
+
+def remember(contract: Contract, one: Derived, settings: Settings, generation: int) -> None:
+    """Notes the fingerprint that the query of `generation` starts with."""
+    before = remembered(contract, one, settings, generation)
+    known = fingerprint(contract, one).after(before)
+    if known != before:
+        place = checkpoints.location(settings, derived.title(contract, one), generation)
+        checkpoint_log.put(_noted(place), known.model_dump_json(indent=1))
+
+
+def remembered(contract: Contract, one: Derived, settings: Settings, generation: int) -> Fingerprint:
+    """The fingerprint noted beside the checkpoint of `generation`, an empty one if there is none. Raises
+    `Unreadable`."""
+    place = checkpoints.location(settings, derived.title(contract, one), generation)
+    return checkpoint_log.model(Fingerprint, _noted(place)) or Fingerprint()
 
 
 def reset(contract: Contract, one: Derived, settings: Settings) -> int:
@@ -195,6 +210,7 @@ class StatefulQuery:
         title, settings = derived.title(self.contract, self.one), self.configured
         try:
             generation = opening(self.contract, self.one, settings)
+            remember(self.contract, self.one, settings, generation)
         except Halt as halt:
             self._failed(halt)
             return
@@ -202,6 +218,7 @@ class StatefulQuery:
         every = f"{int(SLOWER * settings.trigger_interval * 1000)} milliseconds"
         uri = tables.speed(settings.lake_uri, self.contract.stream, self.one.name)
         application = checkpoints.application(title, generation)
+        upkeep = Upkeep([uri], timedelta(hours=settings.history_hours), self.may_commit)
 
         def batch(rows: DataFrame, batch_id: int) -> None:
             self.running = True
@@ -209,6 +226,7 @@ class StatefulQuery:
                 self.may_commit()
                 number = tables.stamp(checkpoints.batch_number(generation, batch_id))
                 append(rows.withColumn("batch", number), uri, application, batch_id)
+                upkeep.after_batch(waiting=False)  # the batch is in the served view by now
                 self.since = None
             except BaseException as error:
                 self._failed(error)

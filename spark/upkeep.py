@@ -1,8 +1,9 @@
 """Small files: the streaming driver merges those of its own tables and removes what is superseded, between batches.
 
-Every batch leaves a few small files and a log entry in bronze and in each speed table. Merging moves rows and changes
-none: they keep their `batch`, and one commit, an OPTIMIZE whose actions say that no data changed, puts the new files in
-place of the old ones. Nobody else writes these tables, and no batch of the stream runs meanwhile.
+Every batch leaves a few small files and a log entry in bronze and in each speed table, those of velocity, sessions and
+joins too, and every few seconds of alerts leave some in theirs. Merging moves rows and changes none: they keep their
+`batch`, and one commit, an OPTIMIZE whose actions say that no data changed, puts the new files in place of the old
+ones. Each table is looked after by the one who writes it, after a batch and before the next.
 
 Files are merged by size: many tiny ones become one, and not before there are many of these are they merged again. So a
 row is rewritten as often as there are `TIERS`, and a look does one merge of bounded size at most.
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -43,12 +44,12 @@ CLEANINGS = 20
 
 @dataclass
 class Upkeep:
-    """Of a stream's bronze and speed tables. Superseded files and log entries stay for `history`, so that readers of
-    an older version are not disturbed and time travel reaches back as far. `may_commit` is called before each commit
-    and raises when this process must not (any more)."""
+    """Of the tables at `uris`, which the caller alone writes; it calls `after_batch` after each of its batches.
+    Superseded files and log entries stay for `history`, so that readers of an older version are not disturbed and time
+    travel reaches back as far. `may_commit` is called before each commit and raises when this process must not (any
+    more)."""
 
-    lake_uri: str
-    contract: Contract
+    uris: Sequence[str]
     history: timedelta
     may_commit: Callable[[], None] = lambda: None
     _batches: int = field(default=0, init=False)
@@ -70,17 +71,12 @@ class Upkeep:
 
     def merge(self) -> bool:
         """Merges the files of one tier of one table where there are many; whether there were."""
-        return any(self._merged(uri) for uri in self._uris())
+        return any(self._merged(uri) for uri in self.uris)
 
     def clean(self) -> None:
         """Removes files and log entries that were superseded longer than `history` ago."""
-        for uri in self._uris():
+        for uri in self.uris:
             self._cleaned(uri)
-
-    def _uris(self) -> list[str]:
-        stream = self.contract.stream
-        speed = [tables.speed(self.lake_uri, stream, aggregate.name) for aggregate in self.contract.aggregates]
-        return [tables.bronze(self.lake_uri, stream), *speed]
 
     def _merged(self, uri: str) -> bool:
         table = DeltaTable(tables.local_path(uri))
@@ -113,6 +109,12 @@ class Upkeep:
             table.cleanup_metadata()
         except (DeltaError, OSError) as error:
             log.warning("what is superseded in %s could not be removed now: %s", uri, error)
+
+
+def of_ingest(lake_uri: str, contract: Contract) -> list[str]:
+    """The tables that a stream's ingest writes: bronze, and the speed tables of its aggregates."""
+    speed = [tables.speed(lake_uri, contract.stream, aggregate.name) for aggregate in contract.aggregates]
+    return [tables.bronze(lake_uri, contract.stream), *speed]
 
 
 def _fullest(table: DeltaTable, size: int) -> int:

@@ -34,7 +34,8 @@ def show(
     stream: Annotated[str | None, typer.Argument(help="One stream; all of them if none is named.")] = None,
     json_: Json = False,
 ) -> None:
-    """Generation, fingerprint, last planned and committed batch, offsets and lag, and whether the stream may start."""
+    """Generation, fingerprint, last planned and committed batch, offsets and lag, and whether the stream may start; and
+    the same of its velocity, sessions and joins."""
     from infra.commands.produce import contract_of
     from infra.settings import settings
     from schemas.catalog import catalog
@@ -46,6 +47,7 @@ def show(
         typer.echo(json.dumps({"streams": streams}))
         return
     for name, facts in streams.items():
+        derived = facts.pop("derived")
         typer.echo(f"{name}: generation {facts['generation']}, {facts['place']}")
         for key in ("planned", "committed", "bronze", "unfinished"):
             typer.echo(f"  {key:16}{'no batch' if facts[key] is None else f'batch {facts[key]}'}")
@@ -57,6 +59,11 @@ def show(
         typer.echo(f"  {'start':16}{facts['refused'] or 'may start'}")
         if facts["storm"]:
             typer.echo(f"  {'storm':16}{_told(facts['storm'])}; `millrace checkpoint accept-storm {name}`")
+        for title, found in derived.items():
+            typer.echo(f"{title}: generation {found['generation']}, {found['place']}")
+            committed = "no batch" if found["committed"] is None else f"batch {found['committed']}"
+            typer.echo(f"  {'committed':16}{committed}")
+            typer.echo(f"  {'start':16}{found['refused'] or 'may start'}")
 
 
 @checkpoint.command()
@@ -171,7 +178,28 @@ def _facts(contract: Contract, config: Settings) -> dict[str, Any]:
         facts["lag"] = sum(max(0, end - offsets.get(partition, 0)) for partition, end in ends.items())
     except MillraceError as error:
         facts["error"] = str(error)
-    return facts
+    return facts | {"derived": _derived_facts(contract, config)}
+
+
+def _derived_facts(contract: Contract, config: Settings) -> dict[str, dict[str, Any]]:
+    """The document of each derived result of the stream, by its title; `committed` is a batch of its generation."""
+    from spark import checkpoint_log, checkpoints, derived, stateful
+
+    found: dict[str, dict[str, Any]] = {}
+    for one in contract.derived:
+        title = derived.title(contract, one)
+        generation = checkpoints.generation(config, title)
+        place = checkpoints.location(config, title, generation)
+        committed = max(checkpoint_log.numbers(f"{place}/commits", r"(\d+)"), default=None)
+        facts: dict[str, Any] = {"generation": generation, "place": place, "committed": committed}
+        facts |= {"fingerprint": {}, "refused": None}
+        try:
+            facts["fingerprint"] = stateful.remembered(contract, one, config, generation).model_dump()
+            stateful.opening(contract, one, config)
+        except (checkpoint_log.Unreadable, stateful.CheckpointRefused) as error:
+            facts["refused"] = str(error)
+        found[title] = facts
+    return found
 
 
 def _words(batch: int | None) -> str | None:

@@ -49,7 +49,7 @@ from spark.lane import Lane
 from spark.letters import Letters
 from spark.session import session
 from spark.stateful import StatefulQuery
-from spark.upkeep import Upkeep
+from spark.upkeep import Upkeep, of_ingest
 from spark.writers import Writers
 
 log = logging.getLogger("millrace.stream")
@@ -104,7 +104,7 @@ class Stream:
         restart.remember(self.contract, settings, opening.generation)
         ingest = self._ingest(opening.generation)
         history = timedelta(hours=settings.history_hours)
-        upkeep = Upkeep(settings.lake_uri, self.contract, history, self.may_commit)
+        upkeep = Upkeep(of_ingest(settings.lake_uri, self.contract), history, self.may_commit)
 
         def batch(records: DataFrame, batch_id: int) -> None:
             if self.stopping.is_set():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import time
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -16,11 +18,12 @@ import pytest
 from deltalake import CommitProperties, DeltaTable, PostCommitHookProperties, Transaction, write_deltalake
 from pyspark.sql.pandas.types import to_arrow_schema
 
-from infra.settings import PROJECT
+from infra.settings import PROJECT, Settings
 from spark import tables, upkeep
+from spark.alert_log import AlertLog
 from spark.checkpoints import batch_number
 from spark.coordinates import Coordinates
-from spark.upkeep import Upkeep
+from spark.upkeep import Upkeep, of_ingest
 from tests.integration.lake.feed import T0, contract
 
 ONE = contract(aggregates=contract().model_dump()["aggregates"][:1])
@@ -64,7 +67,7 @@ class Lake:
         )
 
     def upkeep(self, history: timedelta = DAY, **given: Any) -> Upkeep:
-        return Upkeep(self.uri, ONE, history, **given)
+        return Upkeep(of_ingest(self.uri, ONE), history, **given)
 
     def rows(self, uri: str, version: int | None = None) -> list[str]:
         return sorted(map(repr, DeltaTable(tables.local_path(uri), version).to_pyarrow_table().to_pylist()))
@@ -206,6 +209,95 @@ def test_a_stream_that_is_behind_is_looked_after_less_often_but_it_is(lake: Lake
     for _ in range(upkeep.LOOK * upkeep.PATIENCE):
         work.after_batch(waiting=True)
     assert len(lake.files(lake.bronze)) == 2
+
+
+class Said:
+    """A message of the alerts topic."""
+
+    def __init__(self, offset: int) -> None:
+        self._offset = offset
+
+    def value(self) -> bytes:
+        time = "2026-01-05T09:00:00.000001Z"
+        document = {"id": f"sales/0/{self._offset}/dear", "alert": "dear", "severity": "info",
+                    "original": f"sales/0/{self._offset}", "event_time": time, "kafka_timestamp": time,
+                    "record": {"number": self._offset}}  # fmt: skip
+        return json.dumps(document).encode()
+
+    def error(self) -> None:
+        return None
+
+    def topic(self) -> str:
+        return "sales.alerts"
+
+    def partition(self) -> int:
+        return 0
+
+    def offset(self) -> int:
+        return self._offset
+
+    def timestamp(self) -> tuple[int, int]:
+        return 1, 1_767_603_600_000
+
+
+class Topic:
+    """A consumer of the alerts topic: each look finds one alert more, and every tenth finds the one before again."""
+
+    def __init__(self, _: dict[str, Any]) -> None:
+        self._coming: list[Said] = []
+        self._next = 0
+
+    def list_topics(self, topic: str, _: float) -> Any:
+        return SimpleNamespace(topics={topic: SimpleNamespace(partitions={0: None})})
+
+    def assign(self, partitions: list[Any]) -> None:
+        self._next = max(0, partitions[0].offset)
+
+    def alert(self) -> None:
+        if self._next % 10 == 9:
+            self._coming.append(Said(self._next - 1))
+        self._coming.append(Said(self._next))
+        self._next += 1
+
+    def consume(self, _: int, __: float) -> list[Said]:
+        found, self._coming = self._coming, []
+        return found
+
+
+def alerts_for(folder: Path, commits: int, monkeypatch: pytest.MonkeyPatch) -> tuple[int, int]:
+    """Lets an alert come, and be committed, as often, with no history kept and a new process every hundred times.
+    Returns the most live files and log entries that the table had. In the end it has each alert once."""
+    dear = contract(alerts=[{"name": "dear", "predicate": "price > 5"}])
+    here = Settings(home=folder).model_copy(update={"history_hours": 0})
+    tables.create(here.lake_uri, dear)
+    path = Path(tables.local_path(tables.alerts(here.lake_uri, "sales")))
+    monkeypatch.setattr("spark.alert_log.Consumer", Topic)
+    most_files, most_entries = 0, 0
+    for number in range(commits):
+        if number % 100 == 0:
+            log = AlertLog(dear, here)
+            log.copy()
+        log._consumer.alert()  # type: ignore[attr-defined]
+        assert log.copy(at_once=True) == 1
+        most_files = max(most_files, len(DeltaTable(str(path)).file_uris()))
+        most_entries = max(most_entries, len(list((path / "_delta_log").glob("*.json"))))
+    offsets = DeltaTable(str(path)).to_pyarrow_table()["offset"].to_pylist()
+    assert sorted(offsets) == list(range(commits)), "where it goes on was kept, too"
+    return most_files, most_entries
+
+
+def test_files_of_alerts_are_merged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files, _ = alerts_for(tmp_path, 2 * upkeep.MANY, monkeypatch)
+    assert files <= upkeep.MANY + upkeep.LOOK
+
+
+@pytest.mark.long
+def test_after_an_hour_of_alerts_each_five_seconds_files_and_log_are_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files, entries = alerts_for(tmp_path, 720, monkeypatch)
+    assert files <= upkeep.MANY + 2 * upkeep.LOOK, "a new process looks later than the one before would have"
+    assert entries <= upkeep.LOOK * upkeep.CLEANINGS + 60
 
 
 @pytest.mark.long

@@ -25,7 +25,7 @@ from spark.serving import spark_views
 from spark.serving.duck import connect
 from spark.transforms.decode import decode
 from spark.transforms.validate import validate
-from spark.upkeep import Upkeep
+from spark.upkeep import Upkeep, of_ingest
 from spark.writers import Known
 from tests.kafka_rows import Row, frame, wire
 
@@ -169,7 +169,7 @@ def test_a_batch_that_runs_again_after_its_files_were_merged_with_others_is_comp
     with pytest.raises(RuntimeError, match="power"):
         pipeline.batch(1, [*good(range(40, 60), offset=200), Row(b"x", "flights", 300)])
     pipeline.crash_at = None
-    assert Upkeep(pipeline.settings.lake_uri, FLIGHTS, timedelta(days=1)).merge()
+    assert Upkeep(of_ingest(pipeline.settings.lake_uri, FLIGHTS), timedelta(days=1)).merge()
     pipeline.batch(1, [*good(range(40, 60), offset=200), Row(b"x", "flights", 300)])
     bronze, by_origin, by_carrier = pipeline.contents().values()
     assert (len(bronze), len(pipeline.outbox.sent)) == (53, 3)
