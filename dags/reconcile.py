@@ -68,15 +68,19 @@ def published(served: Any, job: dict[str, Any]) -> dict[str, Any]:
 
 
 def nothing_new(stream: str) -> str | None:
-    """Why a reconciliation would find nothing to do: no batch was ingested after those in the last publication."""
+    """Why a reconciliation would find nothing to do: no batch was ingested after those in the last publication, and its
+    velocity, sessions and joins are published as far."""
     from infra.settings import settings
-    from schemas.catalog import load
+    from schemas.catalog import catalog
     from spark.checkpoints import settled_batch
-    from spark.publications import publications
+    from spark.publications import behind, in_force, publications
 
     config = settings()
+    contracts = catalog(config.contracts)
+    if behind(contracts, stream, in_force(publications(config.lake_uri))):
+        return None
     done = publications(config.lake_uri, stream)
-    settled = settled_batch(load(config.contracts / stream), config)
+    settled = settled_batch(contracts[stream], config)
     if done and settled is not None and settled <= done[-1].through_batch:
         return f"nothing was ingested since the publication of {done[-1].published_at:%Y-%m-%d %H:%M} UTC"
     return None

@@ -4,6 +4,7 @@ A result is recomputed from distinct events by the pure functions of `spark.tran
 which the last publication did not know or which were not final then, from the first of those events on. Its rows
 become final as far as the streams it is made of are final (`spark.jobs.reconcile` has published them before).
 
+Where the exact rows differ from those that were served without any explanation, nothing is published, as with windows.
 The new rows replace the old ones in one commit; then its rows of `publications` make them count. A run that died in
 between is undone first: the table goes back to its last published version.
 """
@@ -52,8 +53,8 @@ class Derivation:
     emitted: datetime | None
 
     def run(self) -> dict[str, Any]:
-        """Does the run and returns its summary. Raises `UnexplainedDifference` after it has published: the exact rows
-        are right, and the ledger has the alert."""
+        """Does the run and returns its summary. Raises `UnexplainedDifference`, with nothing published: the ledger has
+        the alert until a later run finds it gone."""
         known = publications(self.lake_uri, self.title)
         self.run_id = unique_run_id(self.run_id, known)
         if self.final is None or (known and self.final == self._before and not self._news()):
@@ -74,6 +75,9 @@ class Derivation:
         found = self.differences(exact, replaced).localCheckpoint()
         causes = Counter({row.cause: row.n for row in found.groupBy("cause").agg(F.count("*").alias("n")).collect()})
         log.info("%s: ledger: %s", self.title, dict(causes) or "no differences")
+        self.store.forget_ledger({publication.run_id for publication in known}, self.title)
+        if causes["unexplained"]:
+            self._refuse(found.where("cause = 'unexplained'"))
         kept = marked.where(~stale).select(*old.columns)
         columns = tables.derived_batch_schema(self.contract, self.one).names
         staged = exact.withColumn("run_id", F.lit(self.run_id)).select(*columns).unionByName(kept.select(*columns))
@@ -87,15 +91,9 @@ class Derivation:
             .option("userMetadata", self.run_id)
             .save(self._uri(tables.batch))
         )
-        self.store.forget_ledger({publication.run_id for publication in known}, self.title)
         if causes:
             self.store.append_ledger(found)
         self._publish(rows)
-        if causes["unexplained"]:
-            raise UnexplainedDifference(
-                f"{self.title}: {causes['unexplained']} served numbers differ from the exact ones and nothing explains "
-                f"it; the exact ones are published, and the ledger has the others (run_id {self.run_id})"
-            )
         return self._summary(rows, causes)
 
     # -- the steps -------------------------------------------------------------------------------------------------
@@ -206,6 +204,18 @@ class Derivation:
             case Join():
                 open_for = self.one.after
         return rows.where(new | (F.col("event_time") >= F.expr(literal(self._before)) - F.expr(interval(open_for))))
+
+    def _refuse(self, unexplained: DataFrame) -> None:
+        self.store.append_ledger(unexplained)
+        examples = "\n  ".join(
+            f"{row['keys']} {row.start}: {row.measure} was served as {row.speed}, exact is {row.exact}"
+            for row in unexplained.withColumn("start", F.col("window_start").cast("string")).limit(10).collect()
+        )
+        raise UnexplainedDifference(
+            f"{self.title}: served numbers differ from the exact ones and nothing explains it: nothing is published. "
+            f"The ledger has them all (run_id {self.run_id}); if the exact ones are right, let the query begin again: "
+            f"`millrace checkpoint reset {self.title}`:\n  {examples}"
+        )
 
     def _publish(self, rows: int) -> None:
         """Its own row says how far it is final; one for each other source, what of it is in there. One commit."""

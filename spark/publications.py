@@ -9,7 +9,8 @@ from typing import Any
 
 from deltalake import DeltaTable
 
-from spark import tables
+from schemas.model import Contract
+from spark import derived, tables
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,22 @@ def publications(lake_uri: str, stream: str | None = None, version: int | None =
 def in_force(found: Iterable[Publication]) -> dict[str, Publication]:
     """The newest of `found` (oldest first) of each stream."""
     return {publication.stream: publication for publication in found}
+
+
+def behind(contracts: Mapping[str, Contract], stream: str, newest: Mapping[str, Publication]) -> list[str]:
+    """The titles of the velocity, sessions and joins made of `stream` whose publication lacks what the stream's own
+    has, although all that they are made of is published: their reconciliation failed. `newest` are those in force."""
+    found = []
+    for contract in contracts.values():
+        for one in contract.derived:
+            made_of = [source.stream for source in derived.sources(contract, one)]
+            if stream not in made_of or not set(made_of) <= set(newest):
+                continue
+            whole = derived.title(contract, one)
+            mine = newest.get(whole if stream == contract.stream else f"{whole}.{stream}")
+            if mine is None or mine.through_batch < newest[stream].through_batch:
+                found.append(whole)
+    return found
 
 
 def _publication(row: dict[str, Any]) -> Publication:

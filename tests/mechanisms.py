@@ -1,5 +1,5 @@
 """Takes each promise's mechanism away and watches its test fail: `make mechanisms`, or
-`python -m tests.mechanisms P7 P8` for some.
+`python -m tests.mechanisms P7 "small files are merged"` for some, by promise or by name.
 
 A test that passes with and without the mechanism it stands for proves nothing. Each entry of `MECHANISMS` removes a few
 words from one file, in a copy of the checkout, and runs the tests that must then fail there. Exit code 1 if any passed.
@@ -124,6 +124,11 @@ MECHANISMS = (
          "::test_the_batches_run_the_same_code_and_spark_compiles_all_of_it",),
     ),
     Mechanism(
+        "P2", "a session is not cut off by what is asked of it", "spark/transforms/sessions.py",
+        'if events.isStreaming else ("_start", "_end")', "",
+        ("tests/integration/lake/test_derived.py::test_the_pure_functions_are_what_the_sql_says",),
+    ),
+    Mechanism(
         "P3", "a difference is explained by calculation alone", "spark/transforms/ledger.py",
         'cause = F.lit("unexplained")', 'cause = F.lit("duplicate")',
         ("tests/integration/lake/test_reconcile.py"
@@ -133,7 +138,7 @@ MECHANISMS = (
         "P3", "what a dead run published is taken back before it is compared", "spark/derivation.py",
         "        if good is not telling[0]:\n", "        if False:\n",
         ("tests/integration/lake/test_derived.py"
-         "::test_lost_rows_are_unexplained_and_repaired_and_a_dead_run_is_undone",),
+         "::test_lost_rows_are_unexplained_and_publish_nothing_and_a_dead_run_is_undone",),
     ),
     Mechanism(
         "P4", "sessions, joins and alerts with new events are computed again", "spark/derivation.py",
@@ -153,6 +158,17 @@ MECHANISMS = (
         ("tests/integration/lake/test_reconcile.py::test_a_failing_expectation_publishes_nothing",),
     ),
     Mechanism(
+        "P5", "nothing unexplained of velocity, sessions and joins is published", "spark/derivation.py",
+        "            self._refuse(found.where(\"cause = 'unexplained'\"))\n", "            pass\n",
+        ("tests/integration/lake/test_derived.py"
+         "::test_lost_rows_are_unexplained_and_publish_nothing_and_a_dead_run_is_undone",),
+    ),
+    Mechanism(
+        "P5", "what was refused is not forgotten by the next run", "dags/reconcile.py",
+        "    if behind(contracts, stream, in_force(publications(config.lake_uri))):\n        return None\n", "",
+        ("tests/unit/test_dag_reports.py::test_reconciles_again_what_was_published_without_its_join",),
+    ),
+    Mechanism(
         "P6", "a checkpoint that does not fit bronze is refused", "spark/restart.py",
         "    if misfit:\n", "    if False:\n",
         ("tests/unit/test_restart.py::test_an_old_copy_of_the_checkpoint_is_refused",),
@@ -161,6 +177,20 @@ MECHANISMS = (
         "P6", "a contract that changed what may not change is refused", "spark/restart.py",
         "    changed = changes(before, fingerprint(contract))\n", "    changed = []\n",
         ("tests/unit/test_restart.py::test_the_fingerprint_is_noted_beside_the_checkpoint_and_remembers",),
+    ),
+    Mechanism(
+        "P6", "a state that a changed contract would break is refused", "spark/stateful.py",
+        "    changed = changes(before, fingerprint(contract, one))\n", "    changed = []\n",
+        ("tests/unit/test_stateful_start.py"
+         "::test_a_deployment_that_a_state_would_not_survive_is_refused_with_the_way_out",
+         "tests/unit/test_stateful_start.py"
+         "::test_rows_of_another_kind_or_type_need_another_name_and_a_reset_is_not_offered"),
+    ),
+    Mechanism(
+        "P6", "a deployment looks at states too", "infra/operate.py",
+        "            stateful.opening(contract, one, settings)\n", "            pass\n",
+        ("tests/unit/test_stateful_start.py"
+         "::test_a_deployment_that_a_state_would_not_survive_is_refused_with_the_way_out",),
     ),
     Mechanism(
         "P6", "a reset starts where bronze ends", "spark/restart.py",
@@ -173,6 +203,18 @@ MECHANISMS = (
         "unfinished=start.after if start and not start.finished else None", "unfinished=None",
         ("tests/integration/test_restart.py"
          "::test_a_second_reset_before_the_first_generation_ran_finishes_the_same_batch",),
+    ),
+    Mechanism(
+        "P6", "a reset makes a generation of its own", "spark/restart.py",
+        "checkpoints.generation_of(after or 0)) + 1", "checkpoints.generation_of(after or 0))",
+        ("tests/integration/test_restart.py"
+         "::test_a_reset_loses_and_doubles_nothing_wherever_the_last_batch_ended",),
+    ),
+    Mechanism(
+        "P6", "what was made before a reset of a state counts no more", "spark/serving/views.py",
+        "coalesce(max({number}) - max({number}) % {generation}, 0)", "coalesce(min({number}), 0)",
+        ("tests/integration/lake/test_derived.py"
+         "::test_a_changed_query_is_refused_and_a_reset_makes_everything_again",),
     ),
     Mechanism(
         "P6", "a halt is told while the driver lives", "dags/stream_supervisor.py",
@@ -204,6 +246,16 @@ MECHANISMS = (
          "tests/unit/test_upkeep.py::test_a_stream_that_is_behind_is_looked_after_less_often_but_it_is"),
     ),
     Mechanism(
+        "P6", "small files of velocity, sessions and joins are merged", "spark/stateful.py",
+        "                upkeep.after_batch(waiting=False)", "                pass",
+        ("tests/integration/lake/test_derived.py::test_an_hour_of_batches_leaves_few_files_and_the_same_rows",),
+    ),
+    Mechanism(
+        "P6", "small files of alerts are merged", "spark/alert_log.py",
+        "        self._upkeep.after_batch(waiting=False)\n", "",
+        ("tests/unit/test_upkeep.py::test_files_of_alerts_are_merged",),
+    ),
+    Mechanism(
         "P6", "what a crash left without a commit is removed", "spark/upkeep.py",
         "dry_run=False, full=True", "dry_run=False",
         ("tests/unit/test_upkeep.py::test_a_crash_while_files_are_merged_loses_nothing",),
@@ -220,6 +272,18 @@ MECHANISMS = (
         ("tests/integration/test_takeover.py::test_a_driver_paused_past_its_lease_is_fenced_and_replaced",
          "tests/integration/test_lease.py",
          "tests/integration/test_faults.py::test_nothing_is_lost_or_doubled[driver-paused]"),
+    ),
+    Mechanism(
+        "P8", "a storm stops before anything goes onward", "spark/ingest.py",
+        "            self._stop_poison(written, number)\n", "            pass\n",
+        ("tests/integration/lake/test_ingest_batch.py"
+         "::test_a_poison_storm_stops_before_anything_is_sent_onward",
+         "tests/integration/test_restart.py::test_a_storm_goes_onward_once_after_somebody_accepted_it"),
+    ),
+    Mechanism(
+        "P8", "the storm of one batch is accepted, and no other", "spark/restart.py",
+        "/accepted/{batch}", "/accepted/all",
+        ("tests/integration/test_restart.py::test_a_storm_goes_onward_once_after_somebody_accepted_it",),
     ),
     Mechanism(
         "P8", "an accepted storm goes onward once", "spark/ingest.py",
@@ -290,8 +354,8 @@ def _run(test: str, checkout: Path) -> int:
     return subprocess.run(command, cwd=checkout, check=False).returncode
 
 
-def main(promises: list[str]) -> int:
-    chosen = [it for it in MECHANISMS if not promises or it.promise in promises]
+def main(wanted: list[str]) -> int:
+    chosen = [it for it in MECHANISMS if not wanted or {it.promise, it.name} & set(wanted)]
     verdicts = [(it, survivors(it)) for it in chosen]
     for mechanism, passed in verdicts:
         sys.stdout.write(f"{mechanism.promise:4} {mechanism.name}: ")

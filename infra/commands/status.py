@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 def facts() -> dict[str, Any]:
     """One JSON-ready document: services, streams, runs and addresses. Parts that cannot be reached say so in `error`.
 
-    Times are ISO-8601 UTC. `streams.<name>.lag` counts records on the broker that are not ingested yet,
-    `stream_driver.breaker` is the circuit breaker's state, `waits` why no driver is started (null if nothing keeps it);
-    `halted` says which decision the stream waits for (null while it runs), `letters_to_decide` how many parked letters
-    wait for a person's now, `alerts` counts them (null for a stream that declares none), `lane_halted` says why its
-    alert lane stands still.
+    Times are ISO-8601 UTC. `streams.<name>.lag` counts records on the broker that are not ingested yet, `ledger` its
+    rows by cause, those of its velocity, sessions and joins among them; `halted` says which decision the stream waits
+    for (null while it runs), `letters_to_decide` how many parked letters wait for a person's now, `alerts` counts them
+    (null for a stream that declares none), `lane_halted` says why its alert lane stands still. `stream_driver.breaker`
+    is the circuit breaker's state, `waits` why no driver is started (null if nothing keeps it).
     """
     from infra.local import stack
     from infra.settings import settings
@@ -92,7 +95,9 @@ def _stream(name: str) -> dict[str, Any]:
             f"where stream = '{name}' and run_id not like 'maintain %' order by published_at desc limit 1"
         )
         found["ledger"] = dict(
-            connection.execute(f"select cause, count(*) from ledger where stream = '{name}' group by 1").fetchall()
+            connection.execute(
+                f"select cause, count(*) from ledger where split_part(stream, '.', 1) = '{name}' group by 1"
+            ).fetchall()
         )
         found["last_quality"] = one(
             "select run_id, max(recorded_at) as recorded_at, bool_and(success) as success, "
@@ -148,16 +153,49 @@ def _plain(value: Any) -> Any:
 
 
 def show(document: dict[str, Any]) -> None:
-    """Print `document` as the tables an operator reads."""
+    """Print `document` as the tables an operator reads: of as many streams beside each other as the console has room
+    for, at least two."""
     from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
     from infra.settings import settings
 
     console = Console()
-    table = Table(title="Millrace", title_justify="left", header_style="bold")
     streams = document["streams"]
+    abreast = max(2, (console.width - 27) // 33)
+    for first in range(0, len(streams), abreast):
+        console.print(_table(dict(list(streams.items())[first : first + abreast]), "" if first else "Millrace"))
+
+    driver = document["stream_driver"]
+    console.print(
+        f"Stream driver  {driver['state'] or 'not started'}" + (f": {driver['error']}" if driver["error"] else "")
+    )
+    if driver["breaker"]["state"] != "closed" or driver["waits"]:
+        state = f"The circuit breaker is {driver['breaker']['state']}. " if driver["breaker"]["deaths"] else ""
+        console.print(Text(f"{state}{driver['waits'] or 'A driver is being tried'}", "red"), soft_wrap=True)
+    for name, stream in streams.items():
+        if stream["halted"]:
+            console.print(Text(f"{name} is halted: {stream['halted']}", "red"), soft_wrap=True)
+        if stream.get("lane_halted"):
+            console.print(Text(stream["lane_halted"], "red"), soft_wrap=True)
+    services = document["services"]
+    down = sorted(name for name, state in services.items() if state != "RUNNING")
+    console.print(
+        "Services       " + (f"[red]not running: {', '.join(down)}[/]" if down else f"all {len(services)} running")
+        if services
+        else "Services       none is running; `millrace up` starts them"
+    )
+    config = settings()
+    if (config.secrets_dir / "airflow-admin").exists():
+        console.print(f"Airflow UI     {config.airflow_url}  (user admin, password {config.secret('airflow-admin')})")
+    console.print(f"Data Docs      {config.data_docs_url}")
+
+
+def _table(streams: dict[str, Any], title: str) -> Table:
+    """What there is to say of `streams`, a column each."""
+    from rich.table import Table
+
+    table = Table(title=title or None, title_justify="left", header_style="bold")
     table.add_column("")
     for name in streams:
         table.add_column(name, justify="right")
@@ -201,31 +239,7 @@ def show(document: dict[str, Any]) -> None:
 
     row("last dead-letter replay", replay)
     row("letters for a person", lambda s: f"{s['letters_to_decide']:,}")
-    console.print(table)
-
-    driver = document["stream_driver"]
-    console.print(
-        f"Stream driver  {driver['state'] or 'not started'}" + (f": {driver['error']}" if driver["error"] else "")
-    )
-    if driver["breaker"]["state"] != "closed" or driver["waits"]:
-        state = f"The circuit breaker is {driver['breaker']['state']}. " if driver["breaker"]["deaths"] else ""
-        console.print(Text(f"{state}{driver['waits'] or 'A driver is being tried'}", "red"), soft_wrap=True)
-    for name, stream in streams.items():
-        if stream["halted"]:
-            console.print(Text(f"{name} is halted: {stream['halted']}", "red"), soft_wrap=True)
-        if stream.get("lane_halted"):
-            console.print(Text(stream["lane_halted"], "red"), soft_wrap=True)
-    services = document["services"]
-    down = sorted(name for name, state in services.items() if state != "RUNNING")
-    console.print(
-        "Services       " + (f"[red]not running: {', '.join(down)}[/]" if down else f"all {len(services)} running")
-        if services
-        else "Services       none is running; `millrace up` starts them"
-    )
-    config = settings()
-    if (config.secrets_dir / "airflow-admin").exists():
-        console.print(f"Airflow UI     {config.airflow_url}  (user admin, password {config.secret('airflow-admin')})")
-    console.print(f"Data Docs      {config.data_docs_url}")
+    return table
 
 
 def status(json_: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False) -> None:

@@ -112,6 +112,19 @@ def test_reconciles_only_when_a_batch_was_ingested_after_the_last_publication(
     assert nothing_new("weather") is None
 
 
+def test_reconciles_again_what_was_published_without_its_join(lake: str, commits: Path, dags: Any) -> None:
+    (commits / "0").touch()
+    nothing_new = dags("reconcile").nothing_new
+    told = {"run_id": "r", "final_through": NOW, "through_batch": 1 << 40, "published_at": NOW}
+    add(lake, "publications", **told)
+    add(lake, "publications", stream="flights", **told)
+    assert nothing_new("weather") is None, "the join was refused"
+    add(lake, "publications", stream="flights.flights_with_weather", **told)
+    assert nothing_new("weather") is None, "it was published with less of the weather"
+    add(lake, "publications", stream="flights.flights_with_weather.weather", **told)
+    assert nothing_new("weather")
+
+
 def test_checks_only_what_changed_since_it_was_found_in_order(lake: str, commits: Path, dags: Any) -> None:
     (commits / "0").touch()
     unchanged = dags("data_quality").unchanged

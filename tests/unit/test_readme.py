@@ -8,7 +8,9 @@ from pathlib import Path
 import typer
 
 from infra.cli import app
+from infra.settings import Settings
 from schemas.catalog import catalog
+from spark.serving.duck import connect
 from spark.serving.views import view_names
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -45,3 +47,14 @@ def test_every_view_of_the_readme_exists() -> None:
 def test_every_path_of_the_readme_exists() -> None:
     for path in re.findall(r"`((?:docs|schemas|infra|spark|producers|dags|tests)/[\w./]*)`", README):
         assert (PROJECT / path).exists(), path
+
+
+def test_every_question_about_a_use_can_be_asked(tmp_path: Path) -> None:
+    """Of a platform that has all uses and no data yet."""
+    contracts = catalog(PROJECT / "schemas") | catalog(PROJECT / "schemas" / "uses")
+    questions = re.findall(r"^select [^;]*?(?=^select|\Z)", "".join(re.findall(r"```sql\n(.*?)```", README, re.DOTALL)),
+                           re.MULTILINE | re.DOTALL)  # fmt: skip
+    assert len(questions) > 8
+    with connect(Settings(home=tmp_path), [*contracts.values()]) as served:
+        for question in questions:
+            assert served.execute(question).fetchall() == [], question

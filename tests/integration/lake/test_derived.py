@@ -13,10 +13,12 @@ import pytest
 from deltalake import DeltaTable, Field
 from pyspark.errors.exceptions.base import StreamingQueryException
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
 
 from schemas.catalog import load
 from schemas.model import Join, Sessions, Velocity
-from spark import stateful, tables
+from spark import derived, stateful, tables, upkeep
+from spark.derivation import Derivation
 from spark.reconcile import UnexplainedDifference
 from spark.serving.duck import connect
 from spark.transforms.joins import joined
@@ -65,6 +67,11 @@ def test_the_pure_functions_are_what_the_sql_says(lake: Lake, batch_semantics: N
         expected = oracle(one.name, events)
         assert len(expected) > 10, one.name
         assert as_text(rows) == expected, one.name
+        since, through = NOON + timedelta(hours=1, minutes=10), NOON + timedelta(hours=3, minutes=10)
+        chosen = found.where(F.col("closes_at") <= through).where(F.col(derived.place(one)) >= since)
+        assert as_text(chosen.toArrow().to_pylist()) == as_text(
+            row for row in rows if row["closes_at"] <= through and row[derived.place(one)] >= since
+        ), f"{one.name}: what is asked of a row must not change it"
 
 
 @pytest.mark.parametrize("name", some_of("bursts", "stays"))
@@ -140,30 +147,45 @@ def test_whatever_comes_when_the_published_rows_are_exact_and_explained(
     assert all(run == "run 2" for run, _ in causes), "events in order differ in nothing"
 
 
-@pytest.mark.long
-def test_lost_rows_are_unexplained_and_repaired_and_a_dead_run_is_undone(
+def test_lost_rows_are_unexplained_and_publish_nothing_and_a_dead_run_is_undone(
     lake: Lake, batch_semantics: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for stream, rows in some_events(4).items():
         lake.send(stream, rows)
     close(lake)
     lake.query("stays")
+    lake.publish(END)
+
+    def final() -> list[Any]:
+        return connect(lake.settings, [*lake.contracts.values()]).sql("from stays where final").fetchall()
+
+    with monkeypatch.context() as dead:
+        dead.setattr(Derivation, "_publish", _power_out)
+        with pytest.raises(RuntimeError, match="the power is out"):
+            lake.derive("stays", "dead")
+    assert lake.rows(tables.batch, "stays")
+    assert final() == []
+
     speed = tables.local_path(tables.speed(lake.settings.lake_uri, "visits", "stays"))
     victim = min(row["session_start"] for row in lake.rows(tables.speed, "stays"))
     lost = DeltaTable(speed).delete(f"session_start = '{victim.isoformat(sep=' ')}'")
     assert lost["num_deleted_rows"] == 1
-    lake.publish(END)
-    with monkeypatch.context() as dead:
-        dead.setattr("spark.derivation.tables.append_rows", _power_out)
-        with pytest.raises(RuntimeError, match="the power is out"):
-            lake.derive("stays", "dead")
-    assert connect(lake.settings, [*lake.contracts.values()]).sql("from stays where final").fetchall() == []
-    with pytest.raises(UnexplainedDifference, match="2 served numbers"):
-        lake.derive("stays", "alive")
+    for _ in range(2):
+        with pytest.raises(UnexplainedDifference, match=r"checkpoint reset visits\.stays"):
+            lake.derive("stays", "refused")
+        assert lake.rows(tables.batch, "stays") == [], "what the dead run left is gone"
+        assert final() == []
+        assert {(row["cause"], row["run_id"], row["speed"]) for row in lake.ledger("stays")} == {
+            ("unexplained", "refused", 0.0)
+        }
+        assert len(lake.ledger("stays")) == 2, "events and seconds, once"
+
+    assert stateful.reset(lake.visits, lake.one("stays"), lake.settings) == 2
+    lake.query("stays")
+    lake.derive("stays", "alive")
     assert as_text(lake.rows(tables.batch, "stays")) == lake.closed("stays", END)
-    assert {(row["cause"], row["run_id"], row["speed"]) for row in lake.ledger("stays")} == {
-        ("unexplained", "alive", 0.0)
-    }
+    assert len(final()) == len(lake.rows(tables.batch, "stays"))
+    assert lake.ledger("stays") == [], "the alert is over"
 
 
 def _power_out(*_: Any) -> None:
@@ -194,6 +216,21 @@ def test_a_query_that_fails_halts_itself_and_goes_on_when_it_is_tried_again(lake
     query.query.awaitTermination()
     query.finish()
     assert query.progress()["halted"] is None
+    assert as_text(lake.rows(tables.speed, "bursts")) == oracle("bursts", lake.sent)
+
+
+def test_an_hour_of_batches_leaves_few_files_and_the_same_rows(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time goes faster: the query looks at its table after each batch, and merges two files."""
+    monkeypatch.setattr(upkeep, "LOOK", 1)
+    monkeypatch.setattr(upkeep, "MANY", 2)
+    visits = some_events(8)["visits"]
+    speed = tables.local_path(tables.speed(lake.settings.lake_uri, "visits", "bursts"))
+    for number in range(6):
+        lake.send("visits", visits[number * len(visits) // 6 : (number + 1) * len(visits) // 6])
+        lake.query("bursts")
+        assert len(DeltaTable(speed).file_uris()) <= 2
+    merges = [entry for entry in DeltaTable(speed).history() if entry["operation"] == "OPTIMIZE"]
+    assert len(merges) > 1
     assert as_text(lake.rows(tables.speed, "bursts")) == oracle("bursts", lake.sent)
 
 
