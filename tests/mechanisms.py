@@ -253,7 +253,7 @@ MECHANISMS = (
     Mechanism(
         "P6", "small files of alerts are merged", "spark/alert_log.py",
         "        self._upkeep.after_batch(waiting=False)\n", "",
-        ("tests/unit/test_upkeep.py::test_files_of_alerts_are_merged",),
+        ("tests/unit/test_upkeep.py::test_files_and_log_of_alerts_are_bounded",),
     ),
     Mechanism(
         "P6", "what a crash left without a commit is removed", "spark/upkeep.py",

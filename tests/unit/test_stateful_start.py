@@ -14,7 +14,7 @@ from infra.operate import require_startable
 from infra.settings import Settings, settings
 from schemas.catalog import load
 from schemas.errors import Halt
-from spark import checkpoints, stateful, tables
+from spark import checkpoints, stateful
 from tests.integration.lake.visits import written
 
 
@@ -24,7 +24,6 @@ class Site:
     def __init__(self, home: Path) -> None:
         self.settings = Settings(home=home, contracts=home / "contracts")
         for contract in written(self.settings.contracts).values():
-            tables.create(self.settings.lake_uri, contract)
             for one in contract.derived:
                 title = f"{contract.stream}.{one.name}"
                 stateful.remember(contract, one, self.settings, 1)

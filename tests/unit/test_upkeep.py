@@ -286,18 +286,11 @@ def alerts_for(folder: Path, commits: int, monkeypatch: pytest.MonkeyPatch) -> t
     return most_files, most_entries
 
 
-def test_files_of_alerts_are_merged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    files, _ = alerts_for(tmp_path, 2 * upkeep.MANY, monkeypatch)
-    assert files <= upkeep.MANY + upkeep.LOOK
-
-
-@pytest.mark.long
-def test_after_an_hour_of_alerts_each_five_seconds_files_and_log_are_bounded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    files, entries = alerts_for(tmp_path, 720, monkeypatch)
+def test_files_and_log_of_alerts_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upkeep, "CLEANINGS", 2)
+    files, entries = alerts_for(tmp_path, 4 * upkeep.MANY, monkeypatch)
     assert files <= upkeep.MANY + 2 * upkeep.LOOK, "a new process looks later than the one before would have"
-    assert entries <= upkeep.LOOK * upkeep.CLEANINGS + 60
+    assert entries <= 4 * upkeep.LOOK
 
 
 @pytest.mark.long
