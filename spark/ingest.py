@@ -23,7 +23,7 @@ from pyspark.sql import functions as F
 
 from schemas.errors import Halt
 from schemas.model import Contract
-from spark import checkpoints, tables
+from spark import batches, checkpoints, tables
 from spark.letters import Letters, letters
 from spark.transforms.aggregates import distinct_events, event_columns, partials
 from spark.transforms.decode import UNREGISTERED, decode
@@ -61,16 +61,13 @@ class Ingest:
     def batch(self, records: DataFrame, batch_id: int) -> None:
         """Ingests the rows of Spark's Kafka source (with headers) as batch `batch_id` of the checkpoint. Raises
         `PoisonStorm`, and whatever Spark, Kafka, the registry or `may_commit` raise."""
-        self.may_commit()
         try:
             self._to_bronze(records, batch_id, self.writers.current())
         except Exception as error:
             if UNREGISTERED not in str(error):
                 raise
             log.info("%s batch %d has a schema that is not in the cache", self.contract.stream, batch_id)
-            writers = self.writers.asked()
-            self.may_commit()
-            self._to_bronze(records, batch_id, writers)
+            self._to_bronze(records, batch_id, self.writers.asked())
         self.onward(records.sparkSession, batch_id)
 
     def _to_bronze(self, records: DataFrame, batch_id: int, known: Known) -> None:
@@ -80,13 +77,14 @@ class Ingest:
         application = checkpoints.application(self.contract.stream, self.generation)
         bronze = tables.bronze(self.lake_uri, self.contract.stream)
         judged = validate(decoded, self.contract)
-        tables.append(judged.withColumn("batch", tables.stamp(number)), bronze, application, batch_id)
+        stamped = judged.withColumn("batch", batches.stamp(number))
+        batches.append(stamped, bronze, application, batch_id, self.may_commit)
 
     def onward(self, spark: SparkSession, batch_id: int) -> None:
         """Sends what bronze holds of the batch onward: partials and dead letters. Raises as `batch` does."""
         number = checkpoints.batch_number(self.generation, batch_id)
         application = checkpoints.application(self.contract.stream, self.generation)
-        written = tables.written(spark, self.lake_uri, self.contract, number)
+        written = batches.written(spark, self.lake_uri, self.contract, number)
         if self.contract.dead_letters.is_storm(written.rows, written.rows_rejected):
             self._stop_poison(written, number)
         if written.rows_rejected < written.rows:
@@ -100,10 +98,9 @@ class Ingest:
         place = ("topic", "partition", "offset", "batch")
         events = self._distinct(accepted.select(*event_columns(self.contract), *place))
         for aggregate in self.contract.aggregates:
-            states = partials(events, self.contract, aggregate).withColumn("batch", tables.stamp(number))
-            self.may_commit()
+            states = partials(events, self.contract, aggregate).withColumn("batch", batches.stamp(number))
             speed = tables.speed(self.lake_uri, self.contract.stream, aggregate.name)
-            tables.append(states, speed, application, batch_id)
+            batches.append(states, speed, application, batch_id, self.may_commit)
 
     def _distinct(self, events: DataFrame) -> DataFrame:
         """`distinct_events`, which sorts all of them, only of those that may be repeats: events whose identities have
@@ -118,7 +115,7 @@ class Ingest:
         suspect = identity.isin(repeated.tolist())
         return events.where(~suspect).unionByName(distinct_events(events.where(suspect), self.contract))
 
-    def _stop_poison(self, written: tables.Written, number: int) -> None:
+    def _stop_poison(self, written: batches.Written, number: int) -> None:
         stream, batch_id = self.contract.stream, checkpoints.batch_id_of(number)
         total, rejected = written.rows, written.rows_rejected
         if self.storm_accepted(number):

@@ -6,7 +6,7 @@ not read again. Events older than the watermark (event time less the allowed lat
 batch layer repairs what they would have changed.
 
 A batch is appended to the speed table under the transaction id of the query's checkpoint, so a batch that runs again
-appends nothing twice. But it must run: Delta skips a write without looking at its rows, and then the state would lack
+appends nothing twice. But it must run: a write that is skipped does not look at its rows, and then the state would lack
 what they changed.
 """
 
@@ -25,7 +25,7 @@ from pyspark.sql.streaming.query import StreamingQuery
 from infra.settings import Settings
 from schemas.errors import Halt
 from schemas.model import Contract, Derived, Join, Sessions, Velocity
-from spark import checkpoint_log, checkpoints, derived, tables
+from spark import batches, checkpoint_log, checkpoints, derived, tables
 from spark.checkpoint_log import Unreadable
 from spark.fingerprint import Fingerprint, changes
 from spark.transforms.joins import joined
@@ -77,13 +77,13 @@ def results(spark: SparkSession, contract: Contract, one: Derived, lake_uri: str
             return joined(mine.dropDuplicatesWithinWatermark(contract.event_id), theirs, contract, one)
 
 
-def append(rows: DataFrame, uri: str, application: str, batch_id: int) -> None:
+def append(rows: DataFrame, uri: str, application: str, batch_id: int, may_commit: Callable[[], None]) -> None:
     """Appends a batch of a stateful query once, and lets its state have the batch every time."""
     written = tables.newest_append(uri, application)
     if written is not None and written >= batch_id:
         rows.write.format("noop").mode("append").save()
     else:
-        tables.append(rows, uri, application, batch_id)
+        batches.append(rows, uri, application, batch_id, may_commit)
 
 
 def fingerprint(contract: Contract, one: Derived) -> Fingerprint:
@@ -223,10 +223,10 @@ class StatefulQuery:
         def batch(rows: DataFrame, batch_id: int) -> None:
             self.running = True
             try:
-                self.may_commit()
-                number = tables.stamp(checkpoints.batch_number(generation, batch_id))
-                append(rows.withColumn("batch", number), uri, application, batch_id)
+                number = batches.stamp(checkpoints.batch_number(generation, batch_id))
+                append(rows.withColumn("batch", number), uri, application, batch_id, self.may_commit)
                 upkeep.after_batch(waiting=False)  # the batch is in the served view by now
+                self.may_commit()  # else Spark would note the batch as done in a checkpoint that is another driver's
                 self.since = None
             except BaseException as error:
                 self._failed(error)

@@ -1,6 +1,6 @@
-"""Names, schemas and creation of the Delta tables, and how a streaming batch is appended and read back.
+"""Names, schemas and creation of the Delta tables, and which batches they hold.
 
-Names, schemas and creation need no JVM. Every path is a URI under `settings().lake_uri`. Each table has one writing
+No JVM is needed for any of it. Every path is a URI under `settings().lake_uri`. Each table has one writing
 process: the streaming driver writes bronze and speed, the batch jobs everything else but `system/replays` and
 `system/moves`, which the replay task writes, and `system/audits`, which the audit task of `reconcile` writes.
 """
@@ -8,9 +8,8 @@ process: the streaming driver writes bronze and speed, the batch jobs everything
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pyarrow
@@ -33,9 +32,6 @@ from pyspark.sql.types import (
 
 from schemas.model import Aggregate, Contract, Derived
 from spark import derived, fields, measures
-
-if TYPE_CHECKING:
-    from pyspark.sql import Column, DataFrame, SparkSession
 
 STRING, LONG, INT, TIMESTAMP, DOUBLE = StringType(), LongType(), IntegerType(), TimestampType(), DoubleType()
 
@@ -384,76 +380,9 @@ def rows(uri: str) -> int:
 
 
 def newest_append(uri: str, app_id: str) -> int | None:
-    """The version that `append` committed last for `app_id`, also if it had no rows. None before the first."""
+    """The version that `spark.batches.append` committed last for `app_id`, also if it had no rows. None before the first."""
     path = local_path(uri)
     if not DeltaTable.is_deltatable(path):
         return None
     version: int | None = DeltaTable(path).transaction_version(app_id)
     return version
-
-
-# -- what a streaming batch writes and reads -----------------------------------------------------------------------
-
-
-def append(frame: DataFrame, uri: str, app_id: str, version: int) -> None:
-    """Appends `frame` once: Delta skips the write when `app_id` already committed `version` (a retried batch)."""
-    (
-        frame.write.format("delta")
-        .mode("append")
-        .option("txnAppId", app_id)
-        .option("txnVersion", version)
-        .save(uri)
-    )  # fmt: skip
-
-
-def stamp(number: int) -> Column:
-    """`number` as a column that is the same in every row, for `batch`.
-
-    A literal would be a part of the generated code, so each batch's code would be new to the JVM: compiled again, and
-    interpreted until it is. An element of an array is data.
-    """
-    from pyspark.sql import functions as F
-
-    return F.get(F.array(F.lit(number).cast("bigint")), F.pmod(F.spark_partition_id(), F.lit(1)))
-
-
-@dataclass(frozen=True)
-class Written:
-    """What bronze holds of a batch: the number of rows, and the `accepted` and `rejected` ones of them (columns of
-    bronze without `accepted`)."""
-
-    rows: int
-    rows_rejected: int
-    accepted: DataFrame
-    rejected: DataFrame
-
-
-def written(spark: SparkSession, lake_uri: str, contract: Contract, number: int) -> Written:
-    """The rows of batch `number` in bronze, found by the file statistics of the log: after an append they are whole
-    files, which are read as they are and counted without reading. Files that a compaction has mixed are searched."""
-    from pyspark.sql import functions as F
-
-    uri = bronze(lake_uri, contract.stream)
-    path, accepted = DeltaTable(local_path(uri)), "partition.accepted"
-    files = pyarrow.table(path.get_add_actions(flatten=True)).to_pylist()
-    mine = [file for file in files if _may_hold(file, number)]
-    if all(file["min.batch"] == file["max.batch"] == number for file in mine):
-        schema = bronze_schema(contract)
-        columns = StructType([field for field in schema.fields if field.name != "accepted"])
-
-        def rows(of: bool) -> DataFrame:
-            places = [f"{uri}/{file['path']}" for file in mine if file[accepted] is of]
-            return spark.read.schema(columns).parquet(*places) if places else spark.createDataFrame([], columns)
-
-        counts = {of: sum(file["num_records"] for file in mine if file[accepted] is of) for of in (True, False)}
-        return Written(sum(counts.values()), counts[False], rows(True), rows(False))
-    found = spark.read.format("delta").load(uri).where(F.col("batch") == number)
-    total, rejected = found.agg(F.count("*"), F.count_if(~F.col("accepted"))).head() or (0, 0)
-    verdict = F.col("accepted")
-    return Written(total, rejected, found.where(verdict).drop("accepted"), found.where(~verdict).drop("accepted"))
-
-
-def _may_hold(file: Mapping[str, Any], number: int) -> bool:
-    """Whether a file may have rows of the batch; one without statistics may."""
-    least, most = file.get("min.batch"), file.get("max.batch")
-    return least is None or most is None or least <= number <= most

@@ -16,13 +16,15 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
+from urllib.parse import urlsplit
 
 import pyarrow
 from deltalake import DeltaTable, WriterProperties
 from deltalake.exceptions import DeltaError
 
 from schemas.model import Contract
-from spark import tables
+from spark import batches, tables
 
 log = logging.getLogger(__name__)
 
@@ -105,6 +107,7 @@ class Upkeep:
             if wanted.items() - table.metadata().configuration.items():
                 table.alter.set_table_properties(wanted)
             table.vacuum(dry_run=False, full=True)  # also what a crash left without a commit
+            _remove_empty_folders(uri)
             table.create_checkpoint()
             table.cleanup_metadata()
         except (DeltaError, OSError) as error:
@@ -115,6 +118,18 @@ def of_ingest(lake_uri: str, contract: Contract) -> list[str]:
     """The tables that a stream's ingest writes: bronze, and the speed tables of its aggregates."""
     speed = [tables.speed(lake_uri, contract.stream, aggregate.name) for aggregate in contract.aggregates]
     return [tables.bronze(lake_uri, contract.stream), *speed]
+
+
+def _remove_empty_folders(uri: str) -> None:
+    """Of batches whose files are gone; object stores have no folders. Nobody writes to the table meanwhile."""
+    if urlsplit(uri).scheme != "file":
+        return
+    for batch in Path(tables.local_path(uri)).glob(f"{batches.FOLDER}*"):
+        for folder in sorted((path for path in batch.rglob("*") if path.is_dir()), reverse=True):
+            if not any(folder.iterdir()):
+                folder.rmdir()
+        if not any(batch.iterdir()):
+            batch.rmdir()
 
 
 def _fullest(table: DeltaTable, size: int) -> int:

@@ -35,13 +35,13 @@ class Mechanism:
 
 MECHANISMS = (
     Mechanism(
-        "P1", "a batch's append happens once", "spark/tables.py",
-        '        .option("txnAppId", app_id)\n        .option("txnVersion", version)\n', "",
+        "P1", "a batch's append happens once", "spark/batches.py",
+        "if written is not None and written >= version:", "if False:",
         ("tests/integration/lake/test_ingest_batch.py::test_a_batch_that_runs_again_changes_nothing",
          "tests/integration/test_faults.py::test_nothing_is_lost_or_doubled[driver-between]"),
     ),
     Mechanism(
-        "P1", "a batch is told from those that its files were merged with", "spark/tables.py",
+        "P1", "a batch is told from those that its files were merged with", "spark/batches.py",
         'if all(file["min.batch"] == file["max.batch"] == number for file in mine):', "if True:",
         ("tests/integration/lake/test_ingest_batch.py"
          "::test_a_batch_that_runs_again_after_its_files_were_merged_with_others_is_completed_once",),
@@ -118,7 +118,7 @@ MECHANISMS = (
          "tests/integration/lake/test_ingest_batch.py::test_a_batch_of_many_repeats_counts_them_once"),
     ),
     Mechanism(
-        "P2", "all batches run the same code", "spark/tables.py",
+        "P2", "all batches run the same code", "spark/batches.py",
         'F.get(F.array(F.lit(number).cast("bigint")), F.pmod(F.spark_partition_id(), F.lit(1)))', "F.lit(number)",
         ("tests/integration/lake/test_ingest_batch.py"
          "::test_the_batches_run_the_same_code_and_spark_compiles_all_of_it",),

@@ -37,7 +37,7 @@ from infra.settings import PROJECT, Settings
 from producers.codec import registry
 from schemas.catalog import catalog, load
 from schemas.model import Contract
-from spark import checkpoints, tables
+from spark import batches, checkpoints, tables
 from spark.serving.duck import connect
 from tests.faults.load import START, STEP, Load, kind, record
 
@@ -117,7 +117,7 @@ class World:
         return Traces(
             _newest(place / "offsets"),
             _newest(place / "commits"),
-            sum(_count(bronze / part, ".parquet") for part in ("", "accepted=true", "accepted=false")),
+            sum(1 for _ in bronze.glob(f"{batches.FOLDER}*/**/*.parquet")),
             _newest(bronze / "_delta_log", ".json"),
             _newest(speed / "_delta_log", ".json"),
         )
@@ -376,10 +376,6 @@ def _newest(folder: Path, suffix: str = "") -> int:
     """The greatest number that names a file of `folder`; -1 if there is none."""
     names = (name.removesuffix(suffix) for name in _names(folder) if name.endswith(suffix))
     return max((int(name) for name in names if name.isdecimal()), default=-1)
-
-
-def _count(folder: Path, suffix: str) -> int:
-    return sum(name.endswith(suffix) for name in _names(folder))
 
 
 def _names(folder: Path) -> list[str]:

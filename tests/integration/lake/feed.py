@@ -15,7 +15,7 @@ from pyspark.sql import functions as F
 from pyspark.sql.pandas.types import to_arrow_schema
 
 from schemas.model import Contract
-from spark import quality, tables
+from spark import batches, quality, tables
 from spark.batch_store import BatchStore
 from spark.checkpoints import batch_number
 from spark.jobs.reconcile import Audit, Reconciliation
@@ -146,7 +146,7 @@ class Feed:
         events = distinct_events(self.spark.createDataFrame(arrow), self.contract)
         for aggregate in self.contract.aggregates:
             found = partials(events, self.contract, aggregate).withColumn("batch", F.lit(self.through))
-            tables.append(found, tables.speed(self.lake_uri, "sales", aggregate.name), "sales.g1", self.batch)
+            batches.append(found, tables.speed(self.lake_uri, "sales", aggregate.name), "sales.g1", self.batch)
 
     def reconcile(self, run_id: str, audit: Audit = passing, now: datetime = NOW) -> dict[str, Any]:
         return Reconciliation(self.store, self.contract, run_id, self.through, now, audit).run()

@@ -18,7 +18,7 @@ from pyspark.sql import SparkSession
 from infra.settings import Settings
 from schemas.catalog import catalog
 from schemas.model import Contract
-from spark import ingest, tables, upkeep
+from spark import batches, ingest, tables, upkeep
 from spark.checkpoints import batch_number
 from spark.ingest import Ingest, PoisonStorm
 from spark.serving import spark_views
@@ -193,7 +193,7 @@ def test_a_batch_of_many_repeats_counts_them_once(
 def test_the_batches_run_the_same_code_and_spark_compiles_all_of_it(spark: SparkSession) -> None:
     def code(batch: int) -> str:
         decoded = decode(frame(spark, good(range(2))).repartition(1), FLIGHTS, {1: json.dumps(FLIGHTS.schema_now)})
-        plan = validate(decoded, FLIGHTS).withColumn("batch", tables.stamp(batch))._jdf.queryExecution().executedPlan()
+        plan = validate(decoded, FLIGHTS).withColumn("batch", batches.stamp(batch))._jdf.queryExecution().executedPlan()
         debug = getattr(spark._jvm.org.apache.spark.sql.execution.debug, "package$")  # type: ignore[union-attr]
         return str(getattr(debug, "MODULE$").codegenString(plan))
 

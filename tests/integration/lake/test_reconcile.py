@@ -18,7 +18,7 @@ from pyspark.sql import functions as F
 
 from infra.settings import PROJECT
 from schemas.model import Aggregate
-from spark import quality, tables
+from spark import batches, quality, tables
 from spark.batch_store import BatchStore
 from spark.measures import KLL_K
 from spark.reconcile import UnexplainedDifference
@@ -137,7 +137,7 @@ def test_a_tampered_speed_layer_is_unexplained_and_publishes_nothing(feed: Feed)
     feed.send(hours_of_sales(0, 1, 3))
     uri = tables.speed(feed.lake_uri, "sales", feed.contract.aggregates[0].name)
     tampered = feed.spark.read.format("delta").load(uri).where(F.col("window_start") == at(1, 20))
-    tables.append(tampered.localCheckpoint(), uri, "tamper", 1)
+    batches.append(tampered.localCheckpoint(), uri, "tamper", 1)
     with pytest.raises(UnexplainedDifference, match=r"by_shop_1m .* 01:20.*sales was served as 2.0, exact is 1.0"):
         feed.reconcile("r1")
     assert feed.published() == feed.log("publications") == []
