@@ -1,5 +1,5 @@
-"""What the streaming driver appends to a Delta table and reads back: Spark writes the files of a batch, delta-rs commits
-them (docs/decisions/0014-files-by-spark-commits-by-delta-rs.md).
+"""What the streaming driver appends to a Delta table and reads back: Spark writes the files of a batch, delta-rs
+commits them (docs/decisions/0014-files-by-spark-commits-by-delta-rs.md).
 
 The files of an attempt are in a folder of their own, `<table>/batch-<version>-<random>/`. Before the commit they belong
 to nothing, and what a crash leaves of them `spark.upkeep` removes. The commit names each file with its number of rows
@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow
 from deltalake import CommitProperties, DeltaTable, Transaction
 from deltalake.fs import DeltaStorageHandler
-from deltalake.transaction import AddAction
+from deltalake.transaction import AddAction, RemoveAction
 from pyarrow import parquet
 from pyarrow.fs import FileSelector, FileSystem, FileType, PyFileSystem
 from pyspark.sql import Column, DataFrame, SparkSession
@@ -48,7 +48,7 @@ def append(
     folder = f"{FOLDER}{version}-{uuid.uuid4().hex}"
     fitted = _fitted(frame, table, uri).write
     (fitted.partitionBy(partitions) if partitions else fitted).parquet(f"{uri}/{folder}")
-    actions = list(_actions(table, folder))
+    actions: list[AddAction | RemoveAction] = [*_actions(table, folder)]
     may_commit()
     table.create_write_transaction(
         actions,

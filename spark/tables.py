@@ -380,7 +380,7 @@ def rows(uri: str) -> int:
 
 
 def newest_append(uri: str, app_id: str) -> int | None:
-    """The version that `spark.batches.append` committed last for `app_id`, also if it had no rows. None before the first."""
+    """The version that an append committed last for `app_id`, also if it had no rows. None before the first."""
     path = local_path(uri)
     if not DeltaTable.is_deltatable(path):
         return None

@@ -84,10 +84,10 @@ def test_killed_anywhere_a_query_loses_and_doubles_nothing(
     cut = {stream: len(rows) // 2 for stream, rows in events.items()}
     deaths: list[str] = []
 
-    def dying(when: str) -> Callable[[DataFrame, str, str, int], None]:
-        def append(rows: DataFrame, uri: str, application: str, batch_id: int) -> None:
+    def dying(when: str) -> Callable[..., None]:
+        def append(rows: DataFrame, *where: Any) -> None:
             if when == "after":
-                appended(rows, uri, application, batch_id)
+                appended(rows, *where)
             deaths.append(when)
             raise RuntimeError("the power is out")
 
