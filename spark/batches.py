@@ -36,13 +36,14 @@ FOLDER = "batch-"
 def append(
     frame: DataFrame, uri: str, app_id: str, version: int, may_commit: Callable[[], None] = lambda: None
 ) -> None:
-    """Appends `frame` once: nothing happens when `app_id` already committed `version` or a later one (a retried batch).
-    Columns that only the table has are null; a type that differs from the table's is cast. `may_commit` is called when
-    all is written, right before the commit. Raises ValueError for a column that the table lacks, and what Spark, Delta
-    and `may_commit` raise."""
+    """Appends `frame` once: nothing is written when `app_id` already committed `version` or a later one (a retried
+    batch). Columns that only the table has are null; a type that differs from the table's is cast. `may_commit` is
+    called when all is written, right before the commit, and also if it is there already: who must not commit must not
+    go on. Raises ValueError for a column that the table lacks, and what Spark, Delta and `may_commit` raise."""
     table = DeltaTable(tables.local_path(uri))
     written = table.transaction_version(app_id)
     if written is not None and written >= version:
+        may_commit()
         return
     partitions = table.metadata().partition_columns
     folder = f"{FOLDER}{version}-{uuid.uuid4().hex}"

@@ -30,8 +30,6 @@ _CONF = {
     "spark.sql.session.timeZone": "UTC",
     "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
     "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
-    # Local files without checksum files of their own: Parquet has its own, and each batch writes a handful of files.
-    "spark.hadoop.fs.file.impl": "org.apache.hadoop.fs.RawLocalFileSystem",
     "spark.hadoop.mapreduce.fileoutputcommitter.marksuccessfuljobs": "false",
     # Commits of threads inside this JVM exclude each other; each table has one writing JVM.
     "spark.delta.logStore.file.impl": "io.delta.storage.LocalLogStore",

@@ -12,6 +12,7 @@ row is rewritten as often as there are `TIERS`, and a look does one merge of bou
 from __future__ import annotations
 
 import logging
+import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -121,15 +122,13 @@ def of_ingest(lake_uri: str, contract: Contract) -> list[str]:
 
 
 def _remove_empty_folders(uri: str) -> None:
-    """Of batches whose files are gone; object stores have no folders. Nobody writes to the table meanwhile."""
+    """Of batches whose files are gone, with the checksums that Hadoop keeps beside them; object stores have neither.
+    Nobody writes to the table meanwhile."""
     if urlsplit(uri).scheme != "file":
         return
-    for batch in Path(tables.local_path(uri)).glob(f"{batches.FOLDER}*"):
-        for folder in sorted((path for path in batch.rglob("*") if path.is_dir()), reverse=True):
-            if not any(folder.iterdir()):
-                folder.rmdir()
-        if not any(batch.iterdir()):
-            batch.rmdir()
+    for folder in Path(tables.local_path(uri)).glob(f"{batches.FOLDER}*"):
+        if not any(folder.rglob("[!.]*.parquet")):
+            shutil.rmtree(folder)
 
 
 def _fullest(table: DeltaTable, size: int) -> int:
