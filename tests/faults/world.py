@@ -117,7 +117,12 @@ class World:
         return Traces(
             _newest(place / "offsets"),
             _newest(place / "commits"),
-            sum(1 for _ in bronze.glob(f"{batches.FOLDER}*/**/*.parquet")),
+            sum(
+                name.endswith(".parquet")
+                for batch in bronze.glob(f"{batches.FOLDER}*")
+                for _, _, names in os.walk(batch)  # passes over what is moved meanwhile
+                for name in names
+            ),
             _newest(bronze / "_delta_log", ".json"),
             _newest(speed / "_delta_log", ".json"),
         )
