@@ -10,6 +10,7 @@ import duckdb
 import pyarrow
 import pytest
 from deltalake import DeltaTable, Field, Schema
+from deltalake.exceptions import CommitFailedError
 from duckdb_extensions import import_extension
 from pyspark.sql import DataFrame, SparkSession
 
@@ -120,6 +121,17 @@ def test_without_the_lease_files_are_left_and_nothing_is_committed(spark: SparkS
     Upkeep([table], timedelta(0)).clean()
     assert in_spark(spark, table) == [*range(20)]
     assert len([*place.glob("batch-*")]) == 1, "those that were left are gone, and their folder"
+
+
+def test_a_driver_that_slept_before_its_commit_is_refused_by_delta(spark: SparkSession, table: str) -> None:
+    """It asked for the lease in time; another driver has committed the batch before it wakes."""
+
+    def slept() -> None:
+        batches.append(rows(spark, range(20), 7), table, "app", 7)
+
+    with pytest.raises(CommitFailedError):
+        batches.append(rows(spark, range(20), 7), table, "app", 7, slept)
+    assert in_spark(spark, table) == [*range(20)]
 
 
 def test_types_are_the_tables_and_unknown_columns_are_refused(spark: SparkSession, table: str) -> None:
