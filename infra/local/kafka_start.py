@@ -65,7 +65,7 @@ def main(clean: Path, fencing: Path, broker: Path) -> None:
     java = java_executable(settings())
     if not clean.exists():
         end_registration(java, fencing)
-    os.execv(java, [java, f"@{broker}"])
+    os.execv(java, [str(java), f"@{broker}"])
 
 
 if __name__ == "__main__":

@@ -174,9 +174,11 @@ def test_transactions_that_a_crash_left_half_ended_are_ended(stack: Settings) ->
     everything = Consumer({**group, "isolation.level": "read_uncommitted"})
 
     @retry(
-        retry=retry_if_exception_type((TransientError, KafkaException)), stop=stop_after_delay(90), wait=wait_fixed(0.5),
+        retry=retry_if_exception_type((TransientError, KafkaException)),
+        stop=stop_after_delay(90),
+        wait=wait_fixed(0.5),
         reraise=True,
-    )  # fmt: skip
+    )
     def ended() -> None:
         for partition in partitions:
             place = TopicPartition(topic, partition)
