@@ -142,7 +142,7 @@ def prepare(settings: Settings, on_progress: jars.Progress | None = None) -> Pro
     clean = data_dir(settings) / ".kafka_cleanshutdown"
     return Program(
         "kafka",
-        [sys.executable, "-m", kafka_start.__name__, clean, fencing, arguments],
+        [sys.executable, "-P", kafka_start.__file__, clean, fencing, arguments],
         directory=settings.home,
         files=[configuration, arguments, alone, fencing, settings.ca_file, broker_keystore(settings)],
         stop_seconds=60,

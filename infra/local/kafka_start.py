@@ -1,5 +1,5 @@
-"""Starts the embedded broker, after a crash with its old registration ended first: `python -m infra.local.kafka_start
-CLEAN FENCING BROKER`, where CLEAN is the file that Kafka leaves when it was stopped properly, and the other two are
+"""Starts the embedded broker, after a crash with its old registration ended first: `python -P kafka_start.py CLEAN
+FENCING BROKER`, where CLEAN is the file that Kafka leaves when it was stopped properly, and the other two are
 argument files for `java`: of the same node as a controller alone, and of the whole.
 
 A broker that was killed is still registered, as alive, when it is started again. Its coordinator then begins to end the
