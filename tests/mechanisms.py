@@ -240,6 +240,11 @@ MECHANISMS = (
          "::test_an_approved_letter_goes_through_the_ingest_as_it_was_any_number_of_times",),
     ),
     Mechanism(
+        "P6", "a crashed broker's registration is ended before it starts", "infra/local/kafka_start.py",
+        "    if not clean.exists():\n        end_registration(java, fencing)\n", "",
+        ("tests/integration/test_stack.py::test_transactions_that_a_crash_left_half_ended_are_ended",),
+    ),
+    Mechanism(
         "P6", "small files are merged", "spark/upkeep.py",
         "self._batches = LOOK if self.merge() else 0", "self._batches = 0",
         ("tests/unit/test_upkeep.py::test_files_are_merged_as_batches_pass",

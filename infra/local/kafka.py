@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import uuid
 from collections.abc import Mapping
@@ -30,7 +31,7 @@ from confluent_kafka.admin import (
     UserScramCredentialUpsertion,
 )
 
-from infra.local import jars
+from infra.local import jars, kafka_start
 from infra.local.java import java_executable
 from infra.local.program import Program, java_arguments
 from infra.security.certificates import BROKER_NAME, broker_keystore
@@ -99,7 +100,23 @@ def server_properties(settings: Settings, logs: Path) -> dict[str, str]:
         "num.network.threads": "2",
         "num.io.threads": "4",
         "background.threads": "4",
+        # One node has nobody to hand its partitions to: a short silence (a stopped process, a busy disk) must not take
+        # them away. After a crash `kafka_start` ends the registration at once.
+        "broker.session.timeout.ms": "60000",
         "log.cleaner.dedupe.buffer.size": "33554432",
+    }
+
+
+def _controller_alone(settings: Settings) -> dict[str, str]:
+    """The same node as a controller alone, whose brokers are given up after a second of silence."""
+    whole = server_properties(settings, data_dir(settings))
+    for name in ("advertised.listeners", "inter.broker.listener.name", "sasl.mechanism.inter.broker.protocol"):
+        del whole[name]
+    return whole | {
+        "process.roles": "controller",
+        "listeners": f"CONTROLLER://127.0.0.1:{settings.kafka_controller_port}",
+        "broker.session.timeout.ms": "1000",
+        "broker.heartbeat.interval.ms": "500",
     }
 
 
@@ -120,11 +137,14 @@ def prepare(settings: Settings, on_progress: jars.Progress | None = None) -> Pro
     heap = [f"-Xmx{HEAP}", "-Xms128m", "-XX:+UseG1GC", "-XX:MaxGCPauseMillis=20", "-XX:G1PeriodicGCInterval=60000"]
     safety = ["-XX:+ExitOnOutOfMemoryError", "-XX:-UsePerfData", "-Djava.net.preferIPv4Stack=true"]
     arguments = java_arguments(run / "kafka.args", [*heap, *safety, *options, "kafka.Kafka", configuration])
+    alone = write_private(run / "kafka-controller.properties", _properties(_controller_alone(settings)))
+    fencing = java_arguments(run / "kafka-controller.args", [*heap, *safety, *options, "kafka.Kafka", alone])
+    clean = data_dir(settings) / ".kafka_cleanshutdown"
     return Program(
         "kafka",
-        [java, f"@{arguments}"],
+        [sys.executable, "-P", kafka_start.__file__, clean, fencing, arguments],
         directory=settings.home,
-        files=[configuration, arguments, settings.ca_file, broker_keystore(settings)],
+        files=[configuration, arguments, alone, fencing, settings.ca_file, broker_keystore(settings)],
         stop_seconds=60,
     )
 

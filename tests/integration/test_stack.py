@@ -6,15 +6,18 @@ import os
 import socket
 import ssl
 import stat
+import threading
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import UTC, datetime
 
 import httpx
 import psutil
 import psycopg2
 import pytest
-from confluent_kafka import KafkaException
+from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixed
 
@@ -140,6 +143,53 @@ def test_a_lost_password_is_made_anew_and_works(stack: Settings) -> None:
     local.up(stack, ["kafka"])
     assert isinstance(topics(stack, **{"sasl.username": "audit", "sasl.password": stack.secret("kafka-audit")}), set)
     assert pids(stack)["kafka"] == before
+
+
+def test_transactions_that_a_crash_left_half_ended_are_ended(stack: Settings) -> None:
+    """Many are being committed when the broker is killed; afterwards readers of committed records reach the end."""
+    topic, partitions = f"halves-{uuid.uuid4().hex[:8]}", range(4)
+    admin = AdminClient(stack.kafka_client("admin"))
+    admin.create_topics([NewTopic(topic, len(partitions), 1)])[topic].result(10)
+    client = {**stack.kafka_client("admin"), "log_level": 0, "error_cb": lambda _: None}
+    # Those whose commit the broker has not taken yet it ends itself, after ten seconds.
+    mine = {**client, "transaction.timeout.ms": 10_000}
+    producers = [Producer({**mine, "transactional.id": f"{topic}-{number}"}) for number in range(24)]
+    for producer in producers:
+        producer.init_transactions(30)
+        producer.begin_transaction()
+        for partition in partitions:
+            producer.produce(topic, b"half", partition=partition)
+        producer.flush(10)
+    broker = pids(stack)["kafka"]
+
+    def commit(producer: Producer) -> None:
+        with suppress(KafkaException):
+            producer.commit_transaction(1)
+
+    with ThreadPoolExecutor(len(producers)) as threads:
+        threads.map(commit, producers)
+        threading.Timer(0.02, os.kill, [broker, 9]).start()
+    group = {**client, "group.id": topic}
+    committed = Consumer({**group, "isolation.level": "read_committed"})
+    everything = Consumer({**group, "isolation.level": "read_uncommitted"})
+
+    @retry(
+        retry=retry_if_exception_type((TransientError, KafkaException)),
+        stop=stop_after_delay(90),
+        wait=wait_fixed(0.5),
+        reraise=True,
+    )
+    def ended() -> None:
+        for partition in partitions:
+            place = TopicPartition(topic, partition)
+            read, there = (consumer.get_watermark_offsets(place, 5) for consumer in (committed, everything))
+            if read != there or there[1] < len(producers):
+                raise NotBack(f"{topic}/{partition}: committed to {read}, there is {there}")
+
+    ended()
+    for consumer in (committed, everything):
+        consumer.close()
+    admin.delete_topics([topic])[topic].result(10)
 
 
 @pytest.mark.parametrize("program", CHECKS)
