@@ -1,7 +1,8 @@
 """# data_quality
 
 Checks the tables of every stream, as they are served, with Great Expectations: events, speed and batch (types, nulls,
-ranges, identity, freshness, row counts, and sums that must agree between the layers).
+ranges, identity, freshness, row counts), sums that must agree between the layers, and whether the newest hours are as
+full, and their averages as high, as the same hours of earlier days.
 
 **When.** Hourly, twenty minutes past, after `reconcile`; the two share the pool `batch`, so they never run at once.
 
@@ -10,6 +11,10 @@ Docs hold every expectation with the values that broke it (`millrace status` pri
 left out while none of its batches is complete, and when nothing changed since it was last found in order. After a
 change of a contract or a suite, trigger a run with the configuration `{"force": true}`: it checks again all the same.
 
+**Severity.** A suite says of each expectation whether it is `critical` or a `warning`; in a contract,
+`quality.severity` does. Warnings are in the result and in the Data Docs, and fail nothing; in `reconcile` they do not
+block publication.
+
 **When it fails.** The message names the suites and their failed expectations. It is not tried again: the data would
 be the same. What is served stays served; `reconcile` audits its own result before it publishes, so a red run here
 means that a check beyond that audit has failed, or that a source changed.
@@ -17,6 +22,7 @@ means that a check beyond that audit has failed, or that a source changed.
 | suite | a failure means |
 |---|---|
 | events | records that pass the contract's row rules and still are not plausible: talk to the owner of the source |
+| usual | an hour is much emptier, fuller or otherwise than that hour of the day was: ask the source |
 | speed | the speed layer does not add up: compare it with the `ledger` |
 | batch | published numbers disagree with the events: pause `reconcile`, and report a defect |
 """
@@ -33,14 +39,26 @@ from wiring import DEFAULTS, SparkJob, assets, at, failed_suites
 def checked(served: Any, job: dict[str, Any]) -> dict[str, Any]:
     """The job's suites with their expectations met, and why those failed that did."""
     suites = served.execute(
-        "select suite, evaluated - failed, evaluated from quality "
+        "select suite, evaluated - failed - coalesce(warnings, 0), evaluated, failures from quality "
         "where stream = $stream and recorded_at >= $since order by recorded_at, suite",
         job,
     ).fetchall()
     return {
-        "suites": {suite: f"{met} of {evaluated}" for suite, met, evaluated in suites},
+        "suites": {suite: f"{met} of {evaluated}" for suite, met, evaluated, _ in suites},
+        "warnings": {suite: found for suite, *_, failures in suites if (found := warnings(failures))},
         "failures": failed_suites(served, job),
     }
+
+
+def warnings(failures: str | None) -> list[str]:
+    """The expectations that failed and only warn, with what they are about and what was observed."""
+    import json
+
+    return [
+        f"{one['expectation']}: {one['about']}, observed {one['observed']}"
+        for one in json.loads(failures or "[]")
+        if isinstance(one, dict) and one.get("severity") == "warning"
+    ]
 
 
 def unchanged(stream: str) -> str | None:

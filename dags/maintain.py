@@ -45,8 +45,10 @@ with DAG(
     def maintain(whose: Any, run_id: str) -> dict[str, dict[str, Any]]:
         """Returns, by table, what was done to it, of the tables that something was done to or that were left alone."""
         import logging
+        from contextlib import nullcontext
         from datetime import UTC, datetime
 
+        from infra.exclusive import exclusive
         from infra.settings import settings
         from schemas.catalog import catalog
         from spark import maintenance
@@ -55,12 +57,14 @@ with DAG(
         config, log = settings(), logging.getLogger("airflow.task")
         done = {}
         contracts = catalog(config.contracts).values()
-        for one in maintenance.maintain(config.lake_uri, contracts, whose, run_id, datetime.now(UTC)):
-            log.info("%s", one)
-            if one.compacted or one.removed or one.left_alone:
-                done[one.table] = {"joined": one.compacted, "removed": one.removed, "left_alone": one.left_alone}
-        if whose == BATCH_POOL:
-            write_catalog(config)
+        # The pool holds off the jobs of Airflow; the lock, a backfill that somebody starts by hand.
+        with exclusive(config, "batch") if whose == BATCH_POOL else nullcontext():
+            for one in maintenance.maintain(config.lake_uri, contracts, whose, run_id, datetime.now(UTC)):
+                log.info("%s", one)
+                if one.compacted or one.removed or one.left_alone:
+                    done[one.table] = {"joined": one.compacted, "removed": one.removed, "left_alone": one.left_alone}
+            if whose == BATCH_POOL:
+                write_catalog(config)
         return done
 
     for pool in (BATCH_POOL, LETTERS_POOL, AUDITS_POOL):

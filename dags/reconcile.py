@@ -12,7 +12,8 @@ task is skipped.
 
 **Result.** `audit` returns, by stream, the offsets that it accounts for, the gaps by their reason and the residual; the
 view `audits` has them by partition, with the offsets. `reconcile` returns what was published: `final_through`, hours,
-rows, and how many differences the ledger explains by which cause (tab *XCom*, and the end of its log).
+rows, and how many differences the ledger explains by which cause, in all and `by_hour` of event time (tab *XCom*; as a
+table at the end of its log).
 
 **When it fails.** The log and the result say for which streams. Nothing was published of those, and their served
 numbers are as they were; the next run tries the same hours again together with the newer ones. The other streams are
@@ -25,7 +26,7 @@ published. A stream that the audit found a residual in is withheld: numbers that
 | offsets `doubled` | rows are there twice: delete one of each, with the streaming driver stopped |
 | *is not audited in this run* | the task `audit` says why |
 | an expectation on staged rows failed | the new numbers are wrong: see the Data Docs and `staged/<stream>/…` |
-| `unexplained` differences | speed and batch disagree without a cause: a defect; query the view `ledger` |
+| `unexplained` differences | a defect: see the view `ledger`; if the exact values are right, `backfill` publishes |
 | anything else | the end of the task's log holds Spark's own error |
 
 One retry is made: a run can be repeated, and streams that were published are left out of it. With `{"force": true}` a
@@ -38,33 +39,7 @@ from datetime import timedelta
 from typing import Any
 
 from airflow.sdk import DAG, TriggerRule, task
-from wiring import AUDITS_POOL, DEFAULTS, SparkJob, assets, at, duty, failed_suites, nothing_settled, streams
-
-
-def published(served: Any, job: dict[str, Any]) -> dict[str, Any]:
-    """What the job has published and written to the ledger."""
-    publication = served.execute(
-        "select final_through, hours, rows from publications "
-        "where stream = $stream and published_at >= $since order by published_at desc",
-        job,
-    ).fetchone()
-    causes = dict(
-        served.execute(
-            "select cause, count(*) from ledger where stream = $stream and recorded_at >= $since group by cause", job
-        ).fetchall()
-    )
-    failures = failed_suites(served, job)
-    if unexplained := causes.get("unexplained"):
-        failures.append(f"{job['stream']}: {unexplained} differences without an explanation; query the view ledger")
-    final_through, hours, rows = publication or (None, 0, 0)
-    return {
-        "published": publication is not None,
-        "final_through": final_through and final_through.isoformat(),
-        "hours": hours,
-        "rows": rows,
-        "differences": causes,
-        "failures": failures,
-    }
+from wiring import AUDITS_POOL, DEFAULTS, SparkJob, assets, at, duty, nothing_settled, published, streams
 
 
 def nothing_new(stream: str) -> str | None:

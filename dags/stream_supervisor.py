@@ -61,8 +61,9 @@ class Drive(BaseOperator):
 
     def execute(self, context: Context) -> int:
         from infra import driver
-        from infra.restarts import MayStart, waits
+        from infra.restarts import waits
         from infra.settings import settings
+        from infra.watch import MayStart
 
         config = settings()
         if driver.running(config) is None and (why := waits(config, datetime.now(UTC))):

@@ -24,6 +24,9 @@ PROJECT = Path(__file__).resolve().parent.parent
 BATCH_POOL, LETTERS_POOL, AUDITS_POOL = "batch", "letters", "audits"
 """One slot each: a table has one writing process, so the tasks that write the same tables take turns."""
 
+SHOWN_HOURS = 48
+"""Hours that a report lists at most."""
+
 DEFAULTS: dict[str, Any] = {
     "owner": "data-platform",
     "retries": 2,
@@ -94,12 +97,13 @@ class SparkJob(SparkSubmitOperator):
         *,
         job: str,
         report: Report,
+        task_id: str = "",
         unneeded: Callable[[str], str | None] = lambda stream: None,
         withheld: Callable[[str, str], str | None] = lambda stream, run_id: None,
         **kwargs: Any,
     ) -> None:
         super().__init__(
-            task_id=job,
+            task_id=task_id or job,
             application=str(PROJECT / "spark" / "jobs" / f"{job}.py"),
             application_args=["--run-id", "{{ run_id }}"],
             name=f"millrace-{job}",
@@ -185,19 +189,67 @@ class SparkJob(SparkSubmitOperator):
                     reports[stream] = self.report(served, {"stream": stream, "since": since})
             except MillraceError as error:
                 reports[stream] = {"failures": [f"{stream}: {error}"]}
-            self.log.info("%s: %s", stream, reports[stream])
+            self.log.info("%s: %s", stream, {name: it for name, it in reports[stream].items() if name != "by_hour"})
+            if hours := reports[stream].get("by_hour"):
+                self.log.info("%s, differences by hour:\n%s", stream, hour_table(hours))
         return reports
 
 
+def published(served: Any, job: dict[str, Any]) -> dict[str, Any]:
+    """What the job has published and written to the ledger; `by_hour` are the newest hours with differences."""
+    publication = served.execute(
+        "select final_through, hours, rows from publications "
+        "where stream = $stream and published_at >= $since order by published_at desc",
+        job,
+    ).fetchone()
+    causes = dict(
+        served.execute(
+            "select cause, count(*) from ledger where stream = $stream and recorded_at >= $since group by cause", job
+        ).fetchall()
+    )
+    failures = failed_suites(served, job)
+    hours = served.execute(
+        "select date_trunc('hour', window_start) as hour, cause, count(*) from ledger "
+        "where stream = $stream and recorded_at >= $since group by all order by all",
+        job,
+    ).fetchall()
+    by_hour: dict[str, dict[str, Any]] = {}
+    for hour, cause, count in hours:
+        by_hour.setdefault(hour.isoformat(), {"hour": hour.isoformat()})[cause] = count
+    if unexplained := causes.get("unexplained"):
+        failures.append(f"{job['stream']}: {unexplained} differences without an explanation; query the view ledger")
+    final_through, hours, rows = publication or (None, 0, 0)
+    return {
+        "published": publication is not None,
+        "final_through": final_through and final_through.isoformat(),
+        "hours": hours,
+        "rows": rows,
+        "differences": causes,
+        "by_hour": list(by_hour.values())[-SHOWN_HOURS:],
+        "failures": failures,
+    }
+
+
+def hour_table(by_hour: list[dict[str, Any]]) -> str:
+    """Hours with what was counted in them, as lines of text."""
+    columns = list(dict.fromkeys(name for hour in by_hour for name in hour))
+    rows = [columns, *([str(hour.get(name, 0)) for name in columns] for hour in by_hour)]
+    widths = [max(len(row[n]) for row in rows) for n in range(len(columns))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+
+
 def failed_suites(served: Any, job: dict[str, Any]) -> list[str]:
-    """One line for each Great Expectations suite that failed in a job, with where to read more."""
+    """One line for each Great Expectations suite that failed in a job, with the address of its page in Data Docs."""
+    from infra.settings import settings
+
     rows = served.execute(
         "select suite, failed, evaluated, failures, docs from quality "
         "where stream = $stream and recorded_at >= $since and not success order by recorded_at, suite",
         job,
     ).fetchall()
+    site = settings().data_docs_url
     return [
-        f"{job['stream']}, suite {suite}: {failed} of {evaluated} expectations failed: {failures} ({docs})"
+        f"{job['stream']}, suite {suite}: {failed} of {evaluated} expectations failed: {failures} ({site}{docs})"
         for suite, failed, evaluated, failures, docs in rows
     ]
 

@@ -9,6 +9,7 @@ import typer
 
 from infra.commands import dead_letters
 from infra.commands.audit import audit
+from infra.commands.backfill import backfill
 from infra.commands.bench import bench
 from infra.commands.check import check
 from infra.commands.checkpoint import checkpoint
@@ -55,7 +56,7 @@ app = typer.Typer(
 for panel, commands in {
     "Run it": (demo, up, down),
     "Look at it": (status, query, sql, tables, lineage, audit, logs, doctor, soak),
-    "Streams": (produce, check),
+    "Streams": (produce, backfill, check),
 }.items():
     for command in commands:
         app.command(rich_help_panel=panel)(command)

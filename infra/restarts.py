@@ -13,15 +13,11 @@ the same:
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Literal
-
-from airflow.triggers.base import BaseTrigger, TriggerEvent
+from typing import Literal
 
 from infra import driver
 from infra.settings import Settings
@@ -29,9 +25,6 @@ from schemas.model import Backoff
 
 BACKOFF = Backoff(attempts=5, base=timedelta(seconds=2), cap=timedelta(minutes=5), jitter=0.5)
 COOL_DOWN = timedelta(minutes=10)
-
-EVERY = 1.0
-"""Seconds between looks of a start that waits."""
 
 
 @dataclass(frozen=True)
@@ -119,20 +112,3 @@ def waits(settings: Settings, now: datetime) -> str | None:
             f"{state.until:%H:%M:%S} UTC; when the cause is mended, `millrace stream close-breaker` starts it at once"
         )
     return f"{state.deaths} drivers in a row died young: the next one is started at {state.until:%H:%M:%S} UTC"
-
-
-class MayStart(BaseTrigger):
-    """Fires, in the triggerer and without a worker slot, once nothing keeps a driver from being started."""
-
-    def __init__(self, home: str) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.home = home
-
-    def serialize(self) -> tuple[str, dict[str, Any]]:
-        return "infra.restarts.MayStart", {"home": self.home}
-
-    async def run(self) -> AsyncIterator[TriggerEvent]:
-        settings = Settings(home=Path(self.home))
-        while waits(settings, datetime.now(UTC)) is not None:
-            await asyncio.sleep(EVERY)
-        yield TriggerEvent(True)  # type: ignore[no-untyped-call]

@@ -1,6 +1,7 @@
-"""Airflow trigger that waits, in the triggerer and without a worker slot, until the streaming driver's life ends.
+"""Airflow triggers that wait, in the triggerer and without a worker slot: until a driver may start, and until its life
+ends.
 
-It judges by progress, not by the process alone: a driver that lives but no longer beats, or beats but no longer
+A life is judged by progress, not by the process alone: a driver that lives but no longer beats, or beats but no longer
 finishes batches while records wait, is as good as dead.
 """
 
@@ -17,6 +18,8 @@ from typing import Any, Literal
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from infra.driver import Driver, heartbeat, recorded
+from infra.restarts import waits
+from infra.settings import Settings
 
 Reason = Literal["exited", "stalled", "failed", "stopped", "lag", "halted"]
 Event = dict[str, Any]
@@ -28,6 +31,23 @@ EVERY = 1.0
 SLOW = 5
 """A batch may take so many times `stall_after`: the beat shows that the driver lives, and killing it in the middle of
 a batch that is only slow would make it begin again, and again."""
+
+
+class MayStart(BaseTrigger):
+    """Fires once nothing keeps a driver from being started."""
+
+    def __init__(self, home: str) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.home = home
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        return "infra.watch.MayStart", {"home": self.home}
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        settings = Settings(home=Path(self.home))
+        while waits(settings, datetime.now(UTC)) is not None:
+            await asyncio.sleep(EVERY)
+        yield TriggerEvent(True)  # type: ignore[no-untyped-call]
 
 
 class DriverWatch(BaseTrigger):

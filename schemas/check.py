@@ -189,6 +189,15 @@ def _quality(contract: Contract, document: Document) -> Iterator[Problem]:
             yield document.problem(
                 loc, f"a list of values needs a string, but {name!r} is of kind {kind(contract.fields[name])}"
             )
+    for name in quality.references:
+        if name not in {reference.name for reference in contract.references}:
+            yield document.problem(("quality", "references", name), f"there is no reference {name!r}")
+    judged = {*quality.ranges, *quality.values, *(rule.name for rule in contract.rules)}
+    for name in quality.severity:
+        if name not in judged:
+            yield document.problem(
+                ("quality", "severity", name), f"{name!r} has no range and no values, and is no rule"
+            )
     for name, share in quality.mostly.items():
         loc = ("quality", "mostly", name)
         if name not in quality.ranges:

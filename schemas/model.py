@@ -47,6 +47,8 @@ def _name(value: Any) -> str:
 Duration = Annotated[timedelta, BeforeValidator(parse_duration)]
 Name = Annotated[str, BeforeValidator(_name)]
 Window = Literal["1m", "5m", "1h"]
+Severity = Literal["critical", "warning"]
+"""`critical` blocks publication and fails the check; `warning` is reported."""
 ErrorClass = Literal["transient", "unknown_schema", "malformed", "rule"]
 """`transient` is retried in place; `unknown_schema` is replayed once the id exists; the others await a person."""
 
@@ -251,6 +253,13 @@ class DeadLetters(_Strict):
         return {**_default_policy(), **given}
 
 
+class Lookup(_Strict):
+    """Rows must be found in a reference of the contract: at least the share `mostly` of those whose key is not null."""
+
+    mostly: float = Field(1.0, gt=0, le=1)
+    severity: Severity = "critical"
+
+
 class Quality(_Strict):
     """What the generated Great Expectations suites check beyond types, nulls and identity."""
 
@@ -260,6 +269,11 @@ class Quality(_Strict):
     values: dict[str, list[str]] = Field(default_factory=dict, description="Field to its allowed values.")
     mostly: dict[str, float] = Field(
         default_factory=dict, description="Field to the share of rows that must satisfy its range; default all."
+    )
+    references: dict[Name, Lookup] = Field(default_factory=dict, description="Reference to how many rows it must know.")
+    severity: dict[str, Severity] = Field(
+        default_factory=dict,
+        description="Field or row rule to what it means when its ranges, values or rule do not hold; default critical.",
     )
     freshness: Duration | None = Field(
         None, description="Greatest age of the newest event against the clock; leave out for replays of the past."

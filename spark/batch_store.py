@@ -5,9 +5,11 @@ The batch jobs are the only writers of batch, staged, publications, ledger and q
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
+from functools import reduce
+from operator import and_
 from typing import Any
 
 import pyarrow
@@ -16,16 +18,19 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from schemas.model import Aggregate, Contract
-from spark import tables
+from spark import measures, tables
+from spark.reconcile import floor_hour
 
 
 @dataclass(frozen=True)
 class BatchStore:
-    """The tables of one stream in one lake."""
+    """The tables of one stream in one lake. `may_commit` is called before each write and raises when this process must
+    not (any more)."""
 
     spark: SparkSession
     lake_uri: str
     contract: Contract
+    may_commit: Callable[[], None] = lambda: None
 
     # -- reads ---------------------------------------------------------------------------------------------------
 
@@ -38,6 +43,28 @@ class BatchStore:
         """The speed layer's partials of batches up to `through`."""
         uri = tables.speed(self.lake_uri, self.contract.stream, aggregate.name)
         return self._read(uri).where(F.col("batch") <= through)
+
+    def first_batches(self, aggregate: Aggregate, through: int) -> dict[str, int]:
+        """For each measure of the aggregate the first batch whose partials have its states, `through` + 1 for none: a
+        measure that is added to a running stream is in the speed layer from then on."""
+        kept = {
+            measure.name: [
+                F.col(state.name).isNotNull()
+                for state in measures.states(aggregate.model_copy(update={"measures": [measure]}), self.contract)
+            ]
+            for measure in aggregate.measures
+        }
+        found = self.partials(aggregate, through).agg(
+            *(F.min(F.when(reduce(and_, there), F.col("batch"))).alias(name) for name, there in kept.items())
+        )
+        [row] = found.collect()
+        return {name: through + 1 if first is None else first for name, first in row.asDict().items()}
+
+    def began(self) -> dict[str, int]:
+        """By aggregate, the oldest batch of its partials; none for those without any. From file statistics."""
+        place = (self.lake_uri, self.contract.stream)
+        found = {a.name: tables.batches(tables.speed(*place, a.name)) for a in self.contract.aggregates}
+        return {name: oldest_newest[0] for name, oldest_newest in found.items() if oldest_newest}
 
     def staged(self, aggregate: Aggregate) -> DataFrame:
         return self._read(tables.staged(self.lake_uri, self.contract.stream, aggregate.name))
@@ -53,22 +80,45 @@ class BatchStore:
             found[aggregate.name] = int(DeltaTable(tables.local_path(uri)).version())
         return found
 
+    def hours_of(self, aggregate: Aggregate, run_ids: Iterable[str]) -> set[datetime]:
+        """The hours (UTC) whose published rows are of one of the runs."""
+        if not (run_ids := list(run_ids)):
+            return set()
+        rows = self.published(aggregate).join(F.broadcast(self.runs_frame(run_ids)), "run_id", "left_semi")
+        micros = rows.select(F.unix_micros("hour").alias("hour")).distinct().collect()
+        return {datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=row.hour) for row in micros}
+
+    def corrected(self, run_ids: Iterable[str]) -> dict[str, set[datetime]]:
+        """By aggregate, the hours (UTC) in which one of the runs has taken exact values that nothing explained, because
+        a person ordered it."""
+        ledger = DeltaTable(tables.local_path(tables.system(self.lake_uri, "ledger")))
+        mine = [("stream", "=", self.contract.stream), ("cause", "=", "corrected")]
+        rows = ledger.to_pyarrow_table(columns=["run_id", "aggregate", "window_start"], filters=mine).to_pylist()
+        known, found = set(run_ids), dict[str, set[datetime]]()
+        for row in rows:
+            if row["run_id"] in known:
+                found.setdefault(row["aggregate"], set()).add(floor_hour(row["window_start"].astimezone(UTC)))
+        return found
+
     # -- writes --------------------------------------------------------------------------------------------------
 
     def stage(self, aggregate: Aggregate, windows: DataFrame) -> None:
         """Makes `windows` the whole of what is staged."""
+        self.may_commit()
         columns = tables.batch_schema(self.contract, aggregate).names
         uri = tables.staged(self.lake_uri, self.contract.stream, aggregate.name)
         windows.select(*columns).write.format("delta").mode("overwrite").save(uri)
 
     def replace(self, aggregate: Aggregate, hours: str) -> None:
         """Publishes what is staged in one commit, in place of all rows that fulfil `hours`, a predicate on `hour`."""
+        self.may_commit()
         uri = tables.batch(self.lake_uri, self.contract.stream, aggregate.name)
         self.staged(aggregate).write.format("delta").mode("overwrite").option("replaceWhere", hours).save(uri)
 
     def forget_ledger(self, published_runs: Iterable[str], title: str | None = None) -> None:
         """Removes the ledger rows of runs that never published: they died, or were refused. Rows of the stream, or of
         the derived result of that `title`."""
+        self.may_commit()
         stream = title or self.contract.stream
         ledger = DeltaTable(tables.local_path(tables.system(self.lake_uri, "ledger")))
         mine = ledger.to_pyarrow_table(columns=["run_id"], filters=[("stream", "=", stream)])
@@ -78,11 +128,13 @@ class BatchStore:
             ledger.delete(f"stream = {_quoted(stream)} and run_id in ({runs})")
 
     def append_ledger(self, rows: DataFrame) -> None:
+        self.may_commit()
         columns = tables.SYSTEM["ledger"].names
         rows.select(*columns).write.format("delta").mode("append").save(tables.system(self.lake_uri, "ledger"))
 
     def log_rows(self, name: str, rows: list[dict[str, Any]]) -> None:
         """Appends a few rows to the table `system/<name>`."""
+        self.may_commit()
         tables.append_rows(self.lake_uri, name, rows)
 
     def hours_frame(self, hours: Iterable[datetime]) -> DataFrame:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property, reduce
@@ -42,7 +43,8 @@ BEGINNING, EPOCH = datetime(1, 1, 1, tzinfo=UTC), datetime(1970, 1, 1, tzinfo=UT
 @dataclass
 class Derivation:
     """One run for one result. `now` is the time that its log rows carry; `emitted` is how far the speed layer has come
-    (`stateful.emitted_through`)."""
+    (`stateful.emitted_through`). `may_commit` is called before each write and raises when this process must not (any
+    more)."""
 
     spark: SparkSession
     lake_uri: str
@@ -51,6 +53,7 @@ class Derivation:
     run_id: str
     now: datetime
     emitted: datetime | None
+    may_commit: Callable[[], None] = lambda: None
 
     def run(self) -> dict[str, Any]:
         """Does the run and returns its summary. Raises `UnexplainedDifference`, with nothing published: the ledger has
@@ -81,8 +84,10 @@ class Derivation:
         kept = marked.where(~stale).select(*old.columns)
         columns = tables.derived_batch_schema(self.contract, self.one).names
         staged = exact.withColumn("run_id", F.lit(self.run_id)).select(*columns).unionByName(kept.select(*columns))
+        self.may_commit()
         staged.write.format("delta").mode("overwrite").save(self._uri(tables.staged))
         rows = exact.count()
+        self.may_commit()
         (
             self._read(tables.staged)
             .write.format("delta")
@@ -222,8 +227,7 @@ class Derivation:
         assert self.final is not None
         names = {source.stream: f"{self.title}.{source.stream}" for source in self.sources}
         names[self.contract.stream] = self.title
-        tables.append_rows(
-            self.lake_uri,
+        self.store.log_rows(
             "publications",
             [
                 Publication(self.run_id, name, self.final, self._through[stream], 0, rows, self.now).row
@@ -242,6 +246,7 @@ class Derivation:
         good = next(entry for entry in telling if entry.get("userMetadata") is None or entry["userMetadata"] in known)
         if good is not telling[0]:
             log.warning("%s: an unfinished run is undone, back to version %d", self.title, good["version"])
+            self.may_commit()
             table.restore(good["version"])
 
     # -- facts -----------------------------------------------------------------------------------------------------
@@ -260,7 +265,7 @@ class Derivation:
 
     @property
     def store(self) -> BatchStore:
-        return BatchStore(self.spark, self.lake_uri, self.contract)
+        return BatchStore(self.spark, self.lake_uri, self.contract, self.may_commit)
 
     @cached_property
     def sources(self) -> tuple[Contract, ...]:
@@ -318,7 +323,13 @@ class Derivation:
 
 
 def derivations(
-    spark: SparkSession, settings: Settings, contracts: dict[str, Contract], stream: str, run_id: str, now: datetime
+    spark: SparkSession,
+    settings: Settings,
+    contracts: dict[str, Contract],
+    stream: str,
+    run_id: str,
+    now: datetime,
+    may_commit: Callable[[], None] = lambda: None,
 ) -> list[Derivation]:
     """What a publication of `stream` may change: its own results, and the joins of other streams with it."""
     return [
@@ -330,6 +341,7 @@ def derivations(
             run_id,
             now,
             stateful.emitted_through(contract, one, settings),
+            may_commit,
         )
         for contract in contracts.values()
         for one in contract.derived

@@ -83,7 +83,8 @@ def _of_tables(contract: Contract) -> set[Edge]:
             found |= {Edge(table, "system/quality", QUALITY)}
         elif layer == "staged":
             found |= {Edge(bronze, table, RECONCILE), Edge(table, f"batch/{name}", RECONCILE)}
-            found |= {Edge(table, "system/ledger", RECONCILE), Edge(table, "system/quality", RECONCILE)}
+            logs = ("ledger", "quality", "refusals")
+            found |= {Edge(table, f"system/{log}", RECONCILE) for log in logs}
         elif layer == "batch":
             found |= {Edge(table, "system/publications", RECONCILE), Edge(table, "system/quality", QUALITY)}
     return found

@@ -27,7 +27,7 @@ Owner = Literal["batch", "letters", "audits"]
 """Who writes: the batch jobs, the replay task or the audit task, by the names of their pools in Airflow."""
 
 _LOGS: dict[Owner, tuple[str, ...]] = {
-    "batch": ("ledger", "quality"),
+    "batch": ("ledger", "quality", "refusals"),
     "letters": ("moves", "replays"),
     "audits": ("audits",),
 }

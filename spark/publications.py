@@ -29,10 +29,15 @@ class Publication:
     versions: Mapping[str, int] = field(default_factory=dict)
     """The Delta version of the batch table of each aggregate that it made served. Empty in rows of older installations:
     the newest then."""
+    measures: tuple[str, ...] | None = None
+    """What its windows hold, as `<aggregate>.<measure>`; None in publications from before that was recorded."""
 
     @property
     def row(self) -> dict[str, Any]:
         return vars(self) | {"versions": list(self.versions.items())}
+
+    def holds(self, measure: str) -> bool:
+        return self.measures is None or measure in self.measures
 
 
 def publications(lake_uri: str, stream: str | None = None, version: int | None = None) -> list[Publication]:
@@ -69,7 +74,21 @@ def behind(contracts: Mapping[str, Contract], stream: str, newest: Mapping[str, 
 
 def _publication(row: dict[str, Any]) -> Publication:
     times = {name: row[name] and row[name].astimezone(UTC) for name in ("final_through", "published_at")}
-    return Publication(**row | times | {"versions": dict(row.get("versions") or ())})
+    measures = row.get("measures")
+    return Publication(
+        **row
+        | times
+        | {"versions": dict(row.get("versions") or ()), "measures": None if measures is None else tuple(measures)}
+    )
+
+
+def published_without(published: list[Publication], measure: str) -> tuple[datetime | None, set[str]]:
+    """For a measure (`<aggregate>.<measure>`) that was added to a published stream: before when hours were published
+    without it, and the runs that have published it since. (None, …) if no publication lacks it."""
+    lacking = [publication for publication in published if not publication.holds(measure)]
+    if not lacking:
+        return None, set()
+    return lacking[-1].final_through, {it.run_id for it in published if it.published_at > lacking[-1].published_at}
 
 
 def unique_run_id(run_id: str, published: list[Publication]) -> str:

@@ -32,6 +32,8 @@ log = logging.getLogger("millrace.quality")
 KEPT_RUNS = 20
 """Results and pages of a suite that are kept; Data Docs list all that there are."""
 
+CRITICAL = "critical"
+
 EXAMPLES = 10
 """Values that a failed expectation shows."""
 
@@ -46,9 +48,11 @@ class Outcome:
 
     suite: str
     success: bool
+    """No critical expectation failed."""
     evaluated: int
     failures: list[dict[str, Any]] = field(default_factory=list)
-    """Per failed expectation its type, what it is about, and what was observed."""
+    """Per failed expectation its type, what it is about, what was observed, and its severity: `critical`, or `warning`,
+    which reports and blocks nothing."""
     docs: str = ""
     """Path of its page in Data Docs, relative to their root, with a leading slash."""
 
@@ -60,17 +64,26 @@ class Outcome:
             "suite": self.suite,
             "success": self.success,
             "evaluated": self.evaluated,
-            "failed": len(self.failures),
+            "failed": len(self.critical),
+            "warnings": len(self.failures) - len(self.critical),
             "failures": json.dumps(self.failures, default=str),
             "docs": self.docs,
             "through_batch": through_batch,
             "recorded_at": at,
         }
 
+    @property
+    def critical(self) -> list[dict[str, Any]]:
+        return [failure for failure in self.failures if failure["severity"] == CRITICAL]
+
     def lines(self) -> list[str]:
         """The result in words, a failed expectation a line."""
         head = f"suite {self.suite}: {self.evaluated - len(self.failures)} of {self.evaluated} expectations hold"
-        return [head, *(f"  FAILED {failure_text(failure)} ({self.docs})" for failure in self.failures)]
+        return [head, *(f"  {_verdict(failure)} {failure_text(failure)} ({self.docs})" for failure in self.failures)]
+
+
+def _verdict(failure: dict[str, Any]) -> str:
+    return "FAILED" if failure["severity"] == CRITICAL else "WARNING"
 
 
 def failure_text(failure: dict[str, Any]) -> str:
@@ -124,11 +137,12 @@ class Auditor:
         result = self._run(definition, frame, 0)
         if not result.success:
             result = self._run(definition, frame, EXAMPLES)
+        failures = [_failure(one) for one in result.results if not one.success]
         outcome = Outcome(
             suite=suite,
-            success=bool(result.success),
+            success=all(failure["severity"] != CRITICAL for failure in failures),
             evaluated=len(result.results),
-            failures=[_failure(one) for one in result.results if not one.success],
+            failures=failures,
             docs=self._page(definition, source),
         )
         for line in outcome.lines():
@@ -190,7 +204,7 @@ def require_success(stream: str, outcomes: Iterable[Outcome]) -> None:
     """Raises `FailedExpectations` with every failed expectation, if there is one."""
     failed = [outcome for outcome in outcomes if not outcome.success]
     if failed:
-        lines = [f"{outcome.suite}: {failure_text(failure)}" for outcome in failed for failure in outcome.failures]
+        lines = [f"{outcome.suite}: {failure_text(failure)}" for outcome in failed for failure in outcome.critical]
         pages = ", ".join(outcome.docs for outcome in failed)
         raise FailedExpectations(
             f"{stream}: {len(lines)} expectations failed:\n  " + "\n  ".join(lines) + f"\nsee Data Docs {pages}"
@@ -215,10 +229,12 @@ def _failure(result: Any) -> dict[str, Any]:
     shown = ("observed_value", "unexpected_count", "element_count", "partial_unexpected_list")
     observed = {key: result.result[key] for key in shown if key in result.result}
     raised = _raised(result.exception_info)
+    severity = result.expectation_config.severity
     return {
         "expectation": result.expectation_config.type,
         "about": kwargs,
         "observed": observed | ({"raised": raised} if raised else {}),
+        "severity": str(getattr(severity, "value", severity)),
     }
 
 

@@ -8,6 +8,8 @@ table. Of the hours of event time that it finds
 - *late* hours lie before the last `final_through` and got rows from batches after the last publication's: they are
   published again.
 
+A backfill *forces* a range of hours: those in it that are published are recomputed like late ones, news or not.
+
 An hour is closed when it ends at or before the watermark: the newest accepted event time (or the time of its record in
 Kafka, if that is earlier: a wrong clock must not close the hours that are still being written) less the contract's
 allowed lateness. So the cost of a run follows the new data, and a stream's hours close by its own events: replays of
@@ -25,9 +27,16 @@ from spark.publications import Publication
 
 HOUR = timedelta(hours=1)
 
+Range = tuple[datetime, datetime]
+"""Hours of event time, from the first to before the second."""
+
 
 class UnexplainedDifference(TerminalError):
     """A served number differs from the exact one and no calculation explains it; the message lists the windows."""
+
+
+class EmptyRange(TerminalError):
+    """A range of hours that ends before it begins."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +62,8 @@ class Plan:
     final_before: datetime | None
     batch_before: int
     """-1 before the first publication."""
+    forced: Range | None = None
+    """The hours that a backfill has ordered."""
 
     @property
     def hours(self) -> int:
@@ -79,6 +90,21 @@ def floor_hour(time: datetime) -> datetime:
     return time.replace(minute=0, second=0, microsecond=0)
 
 
+def utc(text: str) -> datetime:
+    """An ISO 8601 time with its offset, or without one in UTC. Raises ValueError."""
+    time = datetime.fromisoformat(text)
+    return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+
+
+def whole_hours(since: datetime, until: datetime) -> Range:
+    """The hours that the times from `since` to before `until` are in. Raises `EmptyRange`."""
+    first, last = floor_hour(since), floor_hour(until)
+    last += HOUR if last < until else timedelta()
+    if first >= last:
+        raise EmptyRange(f"from {since.isoformat()} to {until.isoformat()} there is no hour")
+    return first, last
+
+
 def literal(time: datetime | None) -> str:
     """A UTC timestamp literal that means the same in Spark SQL whatever the session's time zone."""
     if time is None or time.tzinfo is None:
@@ -86,11 +112,17 @@ def literal(time: datetime | None) -> str:
     return f"timestamp '{time.astimezone(UTC).isoformat(' ')}'"
 
 
-def plan(touched: Iterable[TouchedHour], through_batch: int, last: Publication | None, lateness: timedelta) -> Plan:
+def plan(
+    touched: Iterable[TouchedHour],
+    through_batch: int,
+    last: Publication | None,
+    lateness: timedelta,
+    forced: Range | None = None,
+) -> Plan:
     """The plan for the cut at `through_batch`.
 
     `touched` are the hours with accepted rows of batches up to `through_batch` that are newer than the last
-    publication's batch, or whose event time is not before its `final_through`.
+    publication's batch, or whose event time is not before its `final_through` or is in the `forced` range.
     """
     touched = list(touched)
     before = last.final_through if last else None
@@ -102,7 +134,12 @@ def plan(touched: Iterable[TouchedHour], through_batch: int, last: Publication |
         through_batch=through_batch,
         final_through=final,
         new_hours=tuple(hour.hour for hour in closed if before is None or hour.hour >= before),
-        late_hours=tuple(hour.hour for hour in closed if before and hour.hour < before and hour.new_rows),
+        late_hours=tuple(
+            hour.hour
+            for hour in closed
+            if before and hour.hour < before and (hour.new_rows or (forced and forced[0] <= hour.hour < forced[1]))
+        ),
         final_before=before,
         batch_before=last.through_batch if last else -1,
+        forced=forced,
     )

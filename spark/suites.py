@@ -16,8 +16,9 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import BinaryType
 
+from schemas import references
 from schemas.fields import nullable
-from schemas.model import Aggregate, Contract, Measure
+from schemas.model import Aggregate, Contract, Measure, Reference, Severity
 from spark import fields, measures, tables
 from spark.transforms.windows import SECONDS
 
@@ -33,13 +34,18 @@ class Suite:
     expectations: list[Expectation] = field(default_factory=list)
     facts: dict[str, str] = field(default_factory=dict)
 
-    def expect(self, expectation: str, notes: str = "", /, **kwargs: Any) -> None:
-        self.expectations.append({"type": expectation, "kwargs": kwargs} | ({"notes": notes} if notes else {}))
+    def expect(self, expectation: str, notes: str = "", severity: Severity = "critical", /, **kwargs: Any) -> None:
+        self.expectations.append(
+            {"type": expectation, "kwargs": kwargs, "severity": severity} | ({"notes": notes} if notes else {})
+        )
 
-    def expect_fact(self, name: str, predicate: str, notes: str = "") -> None:
-        """Every row fulfils `predicate`; a null counts as not fulfilled."""
+    def expect_fact(
+        self, name: str, predicate: str, notes: str = "", severity: Severity = "critical", mostly: float = 1.0
+    ) -> None:
+        """Every row (or the share `mostly`) fulfils `predicate`; a null counts as not fulfilled."""
         self.facts[name] = predicate
-        self.expect("expect_column_values_to_be_in_set", notes, column=name, value_set=[True])
+        share = {"mostly": mostly} if mostly < 1 else {}
+        self.expect("expect_column_values_to_be_in_set", notes, severity, column=name, value_set=[True], **share)
 
     def expect_type(self, column: str, type_: Any) -> None:
         self.expect("expect_column_values_to_be_of_type", column=column, type_=type(type_).__name__)
@@ -67,7 +73,7 @@ def events(contract: Contract, *, whole_table: bool = False, now: datetime | Non
 
     With `whole_table` the contract's minimum of rows is expected, and with `now` its freshness.
     """
-    suite = Suite("events")
+    suite, severity = Suite("events"), contract.quality.severity
     for name, avro in contract.fields.items():
         suite.expect_type(name, fields.scalar(avro))
         if not nullable(avro):
@@ -75,14 +81,25 @@ def events(contract: Contract, *, whole_table: bool = False, now: datetime | Non
     for name, (least, greatest) in contract.quality.ranges.items():
         suite.expect(
             "expect_column_values_to_be_between",
+            "",
+            severity.get(name, "critical"),
             column=name,
             **_bounds(least, greatest),
             mostly=contract.quality.mostly.get(name, 1.0),
         )
     for name, values in contract.quality.values.items():
-        suite.expect("expect_column_values_to_be_in_set", column=name, value_set=values)
+        suite.expect(
+            "expect_column_values_to_be_in_set", "", severity.get(name, "critical"), column=name, value_set=values
+        )
     for rule in contract.rules:
-        suite.expect_fact(f"rule {rule.name}", rule.predicate, notes=f"else: {rule.reason}")
+        suite.expect_fact(
+            f"rule {rule.name}", rule.predicate, f"else: {rule.reason}", severity.get(rule.name, "critical")
+        )
+    for name, lookup in contract.quality.references.items():
+        suite.expect_fact(
+            f"found in {name}", _known(contract, contract.reference(name)), "its key stands in the reference table",
+            lookup.severity, lookup.mostly,
+        )  # fmt: skip
     suite.expect_unique(contract.event_id, notes="an event counts once")
     if whole_table:
         suite.expect("expect_table_row_count_to_be_between", min_value=contract.quality.minimum_rows)
@@ -132,11 +149,33 @@ def windows(contract: Contract, aggregate: Aggregate, layer: str) -> Suite:
         elif measure.kind != "sum" and measure.of in contract.quality.ranges:
             bounds = _bounds(*contract.quality.ranges[measure.of])
             if contract.quality.mostly.get(measure.of, 1.0) == 1.0:
-                suite.expect("expect_column_values_to_be_between", column=measure.name, **bounds)
+                severity = contract.quality.severity.get(measure.of, "critical")
+                suite.expect("expect_column_values_to_be_between", "", severity, column=measure.name, **bounds)
     for name, predicate in _orders(aggregate):
         suite.expect_fact(name, predicate)
     suite.expect_unique(["window", "window_start", *aggregate.dimensions], notes="a window and key is served once")
     return suite
+
+
+def _known(contract: Contract, reference: Reference) -> str:
+    """Predicate: the row's key is in the reference, or is null."""
+    types = [fields.scalar(contract.fields[name]).simpleString() for name in reference.key]
+    names = [f"`{name}`" for name in reference.key]
+
+    def row(values: list[str]) -> str:
+        return values[0] if len(values) == 1 else f"struct({', '.join(values)})"
+
+    rows = (
+        row([_literal(key[name], type_) for name, type_ in zip(reference.key, types, strict=True)])
+        for key in references.table(contract, reference).select(reference.key).to_pylist()
+    )
+    without = " or ".join(f"{name} is null" for name in names)
+    return f"{without} or {row(names)} in ({', '.join(rows)})"
+
+
+def _literal(value: Any, type_: str) -> str:
+    text = str(value).replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{text}'" if type_ == "string" else f"cast('{text}' as {type_})"
 
 
 def _bounds(least: float | None, greatest: float | None) -> dict[str, float]:

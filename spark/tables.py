@@ -38,7 +38,7 @@ STRING, LONG, INT, TIMESTAMP, DOUBLE = StringType(), LongType(), IntegerType(), 
 HEADERS = ArrayType(StructType([StructField("key", STRING), StructField("value", BinaryType())]))
 """Kafka headers as Spark's source gives them."""
 
-LEDGER_CAUSES = ("duplicate", "late", "replayed", "unexplained")
+LEDGER_CAUSES = ("duplicate", "late", "replayed", "added", "corrected", "unexplained")
 
 UNTOUCHED = {"OPTIMIZE", "ADD COLUMN", "ADD COLUMNS", "SET TBLPROPERTIES", "VACUUM START", "VACUUM END"}
 """Operations of Delta's history that change no row."""
@@ -72,7 +72,7 @@ def staged(lake_uri: str, stream: str, aggregate: str) -> str:
 
 
 def system(lake_uri: str, name: str) -> str:
-    """`name` is a key of `SYSTEM`: publications, ledger, quality, moves, replays, audits."""
+    """`name` is a key of `SYSTEM`: publications, refusals, ledger, quality, moves, replays, audits."""
     return f"{lake_uri}/system/{name}"
 
 
@@ -108,6 +108,16 @@ SYSTEM |= {
             "rows": LONG,
             "published_at": TIMESTAMP,
             "versions": MapType(STRING, LONG),
+            "measures": ArrayType(STRING),
+        }
+    ),
+    "refusals": _struct(
+        {
+            "run_id": STRING,
+            "stream": STRING,
+            "final_through": TIMESTAMP,
+            "reason": STRING,
+            "recorded_at": TIMESTAMP,
         }
     ),
     "ledger": _struct(
@@ -138,6 +148,7 @@ SYSTEM |= {
             "success": BooleanType(),
             "evaluated": INT,
             "failed": INT,
+            "warnings": INT,
             "failures": STRING,
             "docs": STRING,
             "through_batch": LONG,
@@ -361,14 +372,24 @@ def append_columns(lake_uri: str, name: str, columns: Mapping[str, list[Any]]) -
 # -- which batches a table holds -----------------------------------------------------------------------------------
 
 
-def newest_batch(uri: str) -> int | None:
-    """The greatest `batch` of the rows of bronze or speed, from the log's file statistics. None without rows."""
+def batches(uri: str) -> tuple[int, int] | None:
+    """The least and the greatest `batch` of the rows of bronze or speed, from the log's file statistics. None without
+    rows."""
     path = local_path(uri)
     if not DeltaTable.is_deltatable(path):
         return None
     files = pyarrow.table(DeltaTable(path).get_add_actions(flatten=True))
-    found = files["max.batch"].to_pylist() if "max.batch" in files.column_names else []
-    return max((batch for batch in found if batch is not None), default=None)
+    if "max.batch" not in files.column_names:
+        return None
+    least = [batch for batch in files["min.batch"].to_pylist() if batch is not None]
+    greatest = [batch for batch in files["max.batch"].to_pylist() if batch is not None]
+    return (min(least), max(greatest)) if least else None
+
+
+def newest_batch(uri: str) -> int | None:
+    """The greatest `batch` of the rows of bronze or speed. None without rows."""
+    found = batches(uri)
+    return found[1] if found else None
 
 
 def rows(uri: str) -> int:

@@ -130,7 +130,7 @@ MECHANISMS = (
     ),
     Mechanism(
         "P3", "a difference is explained by calculation alone", "spark/transforms/ledger.py",
-        'cause = F.lit("unexplained")', 'cause = F.lit("duplicate")',
+        'cause = F.when(~_proved(aggregate), "unexplained")', 'cause = F.when(F.lit(False), "unexplained")',
         ("tests/integration/lake/test_reconcile.py"
          "::test_a_tampered_speed_layer_is_unexplained_and_publishes_nothing",),
     ),
@@ -147,8 +147,30 @@ MECHANISMS = (
          "::test_whatever_comes_when_the_published_rows_are_exact_and_explained",),
     ),
     Mechanism(
+        "P3", "lost rows that came back are put back where they were counted", "spark/jobs/reconcile.py",
+        "            history = rows.unionByName(lost)\n", "            history = rows\n",
+        ("tests/integration/lake/test_histories.py"
+         "::test_lost_rows_that_came_back_are_counted_twice_by_the_speed_layer_and_explained",),
+    ),
+    Mechanism(
+        "P3", "a measure is compared with the batches that the speed layer has it of", "spark/jobs/reconcile.py",
+        'F.col("is_late_hour") | (F.col("batch") >= batch)', "F.lit(True)",
+        ("tests/integration/lake/test_histories.py"
+         "::test_an_aggregate_and_a_measure_that_are_added_to_a_stream_that_runs",),
+    ),
+    Mechanism(
+        "P4", "a backfill recomputes the hours that it is asked for", "spark/reconcile.py",
+        "forced[0] <= hour.hour < forced[1]", "False",
+        ("tests/unit/test_plan.py::test_forced_hours_are_recomputed_without_news",),
+    ),
+    Mechanism(
+        "P5", "batch runs take turns, whoever starts them", "infra/exclusive.py",
+        "select pg_try_advisory_lock(%(key)s)", "select %(key)s > 0",
+        ("tests/integration/test_exclusive.py::test_a_second_holder_waits_and_is_told_for_whom",),
+    ),
+    Mechanism(
         "P4", "published hours with new rows are recomputed", "spark/reconcile.py",
-        "hour.hour < before and hour.new_rows)", "False)",
+        "(hour.new_rows or (forced", "(False or (forced",
         ("tests/unit/test_plan.py",
          "tests/integration/lake/test_reconcile.py::test_each_run_recomputes_what_changed_and_explains_it"),
     ),

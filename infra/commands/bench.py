@@ -84,6 +84,16 @@ def freshness(
     _run("freshness", [*arguments, "--rates", *map(str, rates or (20_000, 1_000))])
 
 
+@bench.command()
+def reconcile(
+    events: Annotated[int, typer.Option(min=1000, help="Events in the one hour.")] = 10_000_000,
+    days: Annotated[int, typer.Option(min=2, help="Days of the long history; the short one is a day.")] = 30,
+    json_: Annotated[bool, typer.Option("--json", help="End with one JSON document.")] = False,
+) -> None:
+    """Time the exact batch: one hour of many events, and one late event in a long and in a short history."""
+    _run("reconcile", ["--events", str(events), "--days", str(days), *(["--json"] if json_ else [])])
+
+
 def _run(name: str, arguments: list[str]) -> None:
     """A benchmark is a program of its own: it needs what only the checkout has."""
     from infra.settings import PROJECT

@@ -7,7 +7,8 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from pyspark.sql import SparkSession
@@ -21,12 +22,19 @@ Work = Callable[[Settings, str, str], dict[str, Any]]
 """Settings, stream and run id to a summary that JSON can hold."""
 
 
-def main(description: str, work: Work, arguments: list[str] | None = None) -> int:
+def main(
+    description: str,
+    work: Work,
+    arguments: list[str] | None = None,
+    parents: Sequence[argparse.ArgumentParser] = (),
+) -> int:
     """Does `work` for each `--stream` and returns the exit code: 0, or 1 if a stream failed. A stream that fails does
-    not keep the others from their turn. The last line of standard output is JSON: the summaries in a list."""
-    parser = argparse.ArgumentParser(description=description)
+    not keep the others from their turn. The last line of standard output is JSON: the summaries in a list, which
+    `--summary` names a file for. `parents` have options of the job's own, for its help."""
+    parser = argparse.ArgumentParser(description=description, parents=parents)
     parser.add_argument("--stream", required=True, action="append", help="name of a stream; may be given again")
     parser.add_argument("--run-id", required=True, help="names the run in the tables of `system/`")
+    parser.add_argument("--summary", type=Path, help="file to write the summaries to as well")
     given = parser.parse_args(arguments)
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("millrace").setLevel(logging.INFO)
@@ -46,5 +54,7 @@ def main(description: str, work: Work, arguments: list[str] | None = None) -> in
             active.catalog.clearCache()  # what a stream has cached is nothing to the next one
     if failed:
         log.error("failed: %s", ", ".join(failed))
+    if given.summary:
+        given.summary.write_text(json.dumps(summaries))
     sys.stdout.write(json.dumps(summaries) + "\n")
     return 1 if failed else 0

@@ -33,6 +33,7 @@ from spark.serving.spark_views import register
 from spark.session import session
 from spark.transforms import ledger
 from spark.transforms.layers import counter, layers
+from spark.transforms.usual import usual
 
 log = logging.getLogger("millrace.quality")
 
@@ -41,6 +42,10 @@ DAYS = 400
 
 AROUND = timedelta(days=3)
 """How far before `final_through` the served views are checked; before that they are the batch tables."""
+
+
+NEWEST = timedelta(days=7)
+"""How far before `final_through` hours are compared with earlier days."""
 
 
 @dataclass
@@ -55,7 +60,7 @@ class Check:
     days: int = DAYS
 
     def run(self) -> list[quality.Outcome]:
-        """The outcome of every suite: events, speed and batch per aggregate, layers, view."""
+        """The outcome of every suite: events, speed and batch per aggregate, layers, usual, view."""
         accepted = self.store.accepted(self.through)
         newest = accepted.agg(F.max("event_time").alias("newest")).select(F.unix_micros("newest")).first()
         assert newest is not None
@@ -63,16 +68,16 @@ class Check:
         since = since.replace(minute=0, second=0, microsecond=0)
         recent = F.col("event_time") >= F.expr(literal(since))
         fields = dict.fromkeys(["event_time", *self.contract.fields])
-        columns = ["topic", "partition", "offset", "batch", *fields]
+        columns = ["topic", "partition", "offset", "batch", "attempt", "original", *fields]
         rows = ledger.marked(accepted.where(recent).select(*columns), self.contract).persist()
         published = publications(self.store.lake_uri, self.contract.stream)
         try:
-            return list(self._outcomes(rows, since, published[-1] if published else None))
+            return list(self._outcomes(rows, since, published))
         finally:
             rows.unpersist()
 
-    def _outcomes(self, rows: DataFrame, since: datetime, last: Publication | None) -> list[quality.Outcome]:
-        contract = self.contract
+    def _outcomes(self, rows: DataFrame, since: datetime, published: list[Publication]) -> list[quality.Outcome]:
+        contract, last = self.contract, published[-1] if published else None
         events = suites.events(contract, whole_table=True, now=self.now)
         found = [self._audit(events, rows.where("distinct_event"))]
         partials, windows = {}, {}
@@ -89,15 +94,29 @@ class Check:
         if not any(counter(aggregate) for aggregate in contract.aggregates):
             return found
         counted = layers(
-            rows, partials, windows, contract,
+            rows, partials, windows, contract, self.store.began(),
             published=f"batch <= {last.through_batch}", final=f"hour < {literal(last.final_through)}",
+            compared=self._not_corrected(published),
         )  # fmt: skip
         found.append(self.auditor.audit("layers", counted.toPandas()))
+        newest = last.final_through - NEWEST
+        judged = ledger.union([usual(windows[aggregate.name], aggregate) for aggregate in contract.aggregates])
+        judged = judged.where((F.col("hour") >= F.expr(literal(newest))) & (F.col("earlier") >= 7))
+        found.append(self.auditor.audit("usual", judged.toPandas()))
         found.append(self.auditor.audit("view", self._served(last.final_through).toPandas()))
         return found
 
     def _audit(self, suite: suites.Suite, frame: DataFrame) -> quality.Outcome:
         return self.auditor.audit(suite.name, suite.audited(frame), suite.expectations)
+
+    def _not_corrected(self, published: list[Publication]) -> str:
+        """The hours whose speed values nobody has replaced on purpose, as a SQL predicate on `aggregate` and `hour`."""
+        corrected = self.store.corrected(publication.run_id for publication in published)
+        parts = [
+            f"not (aggregate = '{aggregate}' and hour in ({', '.join(map(literal, sorted(hours)))}))"
+            for aggregate, hours in corrected.items()
+        ]
+        return " and ".join(parts) or "true"
 
     def _served(self, final_through: datetime) -> DataFrame:
         """The served windows from `AROUND` before `final_through` on, all views together."""

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import reduce
 
-from pyspark.sql import Column, DataFrame
+from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from schemas.model import Aggregate, Contract, Measure
 from schemas.model import Window as WindowName
 from spark import measures
 
-COUNTS = ("rows", "distinct_in_batch", "distinct_events", "speed")
-"""Of accepted rows of bronze, of those that deduplication within a batch and over all keeps, and of the partials."""
+COUNTS = ("rows", "distinct_in_batch", "distinct_events", "repaired", "replayed", "speed")
+"""Of accepted rows of bronze, of those that deduplication within a batch and over all keeps, of those that came by the
+retry topic, because bronze had lost them (the speed layer has counted them before, or not) or as dead letters (which
+bronze may have lost afterwards), and of the partials."""
 
 WINDOWS: tuple[WindowName, ...] = ("1m", "5m", "1h")
 
@@ -29,11 +31,16 @@ def layers(
     partials: Mapping[str, DataFrame],
     windows: Mapping[str, DataFrame],
     contract: Contract,
+    began: Mapping[str, int],
     published: str = "true",
     final: str = "true",
+    compared: str = "true",
 ) -> DataFrame:
-    """One row per aggregate and hour (UTC): `COUNTS`, and `batch_1m`, `batch_5m` and `batch_1h`, the sums over windows.
-    0 where a layer has nothing.
+    """One row per aggregate and hour (UTC): `COUNTS`; `with_repairs` and `with_replays`, what the speed layer has
+    counted at most if bronze lost and got back records, and replayed letters among them; and `batch_1m`, `batch_5m` and
+    `batch_1h`, the sums over windows. 0 where a layer has nothing; `speed` is null where the speed layer does not have
+    all of the hour, because its partials `began` (aggregate to batch) later, and where it is not `compared` (SQL over
+    `aggregate` and `hour`).
 
     `rows` are `ledger.marked` rows of bronze, `partials` and `windows` the rows of the speed and of the batch layer by
     aggregate, all of the same hours. `published` (SQL over `rows`) tells which rows the windows are made of, and
@@ -50,15 +57,19 @@ def layers(
         of_rows = {
             "rows": state.make,
             "distinct_in_batch": f"{state.make} filter (where distinct_in_batch)",
+            "repaired": f"{state.make} filter (where original is not null and attempt = 0)",
+            "replayed": f"{state.make} filter (where original is not null and attempt > 0)",
             "distinct_events": f"{state.make} filter (where distinct_event and ({published}))",
         }
+        of_rows["_before"] = f"count_if(batch < {began.get(aggregate.name, 0)})"
+        of_partials = {"speed": f"sum(`{state.name}`)", "_without": f"count_if(`{state.name}` is null)"}
         of_windows = {
             f"batch_{window}": f"coalesce(sum(`{measure.name}`) filter (where window = '{window}'), 0)"
             for window in aggregate.windows
         }
         parts += [
             _by_hour(rows, "event_time", of_rows).select(name, "*"),
-            _by_hour(partials[aggregate.name], "window_start", {"speed": f"sum(`{state.name}`)"}).select(name, "*"),
+            _by_hour(partials[aggregate.name], "window_start", of_partials).select(name, "*"),
             _by_hour(windows[aggregate.name], "hour", of_windows).select(name, "*"),
         ]
     together = reduce(lambda left, right: left.unionByName(right, allowMissingColumns=True), parts)
@@ -66,8 +77,13 @@ def layers(
         window: [aggregate.name for aggregate in contract.aggregates if window not in aggregate.windows]
         for window in WINDOWS
     }
+    is_whole = F.coalesce(F.sum("_before"), F.lit(0)) + F.coalesce(F.sum("_without"), F.lit(0)) == 0
+    totals = {name: F.coalesce(F.sum(name), F.lit(0)) for name in COUNTS}
+    totals["speed"] = F.when(is_whole & F.expr(compared), totals["speed"])
+    totals["with_repairs"] = totals["distinct_in_batch"] + totals["repaired"]
+    totals["with_replays"] = totals["with_repairs"] + totals["replayed"]
     return together.groupBy("aggregate", "hour").agg(
-        *(_total(name, together).alias(name) for name in COUNTS),
+        *(total.alias(name) for name, total in totals.items()),
         *(
             F.when(
                 F.expr(final) & ~F.col("aggregate").isin(lacking[window]),
@@ -78,10 +94,6 @@ def layers(
             for window in WINDOWS
         ),
     )
-
-
-def _total(name: str, frame: DataFrame) -> Column:
-    return F.coalesce(F.sum(name), F.lit(0)) if name in frame.columns else F.lit(0)
 
 
 def _by_hour(frame: DataFrame, time: str, counts: Mapping[str, str]) -> DataFrame:

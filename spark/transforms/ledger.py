@@ -7,8 +7,11 @@ computing the served value again from the rows that it must have been made of:
 - a new hour: its rows with repeats dropped only within a batch, as the speed layer drops them. If that gives the
   served value, the cause is `duplicate`;
 - a late hour: the distinct events of batches up to the last publication's. If that gives the published value, new
-  rows made the difference: `replayed` if one of them is a replayed dead letter, else `late`;
-- anything else is `unexplained`.
+  rows made the difference: `replayed` if one of them came by the retry topic, else `late`;
+- what is unexplained so far is calculated from other histories of the same rows (`reconsidered`): with the records
+  that bronze had `lost` and a repair sent again put back where they were first counted (`replayed`), and, where a
+  measure was added to a stream that ran, from the batches that the speed layer has it of (`added`);
+- anything else is `unexplained`. A backfill, which a person has ordered, replaces such values as `corrected`.
 
 Estimates of the speed layer (distinct, quantile) are not compared with exact values: they differ within the stated
 error of their sketch by nature, and repeated events that move them show in the counts of the same window. Their
@@ -26,6 +29,7 @@ from pyspark.sql.types import BinaryType, DateType, StringType, TimestampType
 from schemas.model import Aggregate, Contract, Measure
 from spark import measures
 from spark.transforms import aggregates
+from spark.transforms.layers import counter
 
 RELATIVE = 1e-9
 """Values closer than this, relative to the greater, are equal: an average is a division of doubles."""
@@ -106,44 +110,120 @@ def explained(differences: DataFrame, rows: DataFrame, contract: Contract, aggre
     """`differences` with the cause and its evidence.
 
     `rows` are the `marked` rows of the hours with `is_late_hour` (the hour was published before) and `is_new` (the row
-    came after the last publication), `attempt` and the event columns. Adds `cause` and, of the window and key, `rows`,
+    came after the last publication), `original` and the event columns. Adds `cause` and, of the window and key, `rows`,
     `repeats` (rows that are no new event), `late` (rows that came after the hour was published) and `replayed` (rows
-    that are replayed dead letters).
+    that came by the retry topic: replayed dead letters, and lost records that were sent again).
     """
+    keys = ["window", "window_start", *aggregate.dimensions]
+    concerned = _concerned(differences, rows, aggregate)
+    came_again = F.col("original").isNotNull()
+    evidence = concerned.groupBy(*keys).agg(
+        F.count("*").alias("rows"),
+        F.count_if(~F.col("distinct_event")).alias("repeats"),
+        F.count_if(F.col("is_late_hour") & F.col("is_new")).alias("late"),
+        F.count_if(came_again).alias("replayed"),
+        F.bool_or("is_late_hour").alias("_late_hour"),
+        F.count_if(F.col("is_new") & came_again).alias("_new_replayed"),
+    )
+    joined = _join(differences, evidence, keys, "left")
+    joined = _join(joined, _proofs(concerned, contract, aggregate), [*keys, "measure"], "left")
+    late_cause = F.when(F.col("_new_replayed") > 0, "replayed").otherwise("late")
+    cause = F.when(~_proved(aggregate), "unexplained").when(F.col("_late_hour"), late_cause).otherwise("duplicate")
+    zero = [F.coalesce(name, F.lit(0)).alias(name) for name in ("rows", "repeats", "late", "replayed")]
+    return joined.select(*keys, "measure", "speed", "exact", cause.alias("cause"), *zero)
+
+
+def reconsidered(
+    found: DataFrame, history: DataFrame, cause: str, contract: Contract, aggregate: Aggregate, *of: str
+) -> DataFrame:
+    """`found` (rows of `explained`) with `cause` in place of `unexplained` where the served value is what `history`
+    gives: other rows in the form of `explained`, from which it may have been made. Only measures in `of`, if given."""
+    keys = ["window", "window_start", *aggregate.dimensions]
+    open_ = (F.col("cause") == "unexplained") & (F.col("measure").isin(*of) if of else F.lit(True))
+    concerned = _concerned(found.where(open_), history, aggregate)
+    joined = _join(found, _proofs(concerned, contract, aggregate), [*keys, "measure"], "left")
+    new_cause = F.when(open_ & _proved(aggregate), cause).otherwise(F.col("cause"))
+    return joined.select(*(new_cause.alias(c) if c == "cause" else F.col(c) for c in found.columns))
+
+
+def lost(rows: DataFrame, partials: DataFrame, contract: Contract, aggregate: Aggregate) -> DataFrame:
+    """The rows that bronze had and lost, as far as they came again by the retry topic: copies of those of `rows` (in
+    the form of `explained`) with the `batch` in which the speed layer had counted them, each `distinct_in_batch`.
+
+    That there were such rows is what `partials` (of the same hours) tell: in some batch they count more events of a
+    minute and key than bronze has of it. If that is as many as records of the minute and key came again, or as many as
+    different events, it was those; sent again by a repair (attempt 0) rather than replayed. Otherwise nobody knows
+    which, and there are none. Without a measure that counts there is no evidence either.
+    """
+    count = counter(aggregate)
+    if count is None:
+        return rows.limit(0)
+    [state] = measures.states(aggregate.model_copy(update={"measures": [count]}), contract)
+    keys = ["minute", *aggregate.dimensions]
+    placed = rows.withColumn("minute", aggregates.truncated("event_time", "1m"))
+    if count.of is not None:
+        placed = placed.where(F.col(count.of).isNotNull())
+    held = placed.where("distinct_in_batch").groupBy(*keys, "batch").agg((-F.expr(state.make)).alias("surplus"))
+    counted = partials.select(
+        F.col("window_start").alias("minute"), *aggregate.dimensions, "batch", F.col(state.name).alias("surplus")
+    )
+    surplus = (
+        counted.unionByName(held)
+        .groupBy(*keys, "batch")
+        .agg(F.sum("surplus").alias("surplus"))
+        .where("surplus > 0")
+        .groupBy(*keys)
+        .agg(F.sum("surplus").alias("_surplus"), F.min("batch").alias("_counted_in"))
+    )
+    again = _join(placed.where("original is not null"), surplus, keys, "inner").where("batch > _counted_in")
+    of_minute = Window.partitionBy(*keys)
+    first = (
+        F.row_number().over(Window.partitionBy(*keys, *contract.event_id).orderBy("attempt", "batch", "offset")) == 1
+    )
+    numbered = again.withColumns({"_first": first, "_repaired": F.col("attempt") == 0})
+    sizes = {
+        "_rows": F.count_if("_repaired").over(of_minute),
+        "_events": F.count_if(F.col("_repaired") & F.col("_first")).over(of_minute),
+        "_all_rows": F.count("*").over(of_minute),
+        "_all_events": F.count_if("_first").over(of_minute),
+    }
+    was_counted = (
+        F.when(F.col("_surplus") == F.col("_rows"), F.col("_repaired"))
+        .when(F.col("_surplus") == F.col("_events"), F.col("_repaired") & F.col("_first"))
+        .when(F.col("_surplus") == F.col("_all_rows"), F.lit(True))
+        .when(F.col("_surplus") == F.col("_all_events"), F.col("_first"))
+    )
+    found = numbered.withColumns(sizes).where(was_counted)
+    return found.withColumns({"batch": F.col("_counted_in"), "distinct_in_batch": F.lit(True)}).select(rows.columns)
+
+
+def _concerned(differences: DataFrame, rows: DataFrame, aggregate: Aggregate) -> DataFrame:
+    """`rows` in the windows and keys of `differences`, with `counted`: the served value must contain the row."""
     counted = F.when(F.col("is_late_hour"), F.col("distinct_event") & ~F.col("is_new")).otherwise(
         F.col("distinct_in_batch")
     )
     keys = ["window", "window_start", *aggregate.dimensions]
     in_windows = aggregates.in_windows(rows.withColumn("counted", counted), "event_time", *aggregate.windows)
-    concerned = _join(in_windows, differences.select(*keys).distinct(), keys, "left_semi")
-    evidence = concerned.groupBy(*keys).agg(
-        F.count("*").alias("rows"),
-        F.count_if(~F.col("distinct_event")).alias("repeats"),
-        F.count_if(F.col("is_late_hour") & F.col("is_new")).alias("late"),
-        F.count_if(F.col("attempt") > 0).alias("replayed"),
-        F.bool_or("is_late_hour").alias("_late_hour"),
-        F.count_if(F.col("is_new") & (F.col("attempt") > 0)).alias("_new_replayed"),
-    )
+    return _join(in_windows, differences.select(*keys).distinct(), keys, "left_semi")
+
+
+def _proofs(concerned: DataFrame, contract: Contract, aggregate: Aggregate) -> DataFrame:
+    """`proof`, the value of each measure by the counted rows, one row a window, key and `measure`."""
     again = aggregates.exact_in_windows(concerned.where("counted"), contract, aggregate)
     proofs = (
         F.struct(F.lit(name).alias("measure"), value.alias("proof"))
         for name, value in _numbers(contract, aggregate).items()
     )
-    proof = again.select(*keys, F.inline(F.array(*proofs)))
-    joined = _join(differences, evidence, keys, "left")
-    joined = _join(joined, proof, [*keys, "measure"], "left")
-    cause = F.lit("unexplained")
+    return again.select("window", "window_start", *aggregate.dimensions, F.inline(F.array(*proofs)))
+
+
+def _proved(aggregate: Aggregate) -> Column:
+    """Whether the served value is the `proof`."""
+    proved = F.lit(False)
     for measure in aggregate.measures:
-        is_this = F.col("measure") == measure.name
         equal = _equal(measure, F.col("speed"), _counted(measure, F.col("proof")), F.lit(False))
-        late_cause = F.when(F.col("_new_replayed") > 0, "replayed").otherwise("late")
-        cause = (
-            F.when(is_this & F.col("_late_hour") & equal, late_cause)
-            .when(is_this & ~F.col("_late_hour") & equal, "duplicate")
-            .otherwise(cause)
-        )
-    zero = [F.coalesce(name, F.lit(0)).alias(name) for name in ("rows", "repeats", "late", "replayed")]
-    return joined.select(*keys, "measure", "speed", "exact", cause.alias("cause"), *zero)
+        proved = F.when(F.col("measure") == measure.name, equal).otherwise(proved)
+    return proved
 
 
 def _numbers(contract: Contract, aggregate: Aggregate) -> dict[str, Column]:

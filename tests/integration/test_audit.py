@@ -28,6 +28,7 @@ from deltalake import DeltaTable, write_deltalake
 from pyspark.sql.pandas.types import to_arrow_schema
 from tenacity import retry, retry_if_result, stop_after_delay, wait_fixed
 
+from infra.backfill import WrongSelection, selected, send_missing
 from infra.conserved import BronzeUnreadable, NotConserved, audit, require_conserved
 from infra.offsets import broker_offsets
 from infra.provisioning import provision_topics
@@ -426,6 +427,31 @@ def test_repair_sends_exactly_what_is_missing_and_as_it_was(stream: Stream) -> N
     stream.send(1)
     stream.ingest()
     assert stream.audit().residual == 0
+
+
+def test_missing_records_are_selected_by_their_offsets_or_by_kafkas_time(stream: Stream) -> None:
+    sent = stream.send(12)
+    stream.ingest()
+    stream.delete(1, 2, 5, 6, 10)
+    found = stream.audit()
+
+    def chosen(*records: str) -> set[Finding]:
+        return {f for one in selected(stream.settings, found, records).partitions for f in one.findings}
+
+    def time(offset: int) -> str:
+        return datetime.fromtimestamp((STAMP + offset * 1000) / 1000, UTC).isoformat()
+
+    assert sent == list(range(12))
+    assert chosen() == {Finding(1, 2, "missing"), Finding(5, 6, "missing"), Finding(10, 10, "missing")}
+    assert chosen(f"{stream.name}/0:2-5") == {Finding(2, 2, "missing"), Finding(5, 5, "missing")}
+    assert chosen(f"{time(6)}..{time(10)}") == {Finding(6, 6, "missing")}
+    assert chosen(f"{time(6)}..{time(100)}", f"{stream.name}/0:10-11") == {
+        Finding(6, 6, "missing"), Finding(10, 10, "missing"),
+    }  # fmt: skip
+    with pytest.raises(WrongSelection, match="topic/partition:first-last"):
+        chosen("yesterday")
+    assert send_missing(stream.settings, stream.name, [f"{stream.name}/0:0-5"], dry_run=True) == (3, 0)
+    assert len(stream.records(stream.contract.retry_topic)) == 0
 
 
 def repaired(stream: Stream, found: Audit) -> int:

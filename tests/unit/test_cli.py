@@ -53,6 +53,36 @@ def test_help_is_quick_because_nothing_heavy_is_imported() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_what_commands_are_made_of_imports_no_airflow() -> None:
+    """Airflow configures logging when it is imported, and its lines on standard output would spoil `--json`."""
+    program = """
+import ast, importlib, pathlib, sys
+import infra.commands
+
+wanted = set()
+for file in pathlib.Path(infra.commands.__path__[0]).glob("*.py"):
+    wanted.add(f"infra.commands.{file.stem}")
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in {ROOMS}:
+            wanted.add(node.module)
+            wanted |= {f"{node.module}.{alias.name}" for alias in node.names if alias.name[0].islower()}
+        elif isinstance(node, ast.Import):
+            wanted |= {alias.name for alias in node.names if alias.name.split(".")[0] in {ROOMS}}
+for name in sorted(wanted):
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name:  # a function, not a module
+            raise
+    if "airflow" in sys.modules:
+        sys.exit(f"{name} imports Airflow")
+print(len(wanted))
+""".replace("{ROOMS}", "('infra', 'spark', 'producers', 'schemas')")
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 50
+
+
 def test_an_error_is_one_message_without_a_trace(tmp_path: Path) -> None:
     done = millrace(tmp_path, "up", MILLRACE_KAFKA_PORT="ninety")
     assert done.returncode == 1

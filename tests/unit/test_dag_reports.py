@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import shutil
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -17,7 +18,7 @@ import pytest
 from deltalake import write_deltalake
 from pyspark.sql.pandas.types import to_arrow_schema
 
-from infra.settings import PROJECT, Settings
+from infra.settings import PROJECT, Settings, settings
 from schemas.catalog import load
 from spark import replays, tables
 from spark.serving.duck import connect
@@ -68,19 +69,20 @@ def test_a_publication_is_told_with_what_the_ledger_explains(lake: str, served: 
     add(lake, "publications", final_through=NOW, hours=2, rows=20, published_at=NOW + timedelta(seconds=5))
     add(lake, "publications", stream="flights", final_through=NOW, hours=3, published_at=NOW + timedelta(seconds=6))
     for cause in ("late", "duplicate", "late"):
-        add(lake, "ledger", cause=cause, recorded_at=NOW + timedelta(seconds=4))
+        add(lake, "ledger", cause=cause, window_start=NOW, recorded_at=NOW + timedelta(seconds=4))
     assert dags("reconcile").published(served, JOB) == {
         "published": True,
         "final_through": "2026-01-01T12:00:00+00:00",
         "hours": 2,
         "rows": 20,
         "differences": {"late": 2, "duplicate": 1},
+        "by_hour": [{"hour": "2026-01-01T12:00:00+00:00", "late": 2, "duplicate": 1}],
         "failures": [],
     }
 
 
 def test_a_refused_publication_says_why(lake: str, served: Any, dags: Any) -> None:
-    add(lake, "ledger", cause="unexplained", recorded_at=NOW)
+    add(lake, "ledger", cause="unexplained", window_start=NOW, recorded_at=NOW)
     add(
         lake,
         "quality",
@@ -95,7 +97,7 @@ def test_a_refused_publication_says_why(lake: str, served: Any, dags: Any) -> No
     report = dags("reconcile").published(served, JOB)
     assert report["published"] is False
     assert report["failures"] == [
-        'weather, suite staged: 2 of 9 expectations failed: ["x"] (/d)',
+        f'weather, suite staged: 2 of 9 expectations failed: ["x"] ({settings().data_docs_url}/d)',
         "weather: 1 differences without an explanation; query the view ledger",
     ]
 
@@ -219,13 +221,20 @@ def test_a_broken_contract_keeps_no_other_stream_from_its_turn(
 
 def test_suites_are_told_and_older_failures_are_not(lake: str, served: Any, dags: Any) -> None:
     add(lake, "quality", suite="old", success=False, evaluated=9, failed=2, recorded_at=NOW - timedelta(hours=1))
-    add(lake, "quality", suite="events", success=True, evaluated=26, failed=0, recorded_at=NOW)
-    assert dags("data_quality").checked(served, JOB) == {"suites": {"events": "26 of 26"}, "failures": []}
+    far = {"expectation": "to_be_usual", "about": {"column": "share"}, "observed": {"n": 1}, "severity": "warning"}
+    warned = {"failed": 0, "warnings": 1, "failures": json.dumps([far])}
+    add(lake, "quality", suite="events", success=True, evaluated=26, recorded_at=NOW, **warned)
+    add(lake, "quality", suite="view", success=True, evaluated=5, failed=0, recorded_at=NOW)
+    assert dags("data_quality").checked(served, JOB) == {
+        "suites": {"events": "25 of 26", "view": "5 of 5"},
+        "warnings": {"events": ["to_be_usual: {'column': 'share'}, observed {'n': 1}"]},
+        "failures": [],
+    }
 
 
 def test_a_job_that_wrote_nothing_has_nothing_to_tell(served: Any, dags: Any) -> None:
     assert dags("reconcile").published(served, JOB)["published"] is False
-    assert dags("data_quality").checked(served, JOB) == {"suites": {}, "failures": []}
+    assert dags("data_quality").checked(served, JOB) == {"suites": {}, "warnings": {}, "failures": []}
 
 
 def test_replays_are_recorded_one_row_each(lake: str, served: Any) -> None:

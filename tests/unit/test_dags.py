@@ -16,7 +16,9 @@ from infra.settings import PROJECT
 
 pytestmark = pytest.mark.xdist_group("dags")  # the folder is parsed once
 
-JOBS = {"reconcile": "reconcile", "data_quality": "quality"}
+JOBS = {"reconcile": "reconcile", "data_quality": "quality", "backfill": "backfill"}
+
+SPARK_JOBS = {"SparkJob", "Backfill"}
 
 HEAVY = {
     "pyspark", "great_expectations", "confluent_kafka", "deltalake", "delta", "pandas", "pyarrow", "duckdb", "fastavro",
@@ -32,6 +34,7 @@ SCHEDULES = {
     "decide_parked_letters": "40 * * * *",
     "operate_stream": None,
     "maintain": "30 3 * * *",
+    "backfill": None,
 }
 
 WAITS_FOR_SOMEBODY = {
@@ -61,6 +64,7 @@ def described(dag):
         "doc": dag.doc_md, "description": dag.description, "file": Path(dag.fileloc).name, "tags": sorted(dag.tags),
         "catchup": dag.catchup, "max_active_runs": dag.max_active_runs, "max_active_tasks": dag.max_active_tasks,
         "schedule": getattr(dag.schedule, "expression", dag.schedule),
+        "params": dag.params.dump() if dag.dag_id == "backfill" else {},
         "dagrun_timeout": seconds_of(dag.dagrun_timeout),
         "tasks": {
             task.task_id: {
@@ -160,11 +164,11 @@ POOLS = {
 
 
 def test_tasks_that_write_the_same_tables_take_turns(dag: dict[str, Any]) -> None:
-    assert any(task["type"] == "SparkJob" for task in dag["tasks"].values()) == (
-        dag["id"] in ("reconcile", "data_quality")
+    assert any(task["type"] in SPARK_JOBS for task in dag["tasks"].values()) == (
+        dag["id"] in ("reconcile", "data_quality", "backfill")
     )
     for name, task in dag["tasks"].items():
-        if task["type"] == "SparkJob":
+        if task["type"] in SPARK_JOBS:
             assert task["pool"] == "batch", name
             assert Path(task["application"]).is_file(), name
         else:
@@ -183,8 +187,16 @@ def test_a_new_stream_is_a_folder(tmp_path: Path) -> None:
     several = {"stream_supervisor", "decide_parked_letters", "operate_stream", "maintain"}
     for dag_id in SCHEDULES.keys() - several:
         by_stream = dag_id in ("provision", "replay_dead_letters")  # the batch jobs take every stream when they run
-        batch_tasks = {JOBS.get(dag_id)} | ({"audit"} if dag_id == "reconcile" else set())
+        batch_tasks = {JOBS.get(dag_id)} | ({"audit"} if dag_id in ("reconcile", "backfill") else set())
         assert set(dags[dag_id]["tasks"]) == ({"orders", "payments"} if by_stream else batch_tasks), dag_id
+
+
+def test_a_backfill_shows_first(seen: dict[str, Any]) -> None:
+    backfill = seen["dags"]["backfill"]
+    assert backfill["params"]["dry_run"] is True
+    assert set(backfill["params"]) == {"stream", "from", "to", "dry_run", "records"}
+    assert backfill["tasks"]["backfill"]["upstream"] == ["audit"]
+    assert backfill["tasks"]["backfill"]["trigger_rule"] == "all_success", "numbers that lack records are not published"
 
 
 def test_nothing_is_reconciled_that_was_not_audited_before(seen: dict[str, Any]) -> None:

@@ -6,8 +6,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from spark.publications import Publication, unique_run_id
-from spark.reconcile import TouchedHour, literal, plan
+from spark.publications import Publication, published_without, unique_run_id
+from spark.reconcile import EmptyRange, TouchedHour, literal, plan, utc, whole_hours
 
 LATENESS = timedelta(hours=1)
 T0 = datetime(2024, 3, 31, tzinfo=UTC)
@@ -50,6 +50,21 @@ def test_a_late_row_dirties_its_hour_and_no_other() -> None:
     assert found.replaced == f"hour in ({literal(at(1))})"
 
 
+def test_forced_hours_are_recomputed_without_news() -> None:
+    hours = [touched(hour, new=0) for hour in (1, 2, 3)] + [touched(4, new=3)]
+    found = plan(hours, 9, publication(5, 7), LATENESS, forced=(at(2), at(4)))
+    assert (found.new_hours, found.late_hours) == ((), (at(2), at(3), at(4)))
+    assert found.final_through == at(5)
+    assert plan(hours[:3], 9, publication(5, 7), LATENESS).is_idle
+
+
+def test_times_are_taken_as_whole_hours() -> None:
+    assert whole_hours(utc("2024-03-31T01:30"), utc("2024-03-31T04:00+01:00")) == (at(1), at(3))
+    assert whole_hours(utc("2024-03-31T01:30"), utc("2024-03-31T01:31")) == (at(1), at(2))
+    with pytest.raises(EmptyRange, match="there is no hour"):
+        whole_hours(at(2), at(2))
+
+
 def test_hours_that_closed_since_are_new_also_when_their_rows_are_old() -> None:
     found = plan([touched(5, new=0), touched(6, new=0), touched(8)], 9, publication(5, 7), LATENESS)
     assert (found.new_hours, found.late_hours) == ((at(5), at(6)), ())
@@ -70,6 +85,16 @@ def test_without_new_rows_or_closed_hours_there_is_nothing_to_do() -> None:
 def test_a_naive_time_is_no_literal() -> None:
     with pytest.raises(ValueError, match="aware"):
         literal(at(0).replace(tzinfo=None))
+
+
+def test_hours_are_without_a_measure_until_they_are_published_with_it() -> None:
+    def made(hour: int, run_id: str, *measures: str) -> Publication:
+        return Publication(run_id, "sales", at(hour), hour, 1, 1, NOW + timedelta(hours=hour), measures=measures)
+
+    log = [made(1, "r1", "a.n"), made(2, "r2", "a.n"), made(3, "r3", "a.n", "a.m"), made(4, "r4", "a.n", "a.m")]
+    assert published_without(log, "a.m") == (at(2), {"r3", "r4"})
+    assert published_without(log, "a.n") == (None, set())
+    assert published_without([publication(1, 1)], "a.m") == (None, set()), "from before that was recorded"
 
 
 def test_a_repeated_run_that_had_published_gets_an_id_of_its_own() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
 import json
 import sys
@@ -17,7 +18,7 @@ import pytest
 from airflow.sdk.exceptions import TaskDeferred
 from airflow.sdk.module_loading import import_string
 
-from infra import driver, operate, restarts
+from infra import driver, operate, restarts, watch
 from infra.settings import PROJECT, Settings
 from tests.unit.test_driver import started
 
@@ -34,7 +35,8 @@ def home(tmp_path: Path) -> Iterator[Settings]:
 def die_young(settings: Settings, epoch: int) -> datetime:
     """A driver that ends at once; returns its last sign of life."""
     it = driver.start(settings, epoch, [sys.executable, "-c", ""])
-    psutil.wait_procs([psutil.Process(it.pid)], timeout=10)
+    with contextlib.suppress(psutil.NoSuchProcess):  # it may have ended already
+        psutil.Process(it.pid).wait(10)
     return driver.last_sign(driver.place(settings), it)
 
 
@@ -98,7 +100,7 @@ def test_a_start_that_waits_holds_no_worker_and_goes_on_when_it_may(
     home: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("infra.settings.settings", lambda: home)
-    monkeypatch.setattr(restarts, "EVERY", 0.05)
+    monkeypatch.setattr(watch, "EVERY", 0.05)
     monkeypatch.syspath_prepend(str(PROJECT / "dags"))
     drive = importlib.import_module("stream_supervisor").Drive(task_id="drive")
     restarts.hold(home, "ann", "broker moves")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,6 +20,7 @@ from spark import batches, quality, tables
 from spark.batch_store import BatchStore
 from spark.checkpoints import batch_number
 from spark.jobs.reconcile import Audit, Reconciliation
+from spark.reconcile import Range
 from spark.suites import Expectation
 from spark.transforms.aggregates import distinct_events, partials
 
@@ -53,28 +55,26 @@ T0 = datetime(2024, 3, 31, 0, tzinfo=UTC)
 NOW = datetime(2024, 4, 2, tzinfo=UTC)
 
 
+DOCUMENT = {
+    "stream": "sales",
+    "description": "",
+    "owner": "",
+    "key": ["shop"],
+    "event_id": ["sold_at", "id"],
+    "event_time": "sold_at",
+    "allowed_lateness": "1h",
+    "rules": [{"name": "price_is_positive", "predicate": "price is null or price > 0", "reason": "price"}],
+    "aggregates": [
+        {"name": "by_shop", "description": "", "dimensions": ["shop"], "measures": MEASURES},
+        {"name": "by_buyer", "description": "", "dimensions": ["buyer"], "measures": EXTREMES},
+    ],
+    "quality": {"ranges": {"price": [0, 1000]}, "values": {"shop": ["a", "b"]}},
+}
+
+
 def contract(**changes: Any) -> Contract:
     """Sales by shop, with an allowed lateness of an hour."""
-    return Contract.model_validate(
-        {
-            "stream": "sales",
-            "description": "",
-            "owner": "",
-            "key": ["shop"],
-            "event_id": ["sold_at", "id"],
-            "event_time": "sold_at",
-            "allowed_lateness": "1h",
-            "folder": Path("sales"),
-            "versions": (AVRO,),
-            "rules": [{"name": "price_is_positive", "predicate": "price is null or price > 0", "reason": "price"}],
-            "aggregates": [
-                {"name": "by_shop", "description": "", "dimensions": ["shop"], "measures": MEASURES},
-                {"name": "by_buyer", "description": "", "dimensions": ["buyer"], "measures": EXTREMES},
-            ],
-            "quality": {"ranges": {"price": [0, 1000]}, "values": {"shop": ["a", "b"]}},
-        }
-        | changes
-    )
+    return Contract.model_validate(DOCUMENT | {"folder": Path("sales"), "versions": (AVRO,)} | changes)
 
 
 def at(hour: float, minute: float = 0) -> datetime:
@@ -109,6 +109,7 @@ class Feed:
     lake_uri: str
     contract: Contract = field(default_factory=contract)
     batch: int = 0
+    runs: int = 0
 
     def __post_init__(self) -> None:
         tables.create(self.lake_uri, self.contract)
@@ -126,17 +127,28 @@ class Feed:
         """A feed that goes on from a copy of another one's lake."""
         shutil.copytree(lake, folder / "lake")
         newest = DeltaTable(str(folder / "lake" / "bronze" / "sales")).to_pyarrow_table(columns=["batch"])["batch"]
-        return cls(spark, f"file:{folder}/lake", batch=max(newest.to_pylist()) - batch_number(1, 0))
+        return cls(spark, f"file:{folder}/lake", batch=max(newest.to_pylist()) - batch_number(1, 0), runs=10)
 
-    def send(self, sales: list[dict[str, Any]], attempt: int = 0, arrived: datetime | None = None) -> None:
+    def send(
+        self,
+        sales: list[dict[str, Any]],
+        attempt: int = 0,
+        arrived: datetime | None = None,
+        originals: Sequence[int] | None = None,
+    ) -> None:
+        """`originals` are the offsets of the records that these are sent again for, by the retry topic."""
         self.batch += 1
+        if attempt and originals is None:
+            originals = range(len(sales))
         schema = tables.bronze_schema(self.contract)
         nothing = dict.fromkeys(schema.names)
         rows = [
             nothing
             | one
             | {
-                "topic": "sales", "partition": 0, "offset": self.batch * 10_000 + place, "batch": self.through,
+                "topic": "sales" if originals is None else "sales.retry", "partition": 0,
+                "offset": self.batch * 10_000 + place, "batch": self.through,
+                "original": None if originals is None else f"sales/0/{originals[place]}",
                 "attempt": attempt, "event_time": one["sold_at"], "kafka_timestamp": arrived, "accepted": True,
             }
             for place, one in enumerate(sales)
@@ -148,8 +160,29 @@ class Feed:
             found = partials(events, self.contract, aggregate).withColumn("batch", F.lit(self.through))
             batches.append(found, tables.speed(self.lake_uri, "sales", aggregate.name), "sales.g1", self.batch)
 
-    def reconcile(self, run_id: str, audit: Audit = passing, now: datetime = NOW) -> dict[str, Any]:
-        return Reconciliation(self.store, self.contract, run_id, self.through, now, audit).run()
+    def lose(self, *places: tuple[int, int]) -> list[dict[str, Any]]:
+        """Deletes rows of bronze, given as the batch and the place in it, and returns them."""
+        offsets = [batch * 10_000 + place for batch, place in places]
+        bronze = tables.bronze(self.lake_uri, "sales")
+        lost = {row["offset"]: row for row in self.rows(bronze) if row["offset"] in offsets}
+        DeltaTable(tables.local_path(bronze)).delete(f'"offset" in ({", ".join(map(str, offsets))})')
+        return [lost[offset] for offset in offsets]
+
+    def repair(self, lost: list[dict[str, Any]]) -> None:
+        """Sends rows that were lost again, as `producers.repair` does and the ingest reads them."""
+        self.send(
+            [{name: row[name] for name in self.contract.fields} for row in lost],
+            originals=[row["offset"] for row in lost],
+        )
+
+    def reconcile(self, run_id: str, audit: Audit = passing, forced: Range | None = None) -> dict[str, Any]:
+        """A run of the batch job, a minute after the one before."""
+        self.runs += 1
+        now = NOW + timedelta(minutes=self.runs)
+        return Reconciliation(self.store, self.contract, run_id, self.through, now, audit, forced).run()
+
+    def survey(self, forced: Range) -> dict[str, Any]:
+        return Reconciliation(self.store, self.contract, "survey", self.through, NOW, passing, forced).survey()
 
     def rows(self, uri: str) -> list[dict[str, Any]]:
         return DeltaTable(tables.local_path(uri)).to_pyarrow_table().to_pylist()

@@ -125,11 +125,23 @@ def test_a_failing_expectation_publishes_nothing(published: Feed, tmp_path: Path
     with pytest.raises(quality.FailedExpectations, match=r"expect_column_values_to_be_between\(column=price.*5000"):
         published.reconcile("r2", auditor.audit)
     assert (published.published(), published.log("publications"), published.log("ledger")) == before
+    [refused] = published.log("refusals")
+    assert (refused["run_id"], refused["final_through"]) == ("r2", at(4))
+    assert "expect_column_values_to_be_between(column=price" in refused["reason"]
     failed = [row for row in published.log("quality") if not row["success"]]
     assert {row["suite"] for row in failed} >= {"events"}
     assert {row["suite"] for row in published.log("quality") if row["success"]} >= {"layers"}
     auditor.build_docs()
     assert (tmp_path / "docs" / failed[0]["docs"].lstrip("/")).is_file()
+
+    lax = contract().model_dump()["quality"] | {"severity": {"price": "warning"}}
+    published.contract = contract(quality=lax)  # the person's fix; the next run needs nothing else
+    auditor = quality.Auditor(project, tmp_path / "gx", tmp_path / "docs", "sales", "r3", NOW)
+    assert published.reconcile("r3", auditor.audit)["final_through"] == at(4).isoformat()
+    assert_published_equals_oracle(published)
+    told = [row for row in published.log("quality") if row["run_id"] == "r3" and row["warnings"]]
+    assert {row["suite"] for row in told} == {"events", "staged.by_shop", "staged.by_buyer"}
+    assert all(row["success"] and row["failed"] == 0 for row in told)
 
 
 @pytest.mark.long

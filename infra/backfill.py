@@ -1,0 +1,122 @@
+"""A backfill: what bronze lacks is sent again from Kafka, and past hours are computed again from bronze.
+
+Both steps are those of every day: the repair of the conservation audit, and a reconciliation with hours forced into
+its plan.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+from confluent_kafka import Consumer, KafkaException, TopicPartition
+
+from infra import conserved
+from infra.settings import Settings
+from schemas.catalog import load
+from schemas.errors import TerminalError, TransientError
+from spark.audits import Audit
+from spark.conservation import Finding, Place, Range, split
+from spark.reconcile import Range as Hours
+from spark.reconcile import utc
+
+_OFFSETS = re.compile(r"(?P<topic>[\w.-]+)/(?P<partition>\d+):(?P<first>\d+)-(?P<last>\d+)")
+
+
+class WrongSelection(TerminalError):
+    """Records are selected by something that is no range of offsets and no time."""
+
+
+def backfill(
+    settings: Settings, stream: str, hours: Hours, records: Sequence[str] = (), *, dry_run: bool = True
+) -> dict[str, Any]:
+    """Does both steps and returns the summary of the second (`Reconciliation.run`, or `survey` if `dry_run`), with
+    `missing` and `sent` records and `applied`. Raises what the two raise, and `NotConserved` if records stay missing
+    that were not left out on purpose: numbers that lack them must not become final."""
+    from spark.jobs.reconcile import reconcile
+
+    run_id = f"backfill__{datetime.now(UTC):%Y-%m-%dT%H%M%S.%f}Z"
+    found, sent = send_missing(settings, stream, records, dry_run=dry_run)
+    done = reconcile(settings, stream, run_id, hours, dry_run=dry_run)
+    return done | {"missing": found, "sent": sent, "applied": not dry_run}
+
+
+def send_missing(settings: Settings, stream: str, records: Sequence[str], *, dry_run: bool) -> tuple[int, int]:
+    """The number of selected records that bronze lacks and Kafka has, and how many of them were sent again: all, none
+    in a `dry_run`. Raises as `backfill` does."""
+    contract = load(settings.contracts / stream)
+    found = selected(settings, conserved.audit(settings, contract, "backfill"), records)
+    missing = sum(f.range.size for one in found.partitions for f in one.findings if f.reason == "missing")
+    if dry_run:
+        return missing, 0
+    sent = conserved.send_missing(settings, contract, found) if missing else 0
+    if not records:
+        conserved.require_conserved(conserved.audit(settings, contract, "backfill") if sent else found)
+    return missing, sent
+
+
+def selected(settings: Settings, found: Audit, records: Sequence[str]) -> Audit:
+    """`found` with only those missing records that are in one of the ranges `records`: `topic/partition:first-last`, or
+    `from..to`, times of Kafka's records. All of them if there is none. Raises `WrongSelection`, and `TransientError`
+    while Kafka does not answer."""
+    if not records:
+        return found
+    places = [partition.place for partition in found.partitions]
+    ranges: dict[Place, list[Range]] = {place: [] for place in places}
+    for text in records:
+        for place, range_ in _ranges(settings, places, text).items():
+            ranges.setdefault(place, []).append(range_)
+    return replace(
+        found,
+        partitions=tuple(
+            replace(one, findings=tuple(_only(one.findings, ranges[one.place]))) for one in found.partitions
+        ),
+    )
+
+
+def _only(findings: Sequence[Finding], ranges: Sequence[Range]) -> list[Finding]:
+    others = [finding for finding in findings if finding.reason != "missing"]
+    missing = [finding.range for finding in findings if finding.reason == "missing"]
+    chosen: list[Finding] = []
+    for range_ in ranges:
+        more, missing = split(missing, [Finding(*range_, "missing")])
+        chosen += more
+    return sorted([*others, *chosen])
+
+
+def _ranges(settings: Settings, places: Sequence[Place], text: str) -> Mapping[Place, Range]:
+    if match := _OFFSETS.fullmatch(text):
+        return {(match["topic"], int(match["partition"])): Range(int(match["first"]), int(match["last"]))}
+    since, dots, until = text.partition("..")
+    try:
+        if not dots:
+            raise ValueError
+        bounds = [int(utc(time).timestamp() * 1000) for time in (since, until)]
+    except ValueError:
+        raise WrongSelection(
+            f"records cannot be selected by {text!r}: write topic/partition:first-last, for example flights/0:100-199, "
+            "or the time that Kafka has of them, for example 2026-01-31T12:00Z..2026-01-31T13:00Z"
+        ) from None
+    first, last = (_offsets_at(settings, places, milliseconds) for milliseconds in bounds)
+    return {place: Range(first[place], last[place] - 1) for place in places}
+
+
+def _offsets_at(settings: Settings, places: Sequence[Place], milliseconds: int) -> dict[Place, int]:
+    """The first offset of each partition whose record is not older; its end if there is none."""
+    consumer = Consumer(settings.kafka_client("audit") | {"group.id": f"audit.{places[0][0]}"})
+    try:
+        asked = [TopicPartition(topic, partition, milliseconds) for topic, partition in places]
+        answers = consumer.offsets_for_times(asked, 30.0)
+        return {
+            (it.topic, it.partition): it.offset
+            if it.offset >= 0
+            else consumer.get_watermark_offsets(TopicPartition(it.topic, it.partition), 30.0)[1]
+            for it in answers
+        }
+    except KafkaException as error:
+        raise TransientError(f"Kafka does not tell offsets by time: {error.args[0].str()}") from error
+    finally:
+        consumer.close()

@@ -1,0 +1,79 @@
+"""One at a time over processes and machines: a lock that PostgreSQL holds for as long as its owner is connected.
+
+The pool of Airflow lets the batch jobs take turns; this holds for those that somebody starts by hand as well. A process
+that dies, by whatever signal, gives it up with its connection; one that is paused keeps it, and one whose connection
+was cut is told before its next commit.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from zlib import crc32
+
+import psycopg2
+
+from infra.settings import Settings
+from schemas.errors import TransientError
+
+log = logging.getLogger("millrace.exclusive")
+
+PATIENCE = 600.0
+
+
+class Busy(TransientError):
+    """Another process has the lock, or PostgreSQL cannot be asked; the message says which."""
+
+
+class LockLost(TransientError):
+    """The connection that held the lock is gone, so another process may be at work: this one must not commit."""
+
+
+@contextmanager
+def exclusive(settings: Settings, name: str, patience: float = PATIENCE) -> Iterator[Callable[[], None]]:
+    """Holds the lock `name` inside of the block, waiting `patience` seconds for it. Gives a function that raises
+    `LockLost` when it is no longer held: call it before each commit. Raises `Busy`."""
+    try:
+        connection = psycopg2.connect(
+            settings.postgres("millrace"), connect_timeout=5, application_name=f"millrace-{name}-{os.getpid()}",
+            keepalives_idle=5, keepalives_interval=2, keepalives_count=3,
+        )  # fmt: skip
+    except psycopg2.OperationalError as error:
+        raise Busy(
+            f"nobody knows whether another {name} run is at work, PostgreSQL does not answer: {error}"
+        ) from error
+    try:
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            key = {"key": crc32(name.encode())}
+            cursor.execute("select pg_try_advisory_lock(%(key)s)", key)
+            if cursor.fetchone() != (True,):
+                log.warning("another %s run is at work (%s): waiting for its end", name, _owner(cursor, key))
+                cursor.execute("select set_config('lock_timeout', %s, false)", [f"{int(patience * 1000)}ms"])
+                try:
+                    cursor.execute("select pg_advisory_lock(%(key)s)", key)
+                except psycopg2.errors.LockNotAvailable as error:
+                    raise Busy(
+                        f"another {name} run is at work ({_owner(cursor, key)}) and did not end within {patience:.0f} s"
+                    ) from error
+
+            def still_held() -> None:
+                try:
+                    cursor.execute("select 1")
+                except (psycopg2.OperationalError, psycopg2.InterfaceError) as error:
+                    raise LockLost(f"the lock of the {name} run is lost with its connection: {error}") from error
+
+            yield still_held
+    finally:
+        connection.close()
+
+
+def _owner(cursor: psycopg2.extensions.cursor, key: dict[str, int]) -> str:
+    cursor.execute(
+        "select application_name from pg_locks join pg_stat_activity using (pid) "
+        "where locktype = 'advisory' and granted and (classid::bigint << 32 | objid::bigint) = %(key)s",
+        key,
+    )
+    return ", ".join(row[0] for row in cursor.fetchall()) or "it has just ended"

@@ -1,0 +1,300 @@
+"""What the exact batch costs: an hour of many events, and one late event in a long history: `millrace bench reconcile`.
+
+The lake is written as the streaming driver would have written it, from seeded readings: bronze, partials, and a commit
+log that says that all of it is settled; one reading in a thousand is there twice. Measured is the job as Airflow starts
+it, from its start to its end: Python, JVM, recomputation, ledger, Great Expectations, publication. What it published is
+compared with DuckDB over the generator's own arrays.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import psutil
+import pyarrow
+import pyarrow.compute
+import yaml
+from deltalake import write_deltalake
+from pyspark.sql.pandas.types import to_arrow_schema
+from rich.console import Console
+from rich.table import Table
+
+from infra.settings import PROJECT, Settings
+from schemas.catalog import load as load_contract
+from schemas.model import Contract
+from spark import checkpoints, tables
+from spark.serving.duck import connect
+from tests import stacks
+from tests.benchmarks import readings
+
+BATCH = 1_000_000
+"""Rows of a micro-batch."""
+REPEATED = 1000
+"""One reading in so many comes again in the next batch."""
+HOUR = 3_600_000_000
+BEGINNING = int(readings.columns(0, 1)["event_time"][0])
+MEASURES = [
+    {"name": "p95", "kind": "quantile", "of": "amount", "rank": 0.95},
+    {"name": "charges", "kind": "distinct", "of": "battery"},
+]
+"""Beside those of the contract: what costs the exact batch most."""
+SAMPLE_SECONDS = 0.1
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What a run of the job needed: CPU seconds and peak memory (MiB) of Python and JVM together."""
+
+    seconds: float
+    cpu_seconds: float
+    peak_rss_mib: int
+
+
+class Lake:
+    """The lake of the readings stream in `config`, which grows by batches."""
+
+    def __init__(self, config: Settings, contract: Contract) -> None:
+        self._config, self.contract = config, contract
+        [self._aggregate] = contract.aggregates
+        self._next = 0
+        tables.create(config.lake_uri, contract)
+
+    def add(self, numbers: np.ndarray, times: np.ndarray) -> None:
+        """A settled batch of the readings of these numbers at these times (microseconds)."""
+        batch_id, self._next = self._next, self._next + 1
+        batch = checkpoints.batch_number(1, batch_id)
+        frame = table(numbers, times)
+        rows = frame.append_column("batch", pyarrow.array(np.full(len(numbers), batch)))
+        rows = rows.append_column("topic", pyarrow.array(["readings"] * len(numbers)))
+        rows = rows.append_column("partition", pyarrow.array(np.zeros(len(numbers), np.int32)))
+        rows = rows.append_column("offset", pyarrow.array(batch_id * 10 * BATCH + np.arange(len(numbers))))
+        rows = rows.append_column("attempt", pyarrow.array(np.zeros(len(numbers), np.int32)))
+        rows = rows.append_column("accepted", pyarrow.array(np.ones(len(numbers), bool)))
+        place = (self._config.lake_uri, self.contract.stream)
+        self._append(tables.bronze(*place), rows, tables.bronze_schema(self.contract))
+        partials = (
+            duckdb.connect()
+            .execute(
+                "select time_bucket(interval 1 minute, event_time) as window_start, device, count(*) as count_of_rows, "
+                "sum(amount)::decimal(38,0) as sum_of_amount, min(amount) as min_of_amount, "
+                f"max(amount) as max_of_amount, {batch}::bigint as batch from frame group by all"
+            )
+            .to_arrow_table()
+        )
+        self._append(
+            tables.speed(*place, self._aggregate.name), partials, tables.speed_schema(self.contract, self._aggregate)
+        )
+        commits = Path(tables.local_path(checkpoints.location(self._config, self.contract.stream, 1))) / "commits"
+        commits.mkdir(parents=True, exist_ok=True)
+        (commits / str(batch_id)).touch()
+
+    def _append(self, uri: str, rows: pyarrow.Table, schema: object) -> None:
+        wanted = to_arrow_schema(schema, timezone="UTC")
+        columns = [
+            rows[field.name].cast(field.type) if field.name in rows.column_names
+            else pyarrow.nulls(rows.num_rows, field.type)
+            for field in wanted
+        ]  # fmt: skip
+        write_deltalake(tables.local_path(uri), pyarrow.Table.from_arrays(columns, schema=wanted), mode="append")
+
+
+def table(numbers: np.ndarray, times: np.ndarray) -> pyarrow.Table:
+    """The readings of these numbers, but at these times."""
+    first = int(numbers.min())
+    made = readings.columns(first, int(numbers.max()) + 1 - first)
+    own = numbers - first
+    names = pyarrow.array([f"device-{number:04d}" for number in range(readings.DEVICES)])
+    return pyarrow.table(
+        {
+            "id": numbers,
+            "device": pyarrow.compute.take(names, pyarrow.array(made["device"][own])),
+            "event_time": pyarrow.array(times).cast(pyarrow.timestamp("us", "UTC")),
+            "amount": made["amount"][own],
+            "battery": made["battery"][own].astype(np.int32),
+        }
+    )
+
+
+def batches(events: int, hours: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Numbers and times of `events` readings, spread evenly over `hours`, with their repeats."""
+    for first in range(0, events, BATCH):
+        numbers = np.arange(first, min(first + BATCH, events), dtype=np.int64)
+        again = numbers[:0] if first == 0 else np.arange(first - BATCH, first, REPEATED, dtype=np.int64)
+        mine = np.concatenate([numbers, again])
+        yield mine, BEGINNING + mine * (hours * HOUR) // events
+
+
+def run(config: Settings, run_id: str) -> Figures:
+    """Runs the job. Raises RuntimeError with the end of its log if it fails."""
+    log = config.home / f"{run_id}.log"
+    command = [sys.executable, "spark/jobs/reconcile.py", "--run-id", run_id, "--stream", readings.STREAM]
+    began = time.monotonic()
+    with log.open("w") as out:
+        job = subprocess.Popen(command, cwd=PROJECT, stdout=out, stderr=out)
+        cpu: dict[int, float] = {}
+        peak = 0
+        while job.poll() is None:
+            memory = 0
+            for process in _family(job.pid):
+                try:
+                    cpu[process.pid] = sum(process.cpu_times()[:2])
+                    memory += process.memory_info().rss
+                except psutil.NoSuchProcess:
+                    continue
+            peak = max(peak, memory)
+            time.sleep(SAMPLE_SECONDS)  # the sampling interval, not a wait for something
+    if job.returncode:
+        raise RuntimeError(f"{run_id} failed:\n{log.read_text()[-4000:]}")
+    seconds = time.monotonic() - began
+    return Figures(round(seconds, 1), round(sum(cpu.values()), 1), peak // 2**20)
+
+
+def _family(pid: int) -> list[psutil.Process]:
+    try:
+        parent = psutil.Process(pid)
+        return [parent, *parent.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def one_hour(config: Settings, contract: Contract, events: int, console: Console) -> dict[str, object]:
+    lake = Lake(config, contract)
+    for numbers, times in batches(events, 1):
+        lake.add(numbers, times)
+    lake.add(np.array([0]), np.array([BEGINNING + 3 * HOUR]))  # closes the hour
+    console.print(f"one hour of {events:,} events is written")
+    figures = run(config, "one-hour")
+    windows = compared(config, contract, events)
+    return {
+        "events": events,
+        **asdict(figures),
+        "cpu_us_per_event": round(figures.cpu_seconds * 1e6 / events, 2),
+        "windows_equal": windows,
+    }
+
+
+def compared(config: Settings, contract: Contract, events: int) -> int:
+    """The number of published windows, all equal to the generator's. Raises RuntimeError if one is not."""
+    numbers = np.arange(events, dtype=np.int64)
+    generated = table(numbers, BEGINNING + numbers * HOUR // events)
+    equal = 0
+    with connect(config, [contract]) as served:
+        served.register("generated", generated)
+        for window, size in {"1m": "1 minute", "5m": "5 minutes", "1h": "1 hour"}.items():
+            row = served.execute(
+                f"""
+                with oracle as (
+                    select time_bucket(interval '{size}', event_time) as start, device, count(*), sum(amount)::bigint,
+                        min(amount), max(amount), quantile_disc(amount, 0.95)::bigint, count(distinct battery)
+                    from generated group by 1, 2
+                ), ours as (
+                    select window_start, device, readings, total::bigint, least, most, p95::bigint, charges
+                    from amounts_by_device_{window} where final
+                )
+                select (select count(*) from oracle), (select count(*) from ours),
+                    (select count(*) from (from oracle intersect from ours))
+                """
+            ).fetchone()
+            assert row is not None
+            if len(set(row)) != 1:
+                raise RuntimeError(f"windows of {window}: (oracle, published, equal) is {row}")
+            equal += row[0]
+    return equal
+
+
+def late_event(config: Settings, contract: Contract, days: int, each_hour: int, console: Console) -> Figures:
+    """The cost of one late event in a published history of `days`."""
+    lake = Lake(config, contract)
+    events = days * 24 * each_hour
+    for day in range(days):
+        numbers = np.arange(day * 24 * each_hour, (day + 1) * 24 * each_hour, dtype=np.int64)
+        lake.add(numbers, BEGINNING + numbers * HOUR // each_hour)
+    lake.add(np.array([events]), np.array([BEGINNING + days * 24 * HOUR + 2 * HOUR]))
+    run(config, f"history-of-{days}")
+    console.print(f"{days} days with {events:,} events are published")
+    lake.add(np.array([events + 1]), np.array([BEGINNING + 12 * HOUR + 1]))
+    figures = run(config, f"late-in-{days}")
+    with connect(config, [contract]) as served:
+        causes = served.execute(
+            "select cause, count(*), (select hours from publications where run_id = $1) from ledger where run_id = $1 "
+            "group by all", [f"late-in-{days}"]
+        ).fetchall()  # fmt: skip
+    if [(cause, hours) for cause, _, hours in causes] != [("late", 1)]:
+        raise RuntimeError(f"one late event made {causes}")
+    return figures
+
+
+def bench(events: int, days: int, each_hour: int, console: Console) -> dict[str, object]:
+    """Runs the benchmark and returns its figures. Raises RuntimeError when a published number is wrong."""
+    with stacks.running("millrace-bench-", readings.CONTRACTS, ["postgres"]) as config:
+        path = config.contracts / readings.STREAM / "stream.yaml"
+        document = yaml.safe_load(path.read_text())
+        document["aggregates"][0]["measures"] += MEASURES
+        path.write_text(yaml.safe_dump(document))
+        contract = load_contract(path.parent)
+        late = {}
+        for history in (1, days):
+            late[history] = late_event(config, contract, history, each_hour, console)
+            _forget(config)
+        hour = one_hour(config, contract, events, console)
+    return {
+        "one_hour": hour,
+        "late_event": {str(history): asdict(figures) for history, figures in late.items()},
+        "late_ratio": round(late[days].cpu_seconds / late[1].cpu_seconds, 2),
+        "each_hour": each_hour,
+    }
+
+
+def _forget(config: Settings) -> None:
+    for uri in (config.lake_uri, config.checkpoints_uri):
+        shutil.rmtree(tables.local_path(uri))
+
+
+def show(result: dict[str, dict[str, object]], console: Console) -> None:
+    table = Table(title="reconcile")
+    for name in ("", "events", "seconds", "CPU seconds", "CPU µs per event", "peak MiB"):
+        table.add_column(name, justify="right" if name else "left")
+    hour = result["one_hour"]
+    table.add_row(
+        "one hour", f"{hour['events']:,}", f"{hour['seconds']}", f"{hour['cpu_seconds']}",
+        f"{hour['cpu_us_per_event']}", f"{hour['peak_rss_mib']:,}",
+    )  # fmt: skip
+    for days, late in result["late_event"].items():
+        assert isinstance(late, dict)
+        table.add_row(
+            f"one late event in {days} days", "1", f"{late['seconds']}", f"{late['cpu_seconds']}", "",
+            f"{late['peak_rss_mib']:,}",
+        )  # fmt: skip
+    console.print(table)
+    console.print(
+        f"{hour['windows_equal']:,} windows equal; the long history costs {result['late_ratio']} times as much"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Cost of the exact batch.")
+    parser.add_argument("--events", type=int, default=10_000_000)
+    parser.add_argument("--days", type=int, default=30)
+    parser.add_argument("--each-hour", type=int, default=2000, help="events in each hour of the history")
+    parser.add_argument("--json", action="store_true", help="end with one JSON document")
+    given = parser.parse_args()
+    console = Console(stderr=given.json)
+    result = bench(given.events, given.days, given.each_hour, console)
+    if given.json:
+        sys.stdout.write(json.dumps(result) + "\n")
+    else:
+        show(result, console)  # type: ignore[arg-type]
+
+
+if __name__ == "__main__":
+    main()
