@@ -12,7 +12,7 @@ from pyspark.sql import functions as F
 
 from infra.settings import PROJECT
 from schemas.model import Contract
-from spark import quality, tables
+from spark import batches, quality, tables
 from spark.jobs.quality import Check
 from spark.reconcile import UnexplainedDifference
 from tests.integration.lake.feed import NOW, Feed, at, contract, hours_of_sales, sale
@@ -93,7 +93,7 @@ def test_a_tampered_speed_layer_beside_a_repair_stays_unexplained(feed: Feed) ->
     feed.repair(feed.lose((1, 0)))
     uri = tables.speed(feed.lake_uri, "sales", "by_shop")
     tampered = feed.spark.read.format("delta").load(uri).where(F.col("window_start") == at(1, 20))
-    tables.append(tampered.localCheckpoint(), uri, "tamper", 1)
+    batches.append(tampered.localCheckpoint(), uri, "tamper", 1)
     with pytest.raises(UnexplainedDifference, match=r"by_shop_1m .* 01:20.*sales was served as 2.0, exact is 1.0"):
         feed.reconcile("r1")
     assert {row["window_start"].hour for row in feed.log("ledger")} == {1}
@@ -162,7 +162,7 @@ def test_a_person_may_publish_what_a_tampered_speed_layer_withholds(feed: Feed, 
     def tamper(when: datetime, number: int) -> None:
         uri = tables.speed(feed.lake_uri, "sales", "by_shop")
         tampered = feed.spark.read.format("delta").load(uri).where(F.col("window_start") == when)
-        tables.append(tampered.localCheckpoint(), uri, "tamper", number)
+        batches.append(tampered.localCheckpoint(), uri, "tamper", number)
 
     def auditor(run_id: str) -> quality.Auditor:
         return quality.Auditor(PROJECT / "great_expectations", tmp_path / "gx", tmp_path / "docs", "sales", run_id, NOW)
