@@ -1,6 +1,6 @@
 """The quick part of the fault matrix: a driver and a replay are killed under load, on a stack of their own, which the
-stories of other tests do not disturb. The longer tests kill the broker and pause a driver. `make faults` runs all of it;
-`docs/reliability.md` tells what it counts."""
+stories of other tests do not disturb. The longer tests kill the broker and pause a driver. `make faults` runs all of
+it; `docs/reliability.md` tells what it counts."""
 
 from __future__ import annotations
 
