@@ -23,6 +23,7 @@ from typing import Any
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka import Message as Delivered
 
+from infra.answers import Unanswered, answered
 from infra.settings import Settings
 from producers.codec import Codec, Message, registry, schema_id
 from producers.inject import Faults, Injected, violations
@@ -271,6 +272,7 @@ class _Transactional(_Client):
             {**settings.kafka_client("producer"), "group.id": name, "enable.auto.commit": False, "log_level": 2}
         )
         self._open = False
+        self._held = False  # by a call that has not returned: then nothing else may use the client
         self._visible = 0
 
     def _send_all(self, messages: Iterable[Message]) -> None:
@@ -293,7 +295,12 @@ class _Transactional(_Client):
     def _commit(self, done: int) -> None:
         """Ends the transaction, and with it notes that `done` messages of the sequence are sent."""
         place = TopicPartition(self._topic, 0, done)
-        self._producer.send_offsets_to_transaction([place], self._group.consumer_group_metadata(), FLUSH_SECONDS)
+        group = self._group.consumer_group_metadata()
+        try:
+            answered(partial(self._producer.send_offsets_to_transaction, [place], group, FLUSH_SECONDS), FLUSH_SECONDS)
+        except Unanswered:
+            self._held = True
+            raise
         self._producer.commit_transaction(FLUSH_SECONDS)
         self._open, self._visible = False, self._report.acknowledged
 
@@ -308,11 +315,12 @@ class _Transactional(_Client):
         """Ends a transaction that is still open: nobody will have seen its messages."""
         report = self._report
         if self._open:
-            self._producer.purge()
-            with suppress(KafkaException):  # if this fails too, the next producer of the id ends it, or the broker
-                self._producer.abort_transaction(LOOK_UP_SECONDS)
-            with suppress(KafkaException):  # raises what broke the client for good
-                self._producer.poll(0)
+            if not self._held:
+                self._producer.purge()
+                with suppress(KafkaException):  # if this fails too, the next producer of the id ends it, or the broker
+                    self._producer.abort_transaction(LOOK_UP_SECONDS)
+                with suppress(KafkaException):  # raises what broke the client for good
+                    self._producer.poll(0)
             report.acknowledged = self._visible
             report.failed = report.sent - self._visible
             if report.interrupted:  # on purpose: what was not committed was not sent
