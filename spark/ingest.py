@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from pyspark.sql import DataFrame, SparkSession
@@ -26,8 +26,8 @@ from schemas.model import Contract
 from spark import batches, checkpoints, tables
 from spark.letters import Letters, letters
 from spark.transforms.aggregates import distinct_events, event_columns, partials
-from spark.transforms.decode import UNREGISTERED, decode
-from spark.transforms.validate import validate
+from spark.transforms.decode import UNREGISTERED, decoding
+from spark.transforms.validate import validating
 from spark.writers import Known, WriterSchemas
 
 log = logging.getLogger(__name__)
@@ -57,6 +57,10 @@ class Ingest:
     letters: Letters
     may_commit: Callable[[], None] = lambda: None
     storm_accepted: Callable[[int], bool] = lambda batch: False
+    _judging: tuple[Known, Callable[[DataFrame], DataFrame], Callable[[DataFrame], DataFrame]] | None = field(
+        default=None, init=False
+    )
+    """What was decoded with last, and how."""
 
     def batch(self, records: DataFrame, batch_id: int) -> None:
         """Ingests the rows of Spark's Kafka source (with headers) as batch `batch_id` of the checkpoint. Raises
@@ -72,13 +76,21 @@ class Ingest:
 
     def _to_bronze(self, records: DataFrame, batch_id: int, known: Known) -> None:
         slots = records.sparkSession.sparkContext.defaultParallelism
-        decoded = decode(records.coalesce(slots), self.contract, known.schemas, known.complete)
         number = checkpoints.batch_number(self.generation, batch_id)
         application = checkpoints.application(self.contract.stream, self.generation)
         bronze = tables.bronze(self.lake_uri, self.contract.stream)
-        judged = validate(decoded, self.contract)
-        stamped = judged.withColumn("batch", batches.stamp(number))
+        stamped = self._judged(records.coalesce(slots), known).withColumn("batch", batches.stamp(number))
         batches.append(stamped, bronze, application, batch_id, self.may_commit)
+
+    def _judged(self, records: DataFrame, known: Known) -> DataFrame:
+        if self._judging is None or self._judging[0] != known:
+            self._judging = (
+                known,
+                decoding(self.contract, known.schemas, known.complete),
+                validating(self.contract),
+            )
+        _, decoded, validated = self._judging
+        return validated(decoded(records))
 
     def onward(self, spark: SparkSession, batch_id: int) -> None:
         """Sends what bronze holds of the batch onward: partials and dead letters. Raises as `batch` does."""

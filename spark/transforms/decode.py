@@ -6,7 +6,7 @@ No input makes this fail: what cannot be decoded comes out with `error_class` an
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import reduce
 from operator import or_
 from typing import Any, cast
@@ -35,8 +35,14 @@ UNREGISTERED = "millrace: a record of a schema that this batch does not know, id
 
 
 def decode(records: DataFrame, contract: Contract, writers: Mapping[int, str], complete: bool = True) -> DataFrame:
-    """Rows of Spark's Kafka source (with headers) as: topic, partition, offset, kafka_timestamp, schema_id, original,
-    attempt, the fields of the contract's `reader`, event_time, error_class, reason, key, value, headers.
+    """`decoding` of `records`."""
+    return decoding(contract, writers, complete)(records)
+
+
+def decoding(contract: Contract, writers: Mapping[int, str], complete: bool = True) -> Callable[[DataFrame], DataFrame]:
+    """The function from rows of Spark's Kafka source (with headers) to: topic, partition, offset, kafka_timestamp,
+    schema_id, original, attempt, the fields of the contract's `reader`, event_time, error_class, reason, key, value,
+    headers. It may be kept: the expressions are made once, which costs more than to apply them.
 
     `writers` maps the registered schema ids of the stream to their Avro JSON; each record is read with its writer's
     schema and resolved to the newest version. `error_class` is `malformed` (no value, no wire format, undecodable
@@ -50,7 +56,7 @@ def decode(records: DataFrame, contract: Contract, writers: Mapping[int, str], c
     if not complete:
         told = F.raise_error(F.concat(F.lit(UNREGISTERED), _parsed_id().cast("string")))
         stranger = F.when(_has_header(), told.cast("int"))
-    placed = records.select(
+    placed: tuple[Column | str, ...] = (
         "topic",
         "partition",
         "offset",
@@ -63,11 +69,11 @@ def decode(records: DataFrame, contract: Contract, writers: Mapping[int, str], c
         "value",
         "headers",
     )
-    judged = placed.withColumn("_error", _error(contract))
+    error = _error(contract)
     sound = F.isnull("_error")
     values = {field.name: F.when(sound, F.col("_record")[field.name]) for field in fields.columns(contract)}
     values.setdefault("event_time", values[contract.event_time])
-    return judged.select(
+    judged: tuple[Column | str, ...] = (
         "topic",
         "partition",
         "offset",
@@ -82,6 +88,7 @@ def decode(records: DataFrame, contract: Contract, writers: Mapping[int, str], c
         "value",
         "headers",
     )
+    return lambda records: records.select(*placed).withColumn("_error", error).select(*judged)
 
 
 def _by_writer(writers: Mapping[int, str], then: Any, otherwise: Column) -> Column:

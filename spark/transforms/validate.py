@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, cast
 
@@ -13,21 +14,28 @@ from spark import tables
 
 
 def validate(decoded: DataFrame, contract: Contract) -> DataFrame:
-    """The rows of `decode` as bronze has them, without `batch`: a record for which a rule is not true (false or null)
-    gets `error_class` rule and the reason of the first such rule; `accepted` tells the rest. Key, value and headers
-    are kept only for rejected rows. The fields of a record that breaks a rule are kept, to be looked at.
+    """`validating` of `decoded`."""
+    return validating(contract)(decoded)
+
+
+def validating(contract: Contract) -> Callable[[DataFrame], DataFrame]:
+    """The function, which may be kept, from rows of `decode` to those of bronze without `batch`: a record for which a
+    rule is not true (false or null) gets `error_class` rule and the reason of the first such rule; `accepted` tells the
+    rest. Key, value and headers are kept only for rejected rows. The fields of a record that breaks a rule are kept, to
+    be looked at.
     """
     broken = _broken_rule(contract)
     sound = F.isnull("error_class")
-    judged = decoded.withColumns(
-        {
-            "error_class": F.coalesce("error_class", F.when(sound & F.isnotnull(broken), F.lit("rule"))),
-            "reason": F.coalesce("reason", F.when(sound, broken)),
-        }
-    ).withColumn("accepted", F.isnull("error_class"))
+    verdict = {
+        "error_class": F.coalesce("error_class", F.when(sound & F.isnotnull(broken), F.lit("rule"))),
+        "reason": F.coalesce("reason", F.when(sound, broken)),
+    }
+    accepted = F.isnull("error_class")
     only_rejected = {name: F.when(~F.col("accepted"), F.col(name)) for name in ("key", "value", "headers")}
     names = [name for name in tables.bronze_schema(contract).names if name != "batch"]
-    return judged.withColumns(only_rejected).select(*names)
+    return lambda decoded: (
+        decoded.withColumns(verdict).withColumn("accepted", accepted).withColumns(only_rejected).select(*names)
+    )
 
 
 def _broken_rule(contract: Contract) -> Column:
