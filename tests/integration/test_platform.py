@@ -41,6 +41,7 @@ from schemas.catalog import catalog
 from schemas.model import Contract
 from spark.serving.duck import connect
 from tests import oracle
+from tests.integration import tides
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -340,44 +341,20 @@ def test_rows_that_bronze_lost_are_found_and_come_back(
     learn(truth, later)
 
 
-TIDE = {
-    "type": "record",
-    "name": "Tide",
-    "fields": [
-        {"name": "measured_at", "type": {"type": "long", "logicalType": "timestamp-micros"}},
-        {"name": "gauge", "type": "string"},
-        {"name": "level", "type": "double"},
-    ],
-}
-TIDES = """
-stream: tides
-description: Water levels at gauges.
-owner: harbour
-topic: {partitions: 2, replication: 1, retention: 30d}
-compatibility: BACKWARD
-key: [gauge]
-event_id: [measured_at, gauge]
-event_time: measured_at
-allowed_lateness: 1h
-rules:
-  - {name: level_is_physical, predicate: level between -20 and 20, reason: level is outside -20 to 20 metres}
-aggregates:
-  - name: tides_by_gauge
-    description: Levels by gauge.
-    dimensions: [gauge]
-    windows: [1m, 5m, 1h]
-    measures:
-      - {name: readings, kind: count}
-      - {name: highest, kind: max, of: level}
-"""
+def served_tides(stack: Settings, view: str, truth: duckdb.DuckDBPyConnection, where: str) -> tuple[list, list]:  # type: ignore[type-arg]
+    """What the view has `where`, and what the oracle says, in the oracle's columns."""
+    expected = truth.execute(f"from ({tides.ORACLE[view]}) order by all")
+    names = [column[0] for column in expected.description or []]
+    shown = tides.SHOWN.get(view, ", ".join(names))
+    with connect(stack) as served:
+        found = served.execute(f"select {shown} from {view} where {where} order by all").fetchall()
+    return found, expected.fetchall()
 
 
-def test_a_new_stream_is_files(stack: Settings, airflow: Airflow) -> None:
-    """P9: a folder makes topics, a subject, tables, windows, checks, replay and DAG tasks."""
-    folder = stack.contracts / "tides"
-    folder.mkdir()
-    (folder / "v1.avsc").write_text(json.dumps(TIDE))
-    (folder / "stream.yaml").write_text(TIDES)
+def test_a_new_stream_is_files(stack: Settings, airflow: Airflow, truth: duckdb.DuckDBPyConnection) -> None:
+    """P9: a folder makes topics, a subject, tables, windows, velocity, sessions, a join, alerts, checks, replay and DAG
+    tasks."""
+    tides.write(stack.contracts / "tides")
 
     def provisioned() -> bool:
         airflow.unpause("provision")
@@ -389,30 +366,31 @@ def test_a_new_stream_is_files(stack: Settings, airflow: Airflow) -> None:
     assert wait_for(provisioned, timeout=240)
     driver.stop(stack, timeout=60)  # the supervisor's next driver reads the new stream
     airflow.unpause("stream_supervisor")
-    tides = catalog(stack.contracts)["tides"]
-    start = datetime(2026, 1, 1, tzinfo=UTC)
-    readings = [
-        {"measured_at": start + timedelta(minutes=n), "gauge": "north" if n % 2 else "south", "level": n / 100}
-        for n in range(300)
-    ]
-    spike = {"measured_at": start, "gauge": "east", "level": 99.0}
-    assert produce(tides, [*readings, spike], settings=stack).failed == 0
-    wait_until_ingested(stack, [tides], timeout=180)
-    assert_conserved(stack, tides)
+    contract = catalog(stack.contracts)["tides"]
+    tides.learn(truth, tides.readings())
+    spike = tides.reading("east", timedelta(), 99.0)
+    assert produce(contract, [spike, *tides.readings()], settings=stack, transactional="tides").failed == 0
+    wait_until_ingested(stack, [contract], timeout=180)
+    for view in ("restless_gauges", "tides_alerts"):  # told at once, and closed by nothing
+        told = "true" if view == "tides_alerts" else "source = 'speed'"
+
+        def agree(view: str = view, told: str = told) -> bool:
+            found, expected = served_tides(stack, view, truth, told)
+            return found == expected
+
+        assert wait_for(agree), served_tides(stack, view, truth, told)
+    assert produce(contract, [tides.CLOSING], settings=stack).failed == 0
+    wait_until_ingested(stack, [contract], timeout=180)
+    assert_conserved(stack, contract)
     run(airflow, "reconcile")
     assert "tides" in airflow.task_states(run(airflow, "replay_dead_letters"))
+    for view in tides.ORACLE:
+        found, expected = served_tides(stack, view, truth, "true" if view == "tides_alerts" else "final")
+        assert expected, view
+        assert found == expected, view
     with connect(stack) as served:
-        hours = served.execute(
-            "select hour(window_start), gauge, readings, highest, final from tides_by_gauge_1h order by 1, 2"
-        ).fetchall()
         reasons = served.execute("select error_class, reason from tides_dead_letters").fetchall()
         checked = served.execute("select bool_and(success) from quality where stream = 'tides'").fetchall()
-    # the newest reading is of 04:59, so with an hour of lateness the hours before 03:00 are final
-    assert hours == [
-        (hour, gauge, 30, (60 * hour + 58 + odd) / 100, hour < 3)
-        for hour in range(5)
-        for odd, gauge in ((1, "north"), (0, "south"))
-    ]
     assert reasons == [("rule", "level is outside -20 to 20 metres")]
     assert checked == [(True,)]
 
@@ -446,18 +424,17 @@ def test_a_backfill_shows_what_it_would_change(stack: Settings, airflow: Airflow
 def test_a_poison_storm_halts_its_stream_alone_until_somebody_decides(
     stack: Settings, airflow: Airflow, contracts: dict[str, Contract]
 ) -> None:
-    tides = catalog(stack.contracts)["tides"]
+    contract = catalog(stack.contracts)["tides"]
     before = heartbeat(stack) or {}
     live = airflow.runs("stream_supervisor")[0]
     assert live.state == "running"
-    codec = Codec(tides, registry(stack).get_version(tides.subject, "latest").schema_id)
-    start = datetime(2026, 1, 2, tzinfo=UTC)
-    spikes = [{"measured_at": start + timedelta(seconds=n), "gauge": "east", "level": 99.0} for n in range(1500)]
+    codec = Codec(contract, registry(stack).get_version(contract.subject, "latest").schema_id)
+    spikes = [tides.reading("east", timedelta(seconds=n), 99.0) for n in range(1500)]
     producer = Producer(stack.kafka_client("admin") | {"transactional.id": "test-storm"})
     producer.init_transactions(30)
     producer.begin_transaction()  # seen at once, so one batch has all of them
     for spike in spikes:
-        producer.produce(tides.stream, codec.value(spike), b"east", partition=0)
+        producer.produce(contract.stream, codec.value(spike), b"east", partition=0)
     producer.commit_transaction(30)
 
     with pytest.raises(RunFailed):
@@ -473,29 +450,28 @@ def test_a_poison_storm_halts_its_stream_alone_until_somebody_decides(
     after = heartbeat(stack) or {}
     assert (after["pid"], after["epoch"]) == (before["pid"], before["epoch"]), "the driver went on"
     assert after["queries"]["tides"]["halted"]
-    assert len(offsets_on_the_broker(stack, (tides.dlq_topic,))) == 1, "the spike of the test before"
+    assert len(offsets_on_the_broker(stack, (contract.dlq_topic,))) == 1, "the spike of the test before"
 
     assert millrace("checkpoint", "reset", "tides").returncode == 1, "not while the driver runs"
     storm = json.loads(millrace("checkpoint", "accept-storm", "tides", "--json").stdout)
     reason = "level is outside -20 to 20 metres"
     assert storm["bad"] == [{"error_class": "rule", "reason": reason, "records": 1500}]
-    wait_until_ingested(stack, [tides])
-    assert_conserved(stack, tides)
-    assert len(offsets_on_the_broker(stack, (tides.dlq_topic,))) == 1501
+    wait_until_ingested(stack, [contract])
+    assert_conserved(stack, contract)
+    assert len(offsets_on_the_broker(stack, (contract.dlq_topic,))) == 1501
 
 
 def test_a_reset_goes_on_where_bronze_ends(stack: Settings, airflow: Airflow) -> None:
-    tides = catalog(stack.contracts)["tides"]
+    contract = catalog(stack.contracts)["tides"]
     airflow.pause("stream_supervisor")
     driver.stop(stack, timeout=60)
     done = millrace("checkpoint", "reset", "tides", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["generation"] == 2
-    reading = {"measured_at": datetime(2026, 1, 1, tzinfo=UTC), "gauge": "south", "level": 0.5}
-    produce(tides, [reading], settings=stack)
+    produce(contract, [tides.reading("south", timedelta(), 0.5)], settings=stack)
     airflow.unpause("stream_supervisor")
-    wait_until_ingested(stack, [tides], timeout=180)
-    assert_conserved(stack, tides)
+    wait_until_ingested(stack, [contract], timeout=180)
+    assert_conserved(stack, contract)
     shown = json.loads(millrace("checkpoint", "show", "tides", "--json").stdout)["streams"]["tides"]
     assert (shown["generation"], shown["lag"], shown["refused"]) == (2, 0, None)
 
