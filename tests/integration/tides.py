@@ -1,5 +1,5 @@
-"""A sixth stream that nothing in the code knows of: its files, its events, and hand-written SQL for all that must be made
-of them."""
+"""A sixth stream that nothing in the code knows of: its files, its events, and hand-written SQL for all that must be
+made of them."""
 
 from __future__ import annotations
 
