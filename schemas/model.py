@@ -20,7 +20,7 @@ RESERVED = frozenset(
     {
         "topic", "partition", "offset", "kafka_timestamp", "batch", "schema_id", "original", "attempt", "accepted",
         "error_class", "reason", "key", "value", "headers",
-        "window", "window_start", "window_end", "source", "final", "run_id",
+        "window", "window_start", "window_end", "source", "final", "withheld", "run_id",
     }
 )  # fmt: skip
 """Column names of bronze and of the served views; a contract's fields and measures may not use them."""

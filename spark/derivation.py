@@ -216,11 +216,14 @@ class Derivation:
             f"{row['keys']} {row.start}: {row.measure} was served as {row.speed}, exact is {row.exact}"
             for row in unexplained.withColumn("start", F.col("window_start").cast("string")).limit(10).collect()
         )
-        raise UnexplainedDifference(
+        refused = UnexplainedDifference(
             f"{self.title}: served numbers differ from the exact ones and nothing explains it: nothing is published. "
             f"The ledger has them all (run_id {self.run_id}); if the exact ones are right, let the query begin again: "
             f"`millrace checkpoint reset {self.title}`:\n  {examples}"
         )
+        row = {"run_id": self.run_id, "stream": self.title, "final_through": self.final}
+        self.store.log_rows("refusals", [row | {"reason": str(refused), "recorded_at": self.now}])
+        raise refused
 
     def _publish(self, rows: int) -> None:
         """Its own row says how far it is final; one for each other source, what of it is in there. One commit."""

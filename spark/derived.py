@@ -49,7 +49,7 @@ def identity(one: Derived, contract: Contract) -> list[str]:
 
 
 def columns(contract: Contract, one: Derived) -> dict[str, DataType]:
-    """The columns of its rows as the views have them, without `source` and `final`."""
+    """The columns of its rows as the views have them, without `source`, `final` and `withheld`."""
     own = {name: scalar(contract.fields[name]) for name in key(one)}
     match one:
         case Velocity():

@@ -186,6 +186,13 @@ MECHANISMS = (
          "::test_lost_rows_are_unexplained_and_publish_nothing_and_a_dead_run_is_undone",),
     ),
     Mechanism(
+        "P5", "what a run refused to publish is marked where it goes on being served", "spark/serving/views.py",
+        'return f"coalesce({closes_at} <= {refused}, false)"', 'return "false"',
+        ("tests/integration/lake/test_reconcile.py::test_a_failing_expectation_publishes_nothing",
+         "tests/integration/lake/test_derived.py"
+         "::test_lost_rows_are_unexplained_and_publish_nothing_and_a_dead_run_is_undone"),
+    ),
+    Mechanism(
         "P5", "what was refused is not forgotten by the next run", "dags/reconcile.py",
         "    if behind(contracts, stream, in_force(publications(config.lake_uri))):\n        return None\n", "",
         ("tests/unit/test_dag_reports.py::test_reconciles_again_what_was_published_without_its_join",),

@@ -1,14 +1,15 @@
 """The SQL of the served views, in Spark's and in DuckDB's dialect, from the one table of measures.
 
 For each aggregate `<name>_1m`, `_5m` and `_1h`: columns window_start, window_end (UTC), the dimensions, the measures,
-`source` ('batch' or 'speed') and `final`. Windows that end at or before the stream's `final_through` are the batch
-layer's, exact and final; later ones are the speed layer's partials, folded. For each velocity, session and join the
-view of its name, with the columns that `schemas.model` names, `source` and `final`: rows that cannot change any more
-are the batch layer's. For each stream `<stream>_events`
+`source` ('batch' or 'speed'), `final` and `withheld`. Windows that end at or before the stream's `final_through` are
+the batch layer's, exact and final; later ones are the speed layer's partials, folded. Those of hours that a run refused
+to publish, because their exact numbers failed its checks, are `withheld` until a run publishes them. For each velocity,
+session and join the view of its name, with the columns that `schemas.model` names and the same three: rows that cannot
+change any more are the batch layer's. For each stream `<stream>_events`
 (accepted records, with their place in Kafka; a repeated event is there as often as it came),
 `<stream>_dead_letters` (rejected ones, with bytes and reason; one that was rejected again after its replay is there
 again), `<stream>_letters` (one row a dead letter, with its `status`) and, if its contract has alerts, `<stream>_alerts`
-(each alert once). And the platform's own: publications, ledger, quality, moves, replays, audits.
+(each alert once). And the platform's own: publications, refusals, ledger, quality, moves, replays, audits.
 """
 
 from __future__ import annotations
@@ -163,11 +164,12 @@ def _merged(
     truncated, size = _truncated(start, window, dialect), f"interval '{SECONDS[window]}' second"
     # Said once more of the window's own start, which file statistics are about.
     open_ = f"{start} > {horizon} - {size} and {truncated} + {size} > {horizon}"
+    withheld = _withheld(f"{start} + {size}", [contract.stream], words, lake_uri, scan)
     return f"""
-    select {start}, {end}, {dimensions}, {results}, 'batch' as {words.name("source")}, true as {words.name("final")}
+    select {start}, {end}, {dimensions}, {results}, {_of_batch(words)}
     from {batch} where {words.name("window")} = '{window}' and {end} <= {horizon}
     union all
-    select {start}, {start} + {size} as {end}, {dimensions}, {finals}, 'speed', false
+    select {start}, {start} + {size} as {end}, {dimensions}, {finals}, 'speed', false, {withheld}
     from (
         select {truncated} as {start}, {dimensions}, {merged}
         from {speed} where {open_}
@@ -181,16 +183,37 @@ def _derived(contract: Contract, one: Derived, dialect: Dialect, lake_uri: str, 
     speed = scan(tables.speed(*place), tables.derived_speed_schema(contract, one))
     columns, closes_at = words.names(derived.columns(contract, one)), words.name(derived.CLOSES_AT)
     number, generation = words.name("batch"), checkpoints.batch_number(1, 0)
+    made_of = [derived.title(contract, one), *(source.stream for source in derived.sources(contract, one))]
+    withheld = _withheld(closes_at, made_of, words, lake_uri, scan)
     # A query that began again has made everything again; what older generations made counts no more.
     return f"""
     with {_horizon(derived.title(contract, one), words, lake_uri, scan)}
-    select {columns}, 'batch' as {words.name("source")}, true as {words.name("final")}
+    select {columns}, {_of_batch(words)}
     from {batch} where {closes_at} <= (select through from horizon)
     union all
-    select {columns}, 'speed', false
+    select {columns}, 'speed', false, {withheld}
     from {speed} where {closes_at} > (select through from horizon)
         and {number} >= (select coalesce(max({number}) - max({number}) % {generation}, 0) from {speed})
     """
+
+
+def _of_batch(words: _Words) -> str:
+    return ", ".join(
+        f"{value} as {words.name(name)}"
+        for name, value in (("source", "'batch'"), ("final", "true"), ("withheld", "false"))
+    )
+
+
+def _withheld(closes_at: str, titles: Iterable[str], words: _Words, lake_uri: str, scan: Scan) -> str:
+    """Whether a row of the speed layer that closes at `closes_at` was to be published by a run that was refused: one
+    for the results called `titles`, or for a stream that they are made of. What was published since is not the speed
+    layer's any more."""
+    refusals = scan(tables.system(lake_uri, "refusals"), tables.SYSTEM["refusals"])
+    names = ", ".join(f"'{title}'" for title in titles)
+    refused = (
+        f"""(select max({words.name("final_through")}) from {refusals} where {words.name("stream")} in ({names}))"""
+    )
+    return f"coalesce({closes_at} <= {refused}, false)"
 
 
 def _horizon(title: str, words: _Words, lake_uri: str, scan: Scan) -> str:

@@ -15,12 +15,14 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.pandas.types import to_arrow_schema
 
+from infra.settings import Settings
 from schemas.model import Contract
 from spark import batches, quality, tables
 from spark.batch_store import BatchStore
 from spark.checkpoints import batch_number
 from spark.jobs.reconcile import Audit, Reconciliation
 from spark.reconcile import Range
+from spark.serving import duck, spark_views
 from spark.suites import Expectation
 from spark.transforms.aggregates import distinct_events, partials
 
@@ -186,6 +188,14 @@ class Feed:
 
     def rows(self, uri: str) -> list[dict[str, Any]]:
         return DeltaTable(tables.local_path(uri)).to_pyarrow_table().to_pylist()
+
+    def served(self, sql: str) -> list[tuple[Any, ...]]:
+        """What the views answer now, which is the same from DuckDB and from Spark."""
+        with duck.connect(Settings(home=Path("/nowhere"), lake=self.lake_uri), [self.contract]) as views:
+            found = views.execute(sql).fetchall()
+        spark_views.register(self.spark, self.contract, self.lake_uri)
+        assert [tuple(row) for row in self.spark.sql(sql).collect()] == found
+        return found
 
     def published(self, aggregate: str = "by_shop") -> list[dict[str, Any]]:
         return self.rows(tables.batch(self.lake_uri, "sales", aggregate))

@@ -159,12 +159,17 @@ def test_lost_rows_are_unexplained_and_publish_nothing_and_a_dead_run_is_undone(
     def final() -> list[Any]:
         return connect(lake.settings, [*lake.contracts.values()]).sql("from stays where final").fetchall()
 
+    def withheld() -> list[Any]:
+        served = connect(lake.settings, [*lake.contracts.values()])
+        return served.execute("select distinct withheld from stays where not final").fetchall()
+
     with monkeypatch.context() as dead:
         dead.setattr(Derivation, "_publish", _power_out)
         with pytest.raises(RuntimeError, match="the power is out"):
             lake.derive("stays", "dead")
     assert lake.rows(tables.batch, "stays")
     assert final() == []
+    assert withheld() == [(False,)]
 
     speed = tables.local_path(tables.speed(lake.settings.lake_uri, "visits", "stays"))
     victim = min(row["session_start"] for row in lake.rows(tables.speed, "stays"))
@@ -179,6 +184,7 @@ def test_lost_rows_are_unexplained_and_publish_nothing_and_a_dead_run_is_undone(
             ("unexplained", "refused", 0.0)
         }
         assert len(lake.ledger("stays")) == 2, "events and seconds, once"
+        assert withheld() == [(True,)]
 
     assert stateful.reset(lake.visits, lake.one("stays"), lake.settings) == 2
     lake.query("stays")
@@ -186,6 +192,7 @@ def test_lost_rows_are_unexplained_and_publish_nothing_and_a_dead_run_is_undone(
     assert as_text(lake.rows(tables.batch, "stays")) == lake.closed("stays", END)
     assert len(final()) == len(lake.rows(tables.batch, "stays"))
     assert lake.ledger("stays") == [], "the alert is over"
+    assert withheld() == []
 
 
 def _power_out(*_: Any) -> None:

@@ -69,6 +69,85 @@ def assert_published_equals_oracle(feed: Feed) -> None:
             ), (window, key, actual[key], values)
 
 
+BY_SHOP = {
+    "sales": "count(*)", "priced": "count(price)", "mean_price": "avg(price)",
+    "p95_price": "quantile_disc(price, 0.95 order by price)", "buyers": "count(distinct buyer)",
+}  # fmt: skip
+BY_BUYER = {"turnover": "sum(price)", "cheapest": "min(price)", "buys": "count(*)"}
+
+
+def expected_ledger(feed: Feed, run_id: str) -> list[dict[str, Any]]:
+    """Every row that the ledger must have of the run, by plain SQL in DuckDB: what was served before it and what is
+    exact, each computed from the rows of bronze, and the counts that are the evidence. Quantiles and distinct counts are
+    compared where exact ones had been served."""
+    published = sorted(feed.log("publications"), key=lambda row: row["published_at"])
+    [number] = [n for n, row in enumerate(published) if row["run_id"] == run_id]
+    now, before = published[number], published[number - 1] if number else None
+    bronze = DeltaTable(tables.local_path(tables.bronze(feed.lake_uri, "sales"))).to_pyarrow_table()
+    connection = duckdb.connect()
+    connection.execute("set timezone = 'UTC'")
+    connection.register("bronze", bronze.select([*feed.contract.fields, *PLACE, "original"]))
+    connection.execute(
+        """
+        create table rows as
+        select *, date_trunc('hour', sold_at) < $horizon as published_before, batch > $batch as is_new,
+            row_number() over (partition by sold_at, id order by batch, "offset") = 1 as is_first,
+            row_number() over (partition by sold_at, id, batch order by "offset") = 1 as is_first_of_batch
+        from bronze where batch <= $through and date_trunc('hour', sold_at) < $final
+        """,
+        {
+            "horizon": before["final_through"] if before else at(-10_000),
+            "batch": before["through_batch"] if before else -1,
+            "through": now["through_batch"],
+            "final": now["final_through"],
+        },
+    )
+    found: list[dict[str, Any]] = []
+    for aggregate, key, measures in (("by_shop", "shop", BY_SHOP), ("by_buyer", "buyer", BY_BUYER)):
+        for window, size in SIZES.items():
+            for measure, value in measures.items():
+                counted = "(if(published_before, is_first and not is_new, is_first_of_batch))"
+                rows = connection.execute(
+                    f"""
+                    select time_bucket(interval '{size}', sold_at) as start, {key},
+                        {value} filter (where {counted}) as speed, {value} filter (where is_first) as exact,
+                        case when not any_value(published_before) then 'duplicate'
+                            when count(*) filter (where is_new and original is not null) > 0 then 'replayed'
+                            else 'late' end,
+                        count(*), count(*) filter (where not is_first),
+                        count(*) filter (where published_before and is_new),
+                        count(*) filter (where original is not null)
+                    from rows group by start, {key} having speed is distinct from exact
+                        and ('{measure}' not in ('p95_price', 'buyers')
+                            or (any_value(published_before) and count(*) filter (where {counted}) > 0))
+                    """
+                ).fetchall()
+                names = ("window_start", "key", "speed", "exact", "cause", "rows", "repeats", "late", "replayed")
+                about = {"aggregate": aggregate, "window": window, "measure": measure}
+                found += [about | dict(zip(names, row, strict=True)) for row in rows]
+    return found
+
+
+def assert_ledger_equals_oracle(feed: Feed, run_id: str) -> None:
+    def by_place(rows: list[dict[str, Any]]) -> dict[tuple[Any, ...], tuple[Any, ...]]:
+        numbers = ("speed", "exact")
+        return {
+            (row["aggregate"], row["window"], row["measure"], row["window_start"], row["key"]): (
+                *(None if row[name] is None else pytest.approx(row[name]) for name in numbers),
+                *(row[name] for name in ("cause", "rows", "repeats", "late", "replayed")),
+            )
+            for row in rows
+        }
+
+    mine = [row for row in feed.log("ledger") if row["run_id"] == run_id]
+    actual = by_place([row | {"key": next(iter(dict(row["keys"]).values()))} for row in mine])
+    assert len(actual) == len(mine), "a row each"
+    assert actual == by_place(expected_ledger(feed, run_id))
+    for row in mine:
+        same = None if None in (row["speed"], row["exact"]) else pytest.approx(row["exact"] - row["speed"])
+        assert row["difference"] == same
+
+
 def causes(feed: Feed) -> Counter[str]:
     return Counter(row["cause"] for row in feed.log("ledger"))
 
@@ -82,6 +161,32 @@ def test_the_first_hours_are_exact_and_the_ledger_explains_repeats(published: Fe
     assert (counted["cause"], dict(counted["keys"]), counted["window_start"]) == ("duplicate", {"shop": "a"}, at(0))
     assert (counted["rows"], counted["repeats"], counted["late"], counted["replayed"]) == (9, 4, 0, 0)
     assert set(causes(published)) == {"duplicate"}
+    assert_ledger_equals_oracle(published, "r1")
+
+
+def test_events_late_by_minutes_hours_and_days_repeats_and_replays_are_told_apart(published: Feed) -> None:
+    """Each row of the ledger and of the publications, against plain SQL over the raw events."""
+    feed = published
+    before = feed.log("publications")
+    feed.send([
+        sale(7000, at(3, 1), "a", 40.0, "zoe"),  # minutes late: its hour has not closed, so nothing was wrong
+        sale(7001, at(1, 10), "b", 500.0, "zoe"),  # hours
+        sale(7002, at(-49, 5), "a", 3.0, "ann"),  # days: of an hour of which nothing was ever served
+        hours_of_sales(1, each=7)[0],  # a repeat, hours late, of what is published: no difference
+    ])  # fmt: skip
+    feed.send([sale(7003, at(2, 20), "a", 3.0, None)], attempt=1)
+    feed.send([sale(7004, at(5, 30))])  # closes hour 3
+    summary = feed.reconcile("r2")
+    assert_published_equals_oracle(feed)
+    assert_ledger_equals_oracle(feed, "r2")
+    told = {(row["cause"], row["window_start"]) for row in feed.log("ledger")
+            if (row["run_id"], row["window"]) == ("r2", "1h")}  # fmt: skip
+    assert told == {("late", at(1)), ("late", at(-49)), ("replayed", at(2))}
+    [publication] = [row for row in feed.log("publications") if row not in before]
+    windows = [row for name in ("by_shop", "by_buyer") for row in feed.published(name) if row["run_id"] == "r2"]
+    assert {row["hour"] for row in windows} == {at(-49), at(1), at(2), at(3)}
+    assert (publication["final_through"], publication["through_batch"]) == (at(4), feed.through)
+    assert (publication["hours"], publication["rows"]) == (summary["hours"], summary["rows"]) == (4, len(windows))
 
 
 @pytest.mark.long
@@ -116,8 +221,20 @@ def test_each_run_recomputes_what_changed_and_explains_it(published: Feed) -> No
     assert_published_equals_oracle(feed)
 
 
+def marked(feed: Feed) -> list[tuple[Any, ...]]:
+    """What the views say of each hour, in every view that has it: (hour, source, final, withheld)."""
+    views = " union ".join(
+        f"select date_trunc('hour', window_start) as hour, source, final, withheld from {aggregate.name}_{window}"
+        for aggregate in feed.contract.aggregates
+        for window in aggregate.windows
+    )
+    return feed.served(
+        f"select cast(extract(hour from hour) as int), source, final, withheld from ({views}) order by 1, 2"
+    )
+
+
 def test_a_failing_expectation_publishes_nothing(published: Feed, tmp_path: Path) -> None:
-    """With the project's own suites in Great Expectations; the view goes on serving what it served."""
+    """With the project's own suites in Great Expectations; the view goes on serving what it served, and marks it."""
     project = PROJECT / "great_expectations"
     auditor = quality.Auditor(project, tmp_path / "gx", tmp_path / "docs", "sales", "r2", NOW)
     before = published.published(), published.log("publications"), published.log("ledger")
@@ -128,6 +245,11 @@ def test_a_failing_expectation_publishes_nothing(published: Feed, tmp_path: Path
     [refused] = published.log("refusals")
     assert (refused["run_id"], refused["final_through"]) == ("r2", at(4))
     assert "expect_column_values_to_be_between(column=price" in refused["reason"]
+    # Hour 1 goes on as it was published; 3 has closed and was refused; 4 and 5 are still open.
+    assert marked(published) == [
+        (0, "batch", True, False), (1, "batch", True, False), (2, "batch", True, False),
+        (3, "speed", False, True), (4, "speed", False, False), (5, "speed", False, False),
+    ]  # fmt: skip
     failed = [row for row in published.log("quality") if not row["success"]]
     assert {row["suite"] for row in failed} >= {"events"}
     assert {row["suite"] for row in published.log("quality") if row["success"]} >= {"layers"}
@@ -139,6 +261,7 @@ def test_a_failing_expectation_publishes_nothing(published: Feed, tmp_path: Path
     auditor = quality.Auditor(project, tmp_path / "gx", tmp_path / "docs", "sales", "r3", NOW)
     assert published.reconcile("r3", auditor.audit)["final_through"] == at(4).isoformat()
     assert_published_equals_oracle(published)
+    assert {row[1:] for row in marked(published)} == {("batch", True, False), ("speed", False, False)}
     told = [row for row in published.log("quality") if row["run_id"] == "r3" and row["warnings"]]
     assert {row["suite"] for row in told} == {"events", "staged.by_shop", "staged.by_buyer"}
     assert all(row["success"] and row["failed"] == 0 for row in told)
@@ -154,8 +277,10 @@ def test_a_tampered_speed_layer_is_unexplained_and_publishes_nothing(feed: Feed)
         feed.reconcile("r1")
     assert feed.published() == feed.log("publications") == []
     assert set(causes(feed)) == {"unexplained"}
+    assert {row[1:] for row in marked(feed) if row[0] < 2} == {("speed", False, True)}
     DeltaTable(tables.local_path(uri)).restore(1)
     feed.reconcile("r2")
+    assert not any(withheld for *_, withheld in marked(feed))
     assert causes(feed) == {}
     assert_published_equals_oracle(feed)
 

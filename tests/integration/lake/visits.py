@@ -156,7 +156,7 @@ def as_text(rows: Iterable[dict[str, Any]]) -> list[str]:
     )
 
 
-PLUMBING = ("alert_id", "closes_at", "batch", "run_id", "source", "final")
+PLUMBING = ("alert_id", "closes_at", "batch", "run_id", "source", "final", "withheld")
 
 
 def _plain(value: Any) -> Any:
