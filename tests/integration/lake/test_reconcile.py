@@ -78,8 +78,8 @@ BY_BUYER = {"turnover": "sum(price)", "cheapest": "min(price)", "buys": "count(*
 
 def expected_ledger(feed: Feed, run_id: str) -> list[dict[str, Any]]:
     """Every row that the ledger must have of the run, by plain SQL in DuckDB: what was served before it and what is
-    exact, each computed from the rows of bronze, and the counts that are the evidence. Quantiles and distinct counts are
-    compared where exact ones had been served."""
+    exact, each computed from the rows of bronze, and the counts that are the evidence. Quantiles and distinct
+    counts are compared where exact ones had been served."""
     published = sorted(feed.log("publications"), key=lambda row: row["published_at"])
     [number] = [n for n, row in enumerate(published) if row["run_id"] == run_id]
     now, before = published[number], published[number - 1] if number else None
