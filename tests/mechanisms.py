@@ -269,6 +269,11 @@ MECHANISMS = (
          "::test_an_approved_letter_goes_through_the_ingest_as_it_was_any_number_of_times",),
     ),
     Mechanism(
+        "P6", "a scheduler whose workers were killed ends", "infra/local/executor.py",
+        "if killed:", "if False:",
+        ("tests/integration/test_stack.py::test_tasks_are_done_after_idle_workers_were_killed",),
+    ),
+    Mechanism(
         "P6", "a crashed broker's registration is ended before it starts", "infra/local/kafka_start.py",
         "    if not clean.exists():\n        end_registration(java, fencing)\n", "",
         ("tests/integration/test_stack.py::test_transactions_that_a_crash_left_half_ended_are_ended",),

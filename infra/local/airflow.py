@@ -96,7 +96,7 @@ def environment(settings: Settings, passwords: Path) -> dict[str, str]:
 def options(settings: Settings, passwords: Path) -> dict[str, str]:
     """Airflow's configuration: `section__option` → value."""
     return {
-        "core__executor": "LocalExecutor",
+        "core__executor": "infra.local.executor.LocalExecutor",
         "core__parallelism": "4",
         "core__dags_folder": str(PROJECT / "dags"),
         "core__load_examples": "False",
@@ -122,6 +122,12 @@ def options(settings: Settings, passwords: Path) -> dict[str, str]:
         "dag_processor__parsing_processes": "1",
         "dag_processor__print_stats_interval": "0",
         "scheduler__scheduler_idle_sleep_time": "2",
+        # What a scheduler or a triggerer that died had in hand goes to its successor after 15 s, not after minutes.
+        "scheduler__scheduler_heartbeat_sec": "2",
+        "scheduler__scheduler_health_check_threshold": "15",
+        "scheduler__orphaned_tasks_check_interval": "15",
+        "triggerer__job_heartbeat_sec": "2",
+        "triggerer__triggerer_health_check_threshold": "15",
         "scheduler__catchup_by_default": "False",
         "usage_data_collection__enabled": "False",
     }

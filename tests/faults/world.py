@@ -6,6 +6,7 @@ the topics, and what DuckDB computes from the numbers. Bronze, the speed layer a
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -25,8 +26,10 @@ from typing import Any
 import duckdb
 import pandas as pd
 import psutil
+from airflow_client.client.exceptions import ApiException
 from confluent_kafka import Consumer, Message, TopicPartition
 from confluent_kafka.admin import AdminClient
+from urllib3.exceptions import HTTPError
 
 from infra import driver
 from infra.airflow_api import Airflow
@@ -148,11 +151,19 @@ class World:
         return time.monotonic() - began
 
     def require_one_driver(self) -> None:
-        """Exactly one JVM streams, and it is that of the recorded driver."""
+        """Exactly one JVM streams, it is that of the recorded driver, and Airflow watches it."""
         session = {process.pid for process in self.driver().processes()}
         wait_for("one driver", lambda: len(self.drivers()) == 1, 60)
         [jvm] = self.drivers()
-        assert jvm.pid in session, f"process {jvm.pid} is a driver that nobody supervises"
+        assert jvm.pid in session, f"process {jvm.pid} is not the driver that is recorded"
+        wait_for("somebody watches the driver", self._is_watched, 120, every=1)
+
+    def _is_watched(self) -> bool:
+        """Whether a run of the supervisor waits in the triggerer for the driver's end."""
+        with contextlib.suppress(ApiException, HTTPError):  # the API server may just have been killed
+            runs = self.airflow.runs("stream_supervisor")
+            return bool(runs) and self.airflow.task_states(runs[0]).get("watch") == "deferred"
+        return False
 
     # -- what can be done to it ----------------------------------------------------------------------------------
 

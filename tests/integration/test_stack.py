@@ -21,6 +21,7 @@ from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixed
 
+from infra.airflow_api import Airflow
 from infra.local import kafka, leftovers, registry
 from infra.local import stack as local
 from infra.local.airflow import check_ready as airflow_ready
@@ -215,3 +216,17 @@ def test_comes_back_after_kill_9(stack: Settings, program: str) -> None:
     assert orphaned_workers(int(leftovers.session_file(stack).read_text())) == []
     assert topic in topics(stack)
     admin.delete_topics([topic])[topic].result(10)
+
+
+def test_tasks_are_done_after_idle_workers_were_killed(stack: Settings) -> None:
+    """An idle worker holds the lock of the queue that it waits at, and takes it to its grave."""
+    scheduler = pids(stack)["airflow-scheduler"]
+    workers = psutil.Process(scheduler).children()
+    assert workers
+    for worker in workers:
+        worker.kill()
+    airflow = Airflow(stack)
+    airflow.wait_for_dags(["provision"])
+    airflow.unpause("provision")
+    airflow.wait(airflow.trigger("provision"), timeout=180)
+    assert pids(stack)["airflow-scheduler"] != scheduler
