@@ -60,6 +60,9 @@ class Settings(BaseSettings):
     )
 
     kafka_port: int = Field(19092, ge=1, le=65535)
+    kafka_advertised_port: int | None = Field(
+        None, ge=1, le=65535, description="Where clients find the embedded broker, if something forwards to it."
+    )
     kafka_controller_port: int = Field(19093, ge=1, le=65535)
     registry_port: int = Field(18081, ge=1, le=65535)
     airflow_port: int = Field(18080, ge=1, le=65535)

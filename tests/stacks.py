@@ -7,8 +7,8 @@ import shutil
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from types import MappingProxyType
 
@@ -32,10 +32,15 @@ def free_ports(count: int) -> list[int]:
 
 @contextmanager
 def running(
-    prefix: str, contracts: Path, services: Sequence[str] = (), disks: Mapping[str, str] = MappingProxyType({})
+    prefix: str,
+    contracts: Path,
+    services: Sequence[str] = (),
+    disks: Mapping[str, str] = MappingProxyType({}),
+    beside: Callable[[Settings], AbstractContextManager[object]] = nullcontext,
 ) -> Iterator[Settings]:
     """Settings of a running stack with a copy of `contracts`; every service, or those named and what they need. Folders
     of the home named in `disks` are memory disks of that size (as mount(8) writes it; only root may mount them).
+    `beside` is entered before the stack starts and left when it has ended.
 
     The settings are in the environment too, so that child processes (spark-submit, `millrace`) see the same stack.
     Its state is removed afterwards, but for the logs: they stay in the temporary folder as `<prefix>logs`.
@@ -54,10 +59,13 @@ def running(
     settings.cache_clear()
     config = settings()
     try:
-        local.up(config, services)
-        yield config
+        with beside(config):
+            try:
+                local.up(config, services)
+                yield config
+            finally:
+                local.down(config)
     finally:
-        local.down(config)
         logs = Path(tempfile.gettempdir()) / f"{prefix}logs"
         shutil.rmtree(logs, ignore_errors=True)
         shutil.copytree(config.log_dir, logs, ignore_dangling_symlinks=True)

@@ -66,7 +66,7 @@ def server_properties(settings: Settings, logs: Path) -> dict[str, str]:
         "listeners": (
             f"CLIENTS://127.0.0.1:{settings.kafka_port},CONTROLLER://127.0.0.1:{settings.kafka_controller_port}"
         ),
-        "advertised.listeners": f"CLIENTS://127.0.0.1:{settings.kafka_port}",
+        "advertised.listeners": f"CLIENTS://127.0.0.1:{settings.kafka_advertised_port or settings.kafka_port}",
         "listener.security.protocol.map": "CLIENTS:SASL_SSL,CONTROLLER:SSL",
         "inter.broker.listener.name": "CLIENTS",
         "sasl.enabled.mechanisms": "SCRAM-SHA-512",

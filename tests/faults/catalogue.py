@@ -183,6 +183,19 @@ def _broker_paused(world: World, rng: Random) -> None:
     _frozen(world, "kafka", 20)
 
 
+@fault("network-stall", "the network between driver and broker stands still for 20 to 30 s")
+def _network_stall(world: World, rng: Random) -> None:
+    assert world.network is not None, "the matrix has a network that can stand still, and no other stack"
+    pause(rng.uniform(0, 3))
+    before = world.traces().committed
+    world.network.stall(process.pid for process in world.driver().processes())
+    try:
+        pause(rng.uniform(20, 30))
+        assert world.traces().committed <= before + 1, "nothing stood still"
+    finally:
+        world.network.go()
+
+
 @fault("registry-killed", "kill -9 of the registry")
 def _registry_killed(world: World, rng: Random) -> None:
     pause(rng.uniform(0, 3))

@@ -26,6 +26,7 @@ from random import Random
 from infra import restarts
 from tests import stacks
 from tests.faults.catalogue import FAULTS, Fault
+from tests.faults.network import Network
 from tests.faults.world import CONTRACTS, Verdict, World, world
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "reliability.md"
@@ -83,10 +84,16 @@ def cell(it: World, fault: Fault, seed: int, publish: bool = True) -> Cell:
 
 @contextmanager
 def fresh() -> Iterator[World]:
-    """A world on a stack of its own."""
+    """A world on a stack of its own, whose clients reach the broker by a network that can stand still."""
+    network = Network(*stacks.free_ports(1))
     os.environ["MILLRACE_STALL_AFTER"] = "30"
+    os.environ["MILLRACE_KAFKA_ADVERTISED_PORT"] = str(network.port)
     disks = DISKS if os.geteuid() == 0 else {}
-    with stacks.running("millrace-faults-", CONTRACTS, disks=disks) as settings, world(settings) as it:
+    with (
+        stacks.running("millrace-faults-", CONTRACTS, disks=disks, beside=network.before) as settings,
+        world(settings) as it,
+    ):
+        it.network = network
         yield it
 
 

@@ -43,6 +43,7 @@ from schemas.model import Contract
 from spark import batches, checkpoints, tables
 from spark.serving.duck import connect
 from tests.faults.load import START, STEP, Load, kind, record
+from tests.faults.network import Network
 
 CONTRACTS = Path(__file__).parent / "contracts"
 STREAM = "pulses"
@@ -109,6 +110,8 @@ class World:
     contract: Contract
     load: Load
     airflow: Airflow
+    network: Network | None = None
+    """Where there is one that can stand still."""
     _reported: Counter[str] = field(default_factory=Counter)
 
     # -- what goes on --------------------------------------------------------------------------------------------
