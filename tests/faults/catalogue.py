@@ -7,17 +7,22 @@ Nothing of the product knows of them: a crash at an instant is a kill -9 when th
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import psutil
+from confluent_kafka.schema_registry import Schema
+from confluent_kafka.schema_registry.error import SchemaRegistryError
 
 from infra import driver
 from infra import operate as operating
@@ -26,8 +31,10 @@ from infra.local import airflow, stack
 from infra.local.leftovers import leftovers
 from infra.local.supervisor import Supervisor
 from infra.offsets import halts, heartbeat
+from producers.codec import registry
 from schemas.errors import MillraceError
-from spark import checkpoints
+from spark import checkpoints, tables
+from spark.serving.duck import connect
 from spark.session import submit_conf
 from tests.faults.world import STREAM, Traces, World, read, wait_for
 
@@ -140,6 +147,29 @@ def _twice(world: World, rng: Random) -> None:
     finally:
         world.airflow.unpause("stream_supervisor")
     wait_for("the fenced driver leaves", lambda: not old.processes(), 60)
+
+
+SUPERVISE = """
+from infra import driver
+from infra.lease import Lease
+from infra.settings import settings
+from spark.session import submit_conf
+
+config = settings()
+driver.ensure(config, Lease(config), lambda epoch: driver.submit_command(submit_conf(config, "stream"), epoch))
+"""
+
+
+@fault(
+    "supervisors-twice", "two more supervisors than Airflow's start the next driver when one was killed, all at once"
+)
+def _supervisors_twice(world: World, rng: Random) -> None:
+    pause(rng.uniform(0, 3))
+    world.kill_driver()
+    others = [world.python("-c", SUPERVISE) for _ in range(2)]
+    for other in others:
+        output, _ = other.communicate(timeout=180)
+        sys.stderr.write(output)
 
 
 # -- the servers -------------------------------------------------------------------------------------------------------
@@ -422,6 +452,51 @@ def _poison_storm(world: World, rng: Random) -> None:
     accepted = world.python(str(Path(sys.executable).with_name("millrace")), "checkpoint", "accept-storm", STREAM)
     output, _ = accepted.communicate(timeout=120)
     assert accepted.returncode == 0, output
+
+
+@fault("schema-unknown", "records of a schema that nobody has registered yet: dead letters that land once somebody has")
+def _schema_unknown(world: World, rng: Random) -> None:
+    client, subject = registry(world.settings), world.contract.subject
+    newer = _newer(world, {"name": f"extra_{uuid.uuid4().hex[:8]}", "type": ["null", "string"], "default": None})
+    ids = [client.get_version(subject, version).schema_id for version in client.get_versions(subject)]
+    next_id, count = max(one for one in ids if one) + 1, rng.randrange(5, 50)
+    world.load.send_newer(count, next_id, newer)
+
+    def letters(accepted: bool) -> int:
+        with connect(world.settings, [world.contract]) as served:
+            bronze = tables.local_path(tables.bronze(world.settings.lake_uri, STREAM))
+            of = "accepted and attempt > 0" if accepted else "error_class = 'unknown_schema' and attempt = 0"
+            found = served.execute(f"select count(*) from delta_scan('{bronze}') where schema_id = {next_id} and {of}")
+            return int((found.fetchone() or (0,))[0])
+
+    wait_for("all are dead letters", lambda: letters(accepted=False) == count, 120, every=0.5)
+    assert client.register_schema(subject, Schema(json.dumps(newer), "AVRO")) == next_id
+
+    def landed() -> bool:
+        _replayed(world)
+        return letters(accepted=True) == count
+
+    wait_for("all have landed", landed, 240, every=1)
+
+
+@fault("schema-incompatible", "somebody registers a schema that readers could not read: the registry refuses")
+def _schema_incompatible(world: World, rng: Random) -> None:
+    pause(rng.uniform(0, 3))
+    [field] = rng.sample([{"name": "sorely_missed", "type": "string"}, {"name": "level", "type": "boolean"}], 1)
+    try:
+        registry(world.settings).register_schema(
+            world.contract.subject, Schema(json.dumps(_newer(world, field)), "AVRO")
+        )
+    except SchemaRegistryError as error:
+        assert error.http_status_code == 409, error
+    else:
+        raise AssertionError("the registry took a schema that is not compatible")
+
+
+def _newer(world: World, field: dict[str, Any]) -> dict[str, Any]:
+    """The schema of the stream with `field` added, or in place of the one with its name."""
+    fields = [one for one in world.contract.schema_now["fields"] if one["name"] != field["name"]]
+    return {**world.contract.schema_now, "fields": [*fields, field]}
 
 
 @fault("future-events", "events of years to come: dead letters, and no window closes early", publishes=True)

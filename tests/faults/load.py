@@ -23,16 +23,20 @@ STEP = timedelta(seconds=9)
 EVERY = 0.1
 """Seconds between the sends of some numbers."""
 
-Kind = Literal["good", "rule", "malformed"]
+Kind = Literal["good", "rule", "malformed", "newer"]
 
 
 FUTURE = 1 << 40
 """Numbers from here on are of events that have not happened."""
 STORM = 1 << 41
 """Numbers from here on are garbage."""
+NEWER = 1 << 42
+"""Numbers from here on are of a schema that is registered later; less this, they are numbers of events in between."""
 
 
 def kind(number: int) -> Kind:
+    if number >= NEWER:
+        return "newer"
     if number >= STORM:
         return "malformed"
     if number >= FUTURE:
@@ -41,7 +45,7 @@ def kind(number: int) -> Kind:
 
 
 def record(number: int) -> dict[str, Any]:
-    at = START + (timedelta(days=36_500) if number >= FUTURE else number * STEP)
+    at = START + (timedelta(days=36_500) if FUTURE <= number < STORM else number % FUTURE * STEP)
     level = -1 if number < FUTURE and kind(number) == "rule" else number % 997
     return {"at": at, "number": number, "source": "abcd"[number % 4], "level": level}
 
@@ -105,6 +109,12 @@ class Load:
         producer.commit_transaction(30)
         self._next_storm += count
 
+    def send_newer(self, count: int, schema_id: int, schema: Mapping[str, Any]) -> None:
+        """Sends so many events of another schema, as old as those that are sent by now."""
+        first = NEWER + self.next_number
+        for number in range(first, first + count):
+            self._send(number, value=wire(schema_id, schema, record(number)))
+
     def stop(self) -> None:
         """Stops sending and waits until each record was acknowledged or refused."""
         self._stopping.set()
@@ -121,8 +131,8 @@ class Load:
                 self.next_number = number + 1
             self._producer.poll(0)
 
-    def _send(self, number: int, producer: Producer | None = None) -> None:
-        value = (
+    def _send(self, number: int, producer: Producer | None = None, value: bytes | None = None) -> None:
+        value = value or (
             f"poison {number}".encode()
             if kind(number) == "malformed"
             else wire(self._schema_id, self._schema, record(number))

@@ -281,7 +281,7 @@ class World:
 
     def _judge_windows(self, found: Verdict, arrived: set[int], view: str, width: str, final: bool) -> None:
         """The served windows (only the `final` ones) are what DuckDB computes from the numbers that arrived."""
-        events = pd.DataFrame(record(number) for number in sorted(arrived) if kind(number) == "good")
+        events = pd.DataFrame(record(number) for number in sorted(arrived) if kind(number) in ("good", "newer"))
         truth = duckdb.connect()
         truth.execute("set timezone = 'UTC'")
         truth.register("events", events)
