@@ -3,6 +3,7 @@
 python -m tests.faults.matrix list
 python -m tests.faults.matrix run NAME --seed N [--json]
 python -m tests.faults.matrix all [--only NAME ...] [--seeds 1 2 3] [--report]
+python -m tests.faults.matrix report FILE ...
 python -m tests.faults.matrix soak --minutes N --seed N [--report]
 """
 
@@ -181,6 +182,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     every.add_argument("--only", nargs="+", choices=FAULTS, default=list(FAULTS))
     every.add_argument("--json", action="store_true")
     every.add_argument("--report", action="store_true")
+    told = commands.add_parser("report", help="the table of what several `all --json` printed")
+    told.add_argument("files", nargs="+", type=Path)
     long = commands.add_parser("soak")
     long.add_argument("--minutes", type=float, default=30)
     long.add_argument("--seed", type=int, default=0)
@@ -190,6 +193,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.command == "list":
         for fault in FAULTS.values():
             sys.stdout.write(f"{fault.name:18} {fault.about}\n")
+        return 0
+    if given.command == "report":
+        report("matrix", [Cell(**one) for file in given.files for one in json.loads(file.read_text())])
         return 0
     measured = {
         "run": lambda: run([given.name], [given.seed]),
