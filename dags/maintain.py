@@ -2,14 +2,17 @@
 
 Keeps the Delta tables fit: joins small files into large ones (OPTIMIZE) and removes the files that only versions older
 than seven days need (VACUUM), so that time travel reaches back a week and disk use is bounded. What is served does not
-change: the batch tables are published again at their new versions, by a run called `maintain …`.
+change, but for published windows that are older than the contract keeps them (`retention: {batch: …}`), which go: the
+batch tables are published again at their new versions, by a run called `maintain …`.
 
 **When.** Daily at 03:30. A table is only ever written by one process, so each task waits for its turn among the tasks
 that own the tables: `batch` (batch, staged, ledger, quality, publications) with the Spark jobs, `letters` (moves,
 replays) with the replay of dead letters, `audits` with the audit of `reconcile`. Bronze and speed belong to the
-streaming driver and are not touched here.
+streaming driver and are not touched here; it removes the published rows of speed that are older than `retention:
+{speed: …}` itself.
 
-**Result.** Each task returns its tables that changed with the files that were joined and removed (tab *XCom*).
+**Result.** Each task returns its tables that changed with the files that were joined and removed and the rows that were
+too old (tab *XCom*).
 `millrace tables` says how much disk each table uses.
 
 **When it fails.** Nothing is lost, and queries go on; tables only grow. A run that is killed and run again is fine.
@@ -61,8 +64,11 @@ with DAG(
         with exclusive(config, "batch") if whose == BATCH_POOL else nullcontext():
             for one in maintenance.maintain(config.lake_uri, contracts, whose, run_id, datetime.now(UTC)):
                 log.info("%s", one)
-                if one.compacted or one.removed or one.left_alone:
-                    done[one.table] = {"joined": one.compacted, "removed": one.removed, "left_alone": one.left_alone}
+                if one.compacted or one.removed or one.expired or one.left_alone:
+                    done[one.table] = {
+                        "joined": one.compacted, "removed": one.removed, "expired": one.expired,
+                        "left_alone": one.left_alone,
+                    }  # fmt: skip
             if whose == BATCH_POOL:
                 write_catalog(config)
         return done

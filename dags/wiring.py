@@ -137,6 +137,10 @@ class SparkJob(SparkSubmitOperator):
         from spark.session import submit_conf
 
         self.application_args = [*(self.application_args or []), *(f"--stream={stream}" for stream in chosen)]
+        if settings().openlineage_transport:
+            from airflow.providers.openlineage.plugins.macros import lineage_parent_id
+
+            self.application_args.append(f"--parent={lineage_parent_id(context['ti'])}")
         rows = sum(tables.rows(tables.bronze(settings().lake_uri, stream)) for stream in chosen)
         self.conf = submit_conf(settings(), "batch", rows)
         since = datetime.now(UTC)

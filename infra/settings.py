@@ -30,6 +30,10 @@ Principal = Literal["admin", "provision", "producer", "stream", "replay", "audit
 PRINCIPALS: tuple[Principal, ...] = ("admin", "provision", "producer", "stream", "replay", "audit")
 
 
+Transport = dict[str, str | bool | float | dict[str, float]]
+"""As OpenLineage's clients take it."""
+
+
 class SettingsError(TerminalError):
     """A setting has a wrong value; the message names the setting, the value and what is allowed."""
 
@@ -90,6 +94,11 @@ class Settings(BaseSettings):
     stall_after: float = Field(
         180.0, gt=0, description="Seconds without a heartbeat until the stream counts as stalled."
     )
+    openlineage: str = Field(
+        "",
+        description="Where lineage is told as OpenLineage events: a file to which they are appended, a JSON document "
+        "each line, or the http(s) URL of a service such as Marquez; default nowhere.",
+    )
     lease_seconds: float = Field(30.0, gt=0, description="Life of the driver's lease between renewals.")
 
     @field_validator("home", "contracts", "jar_cache", "catalog")
@@ -103,6 +112,16 @@ class Settings(BaseSettings):
         if value and not urlsplit(value).scheme:
             raise ValueError("must be a URI such as file:/data/lake or s3a://bucket/lake")
         return value.rstrip("/")
+
+    @field_validator("openlineage")
+    @classmethod
+    def _file_or_url(cls, value: str) -> str:
+        scheme = urlsplit(value).scheme
+        if scheme in ("http", "https") or not value:
+            return value
+        if scheme not in ("", "file"):
+            raise ValueError("must be a file or an http(s) URL")
+        return str(Path(unquote(value.removeprefix("file:"))).expanduser().resolve())
 
     # -- places ------------------------------------------------------------------------------------------------
 
@@ -201,6 +220,22 @@ class Settings(BaseSettings):
         user, password = unquote(base.username or "millrace"), unquote(base.password or "") or self.secret("postgres")
         host = f"{base.hostname or '127.0.0.1'}:{base.port or 5432}"
         return f"{driver}://{quote(user, safe='')}:{quote(password, safe='')}@{host}/{database}"
+
+    # -- OpenLineage -------------------------------------------------------------------------------------------
+
+    @property
+    def openlineage_transport(self) -> Transport | None:
+        """The transport of OpenLineage's clients, Airflow's and ours; None while nobody is told."""
+        if not self.openlineage:
+            return None
+        parts = urlsplit(self.openlineage)
+        if not parts.scheme:
+            return {"type": "file", "log_file_path": self.openlineage, "append": True}
+        base: Transport = {
+            "type": "http", "url": f"{parts.scheme}://{parts.netloc}",
+            "timeout": 5, "retry": {"total": 1, "backoff_factor": 0.5},  # nobody waits long to tell it
+        }  # fmt: skip
+        return base | ({"endpoint": parts.path.strip("/")} if parts.path.strip("/") else {})
 
     # -- Airflow -----------------------------------------------------------------------------------------------
 

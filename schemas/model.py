@@ -282,8 +282,17 @@ class Quality(_Strict):
 
 
 class Retention(_Strict):
+    """How long tables keep rows, in event time back from what is published. `events` is how long bronze is to be kept;
+    nothing removes its rows."""
+
     events: Duration = timedelta(days=3650)
-    speed: Duration = timedelta(days=90)
+    speed: Duration = Field(
+        timedelta(days=90), description="Of the speed layer's rows, which are served until published."
+    )
+    batch: Duration = Field(
+        timedelta(days=3650),
+        description="Of published windows. Hours before that are not served, and not recomputed for late events.",
+    )
 
 
 class Contract(_Strict):

@@ -18,8 +18,8 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from schemas.model import Aggregate, Contract
-from spark import measures, tables
-from spark.reconcile import floor_hour
+from spark import measures, retention, tables
+from spark.reconcile import floor_hour, literal
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,18 @@ class BatchStore:
         place = (self.lake_uri, self.contract.stream)
         found = {a.name: tables.batches(tables.speed(*place, a.name)) for a in self.contract.aggregates}
         return {name: oldest_newest[0] for name, oldest_newest in found.items() if oldest_newest}
+
+    def kept_since(self) -> datetime | None:
+        """Since when (UTC) the batch tables have all hours; None while they have all that were published."""
+        place = (self.lake_uri, self.contract.stream)
+        return retention.newest_kept_since(tables.batch(*place, a.name) for a in self.contract.aggregates)
+
+    def has_partials(self) -> str:
+        """The hours of which the speed tables have all partials, as a SQL predicate on `aggregate` and `hour`."""
+        place = (self.lake_uri, self.contract.stream)
+        found = {a.name: retention.kept_since(tables.speed(*place, a.name)) for a in self.contract.aggregates}
+        parts = [f"not (aggregate = '{name}' and hour < {literal(since)})" for name, since in found.items() if since]
+        return " and ".join(parts) or "true"
 
     def staged(self, aggregate: Aggregate) -> DataFrame:
         return self._read(tables.staged(self.lake_uri, self.contract.stream, aggregate.name))

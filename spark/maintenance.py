@@ -1,5 +1,6 @@
 """Upkeep of Delta tables by whoever owns them, without a JVM: small files become large ones, and files that no version
-within `TIME_TRAVEL` needs are removed. Nothing that is served changes.
+within `TIME_TRAVEL` needs are removed. Nothing that is served changes, but that published windows go which are older
+than the contract keeps them.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from deltalake.fs import DeltaStorageHandler
 from pyarrow.fs import FileSelector, PyFileSystem
 
 from schemas.model import Contract
-from spark import tables
+from spark import retention, tables
 from spark.publications import Publication, in_force, publications, unique_run_id
 
 TIME_TRAVEL = timedelta(days=7)
@@ -42,6 +43,8 @@ class Upkeep:
     """Small files that became part of larger ones."""
     removed: int = 0
     """Files that no version needs which can still be read."""
+    expired: int = 0
+    """Rows that were older than the contract keeps them."""
     left_alone: str = ""
 
 
@@ -93,8 +96,11 @@ def _batch_tables(lake_uri: str, contract: Contract, run_id: str, now: datetime)
             done.append(_keep_up(lake_uri, staged))
         if aggregate.name not in versions or not DeltaTable.is_deltatable(tables.local_path(batch)):
             continue
-        if _is_served(batch, versions[aggregate.name]):
-            done.append(_keep_up(lake_uri, batch, keep=[versions[aggregate.name]]))
+        expired = 0
+        if last and _is_served(batch, versions[aggregate.name]):
+            if since := retention.day_before(last.final_through, contract.retention.batch):
+                expired = retention.remove(batch, "hour", since)
+            done.append(replace(_keep_up(lake_uri, batch, keep=[versions[aggregate.name]]), expired=expired))
             versions[aggregate.name] = int(DeltaTable(tables.local_path(batch)).version())
         else:
             done.append(Upkeep(_name(lake_uri, batch), left_alone="holds rows that are not published"))
@@ -112,7 +118,9 @@ def _is_served(uri: str, version: int) -> bool:
     table = DeltaTable(tables.local_path(uri))
     later = int(table.version()) - version
     commits = table.history(later) if later else []
-    return len(commits) == later and all(commit["operation"] in tables.UNTOUCHED for commit in commits)
+    return len(commits) == later and all(
+        commit["operation"] in tables.UNTOUCHED or commit.items() >= retention.MARK.items() for commit in commits
+    )
 
 
 def _keep_up(lake_uri: str, uri: str, keep: Iterable[int] = ()) -> Upkeep:

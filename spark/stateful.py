@@ -25,7 +25,7 @@ from pyspark.sql.streaming.query import StreamingQuery
 from infra.settings import Settings
 from schemas.errors import Halt
 from schemas.model import Contract, Derived, Join, Sessions, Velocity
-from spark import batches, checkpoint_log, checkpoints, derived, tables
+from spark import batches, checkpoint_log, checkpoints, derived, retention, tables
 from spark.checkpoint_log import Unreadable
 from spark.fingerprint import Fingerprint, changes
 from spark.transforms.joins import joined
@@ -218,7 +218,9 @@ class StatefulQuery:
         every = f"{int(SLOWER * settings.trigger_interval * 1000)} milliseconds"
         uri = tables.speed(settings.lake_uri, self.contract.stream, self.one.name)
         application = checkpoints.application(title, generation)
-        upkeep = Upkeep([uri], timedelta(hours=settings.history_hours), self.may_commit)
+        kept = [retention.of_derived(settings.lake_uri, self.contract, self.one)]
+        history = timedelta(hours=settings.history_hours)
+        upkeep = Upkeep([uri], history, self.may_commit, settings.lake_uri, kept)
 
         def batch(rows: DataFrame, batch_id: int) -> None:
             self.running = True

@@ -5,6 +5,8 @@ joins too, and every few seconds of alerts leave some in theirs. Merging moves r
 `batch`, and one commit, an OPTIMIZE whose actions say that no data changed, puts the new files in place of the old
 ones. Each table is looked after by the one who writes it, after a batch and before the next.
 
+Rows of the speed layer that are older than the contract keeps them go when superseded files do (`spark.retention`).
+
 Files are merged by size: many tiny ones become one, and not before there are many of these are they merged again. So a
 row is rewritten as often as there are `TIERS`, and a look does one merge of bounded size at most.
 """
@@ -25,7 +27,7 @@ from deltalake import DeltaTable, WriterProperties
 from deltalake.exceptions import DeltaError
 
 from schemas.model import Contract
-from spark import batches, tables
+from spark import batches, retention, tables
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +57,9 @@ class Upkeep:
     uris: Sequence[str]
     history: timedelta
     may_commit: Callable[[], None] = lambda: None
+    lake_uri: str = ""
+    kept: Sequence[retention.Keep] = ()
+    """Those of the tables that do not keep their rows for ever."""
     _batches: int = field(default=0, init=False)
     _looks: int = field(default=0, init=False)
 
@@ -77,9 +82,23 @@ class Upkeep:
         return any(self._merged(uri) for uri in self.uris)
 
     def clean(self) -> None:
-        """Removes files and log entries that were superseded longer than `history` ago."""
+        """Removes rows that are older than the contract keeps them, and files and log entries that were superseded
+        longer than `history` ago."""
+        for one in self.kept:
+            self._expired(one)
         for uri in self.uris:
             self._cleaned(uri)
+
+    def _expired(self, one: retention.Keep) -> None:
+        if (since := one.since(self.lake_uri)) is None:
+            return
+        try:
+            removed = retention.remove(one.uri, one.column, since, self.may_commit)
+        except (DeltaError, OSError) as error:
+            log.warning("the rows of %s from before %s could not be removed now: %s", one.uri, since, error)
+            return
+        if removed:
+            log.info("%s: %d rows from before %s were removed", one.uri, removed, since)
 
     def _merged(self, uri: str) -> bool:
         table = DeltaTable(tables.local_path(uri))

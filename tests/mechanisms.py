@@ -295,6 +295,18 @@ MECHANISMS = (
         ("tests/unit/test_upkeep.py::test_files_and_log_of_alerts_are_bounded",),
     ),
     Mechanism(
+        "P5", "hours of which the speed layer has not all are not compared", "spark/batch_store.py",
+        "for name, since in found.items() if since]", "for name, since in found.items() if False]",
+        ("tests/integration/lake/test_histories.py"
+         "::test_what_is_kept_no_longer_is_neither_compared_nor_computed_again",),
+    ),
+    Mechanism(
+        "P4", "hours that are not kept any more are not made again", "spark/jobs/reconcile.py",
+        "            if (since := self.store.kept_since()) is not None:", "            if (since := None) is not None:",
+        ("tests/integration/lake/test_histories.py"
+         "::test_what_is_kept_no_longer_is_neither_compared_nor_computed_again",),
+    ),
+    Mechanism(
         "P6", "what a crash left without a commit is removed", "spark/upkeep.py",
         "dry_run=False, full=True", "dry_run=False",
         ("tests/unit/test_upkeep.py::test_a_crash_while_files_are_merged_loses_nothing",),

@@ -130,6 +130,20 @@ def options(settings: Settings, passwords: Path) -> dict[str, str]:
         "triggerer__triggerer_health_check_threshold": "15",
         "scheduler__catchup_by_default": "False",
         "usage_data_collection__enabled": "False",
+        **_openlineage(settings),
+    }
+
+
+def _openlineage(settings: Settings) -> dict[str, str]:
+    """Whom the OpenLineage provider tells of runs of DAGs and tasks. Without a transport it stays off."""
+    transport = settings.openlineage_transport
+    if transport is None:
+        return {"openlineage__disabled": "True"}
+    return {
+        "openlineage__transport": json.dumps(transport),
+        "openlineage__namespace": "millrace",
+        "openlineage__disable_source_code": "True",
+        "openlineage__execute_in_thread": "True",  # a fork that hangs would leave its task running for ever
     }
 
 

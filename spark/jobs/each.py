@@ -14,7 +14,9 @@ from typing import Any
 from pyspark.sql import SparkSession
 
 from infra.settings import Settings, settings
+from schemas.catalog import load
 from schemas.errors import MillraceError
+from spark.lineage_events import told
 
 log = logging.getLogger("millrace.batch")
 
@@ -23,17 +25,20 @@ Work = Callable[[Settings, str, str], dict[str, Any]]
 
 
 def main(
+    duty: str,
     description: str,
     work: Work,
     arguments: list[str] | None = None,
     parents: Sequence[argparse.ArgumentParser] = (),
 ) -> int:
-    """Does `work` for each `--stream` and returns the exit code: 0, or 1 if a stream failed. A stream that fails does
-    not keep the others from their turn. The last line of standard output is JSON: the summaries in a list, which
-    `--summary` names a file for. `parents` have options of the job's own, for its help."""
+    """Does `work`, which is what `spark.lineage` has by `duty`, for each `--stream` and returns the exit code: 0, or 1
+    if a stream failed. A stream that fails does not keep the others from their turn. The last line of standard output
+    is JSON: the summaries in a list, which `--summary` names a file for. `parents` have options of the job's own, for
+    its help."""
     parser = argparse.ArgumentParser(description=description, parents=parents)
     parser.add_argument("--stream", required=True, action="append", help="name of a stream; may be given again")
     parser.add_argument("--run-id", required=True, help="names the run in the tables of `system/`")
+    parser.add_argument("--parent", help="the run that started this one, as OpenLineage names it: namespace/job/run id")
     parser.add_argument("--summary", type=Path, help="file to write the summaries to as well")
     given = parser.parse_args(arguments)
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
@@ -42,7 +47,9 @@ def main(
     for stream in given.stream:
         began = time.monotonic()
         try:
-            summaries.append(work(settings(), stream, given.run_id))
+            config = settings()
+            with told(config, duty, load(config.contracts / stream), duty, parent=given.parent):
+                summaries.append(work(config, stream, given.run_id))
         except MillraceError as error:
             log.error("%s", error)
             failed.append(stream)

@@ -24,7 +24,7 @@ from pyspark.sql import functions as F
 from infra.settings import PROJECT, Settings
 from schemas.catalog import load
 from schemas.model import Contract
-from spark import checkpoints, quality, suites, tables
+from spark import checkpoints, lineage, quality, suites, tables
 from spark.batch_store import BatchStore
 from spark.jobs import each
 from spark.publications import Publication, publications
@@ -66,6 +66,7 @@ class Check:
         assert newest is not None
         since = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=newest[0] or 0) - timedelta(days=self.days)
         since = since.replace(minute=0, second=0, microsecond=0)
+        since = max(since, self.store.kept_since() or since)
         recent = F.col("event_time") >= F.expr(literal(since))
         fields = dict.fromkeys(["event_time", *self.contract.fields])
         columns = ["topic", "partition", "offset", "batch", "attempt", "original", *fields]
@@ -96,7 +97,7 @@ class Check:
         counted = layers(
             rows, partials, windows, contract, self.store.began(),
             published=f"batch <= {last.through_batch}", final=f"hour < {literal(last.final_through)}",
-            compared=self._not_corrected(published),
+            compared=f"{self._not_corrected(published)} and {self.store.has_partials()}",
         )  # fmt: skip
         found.append(self.auditor.audit("layers", counted.toPandas()))
         newest = last.final_through - NEWEST
@@ -168,4 +169,4 @@ def check(config: Settings, stream: str, run_id: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(each.main("Check the tables of streams with Great Expectations.", check))
+    sys.exit(each.main(lineage.QUALITY, "Check the tables of streams with Great Expectations.", check))

@@ -39,7 +39,7 @@ from infra.exclusive import exclusive
 from infra.settings import PROJECT, Settings
 from schemas.catalog import catalog, load
 from schemas.model import Aggregate, Contract
-from spark import checkpoints, quality, suites, tables
+from spark import checkpoints, lineage, quality, suites, tables
 from spark.batch_store import BatchStore
 from spark.derivation import derivations
 from spark.jobs import each
@@ -155,7 +155,10 @@ class Reconciliation:
         before = last.through_batch if last else -1
         if last:
             not_final = F.col("event_time") >= F.expr(literal(last.final_through))
-            accepted = accepted.where((F.col("batch") > before) | not_final | self._is_forced("event_time"))
+            news = F.col("batch") > before
+            if (since := self.store.kept_since()) is not None:  # hours that are not kept any more are not made again
+                news &= F.col("event_time") >= F.expr(literal(since))
+            accepted = accepted.where(news | not_final | self._is_forced("event_time"))
         newest = F.max(F.least("event_time", "kafka_timestamp")).alias("newest")
         new_rows = F.count_if(F.col("batch") > before).alias("new_rows")
         hours = (
@@ -330,7 +333,12 @@ class Reconciliation:
             partials[aggregate.name] = self._inside(everything, planned, "window_start")
         if any(counter(aggregate) for aggregate in self.contract.aggregates):
             counted = layers(
-                rows, partials, self._windows, self.contract, self.store.began(), compared=self._not_forced("hour")
+                rows,
+                partials,
+                self._windows,
+                self.contract,
+                self.store.began(),
+                compared=f"{self._not_forced('hour')} and {self.store.has_partials()}",
             )
             outcomes.append(self.audit("layers", counted.toPandas(), None))
         stream, through = self.contract.stream, self.through
@@ -479,7 +487,8 @@ def main() -> int:
     def work(config: Settings, stream: str, run_id: str) -> dict[str, Any]:
         return reconcile(config, stream, run_id, forced, dry_run=given.dry_run)
 
-    return each.main("Recompute, compare, audit and publish the closed hours of streams.", work, others, [parser])
+    description = "Recompute, compare, audit and publish the closed hours of streams."
+    return each.main(lineage.RECONCILE, description, work, others, [parser])
 
 
 if __name__ == "__main__":

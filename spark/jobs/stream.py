@@ -27,6 +27,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -42,11 +43,12 @@ from infra.settings import Settings, settings
 from schemas.catalog import catalog
 from schemas.errors import Halt, MillraceError
 from schemas.model import Contract
-from spark import checkpoints, derived, restart, source, tables
+from spark import checkpoints, derived, lineage, restart, retention, source, tables
 from spark.heartbeat import NO_PROGRESS, Heartbeat, progress
 from spark.ingest import Ingest
 from spark.lane import Lane
 from spark.letters import Letters
+from spark.lineage_events import told
 from spark.session import session
 from spark.stateful import StatefulQuery
 from spark.upkeep import Upkeep, of_ingest
@@ -104,7 +106,10 @@ class Stream:
         restart.remember(self.contract, settings, opening.generation)
         ingest = self._ingest(opening.generation)
         history = timedelta(hours=settings.history_hours)
-        upkeep = Upkeep(of_ingest(settings.lake_uri, self.contract), history, self.may_commit)
+        lake = settings.lake_uri
+        upkeep = Upkeep(
+            of_ingest(lake, self.contract), history, self.may_commit, lake, retention.of_ingest(lake, self.contract)
+        )
 
         def batch(records: DataFrame, batch_id: int) -> None:
             if self.stopping.is_set():
@@ -218,7 +223,8 @@ def main(arguments: list[str] | None = None) -> int:
     streams: dict[str, Query] = {}
     lease = Lease(configured)
     try:
-        _run(configured, epoch, lease, heartbeat, streams, told_to_stop)
+        with ExitStack() as runs:
+            _run(configured, epoch, lease, heartbeat, streams, told_to_stop, runs)
     except Exception as error:
         log.exception("the driver stops")
         heartbeat.beat("failed", _progress(streams), _message(error))
@@ -239,7 +245,9 @@ def _run(
     heartbeat: Heartbeat,
     streams: dict[str, Query],
     told_to_stop: threading.Event,
+    runs: ExitStack,
 ) -> None:
+    """`runs` are the streams' as OpenLineage is told of them: as long as the driver's life."""
     marker = configured.run_dir / "stream" / "stop"
     may_commit = _patient(lambda: lease.check(epoch))
     may_commit()
@@ -255,6 +263,8 @@ def _run(
         heartbeat.beat("starting", {})
         stream.start(spark)
     log.info("running: %s", ", ".join(streams))
+    for contract in catalog(configured.contracts).values():
+        runs.enter_context(told(configured, "ingest", contract, lineage.DRIVER, "STREAMING"))
 
     renewal, retry = 0.0, time.monotonic() + RETRY_HALTED
     while not (told_to_stop.is_set() or marker.exists()):

@@ -25,5 +25,8 @@ def _impatient_contracts(folder: Path) -> Path:
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     """Settings of a stack with every service up, which child processes find in the environment. Its logs stay."""
-    with stacks.running("millrace-test-", _impatient_contracts(tmp_path_factory.mktemp("contracts"))) as config:
-        yield config
+    told = tmp_path_factory.mktemp("lineage") / "events.jsonl"
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("MILLRACE_OPENLINEAGE", str(told))
+        with stacks.running("millrace-test-", _impatient_contracts(tmp_path_factory.mktemp("contracts"))) as config:
+            yield config

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from infra.settings import Settings, SettingsError, settings
 from schemas.catalog import catalog
 from spark import tables
-from spark.lineage import Edge, NoSuchName, around, edges
+from spark.lineage import DRIVER, RECONCILE, Edge, NoSuchName, around, edges
+from spark.lineage_events import told
 from spark.serving.views import view_names
 from tests.unit.test_cli import millrace
 
@@ -47,3 +50,53 @@ def test_the_command_tells_one_name_as_json_and_knows_no_other(tmp_path: Path) -
     assert "there is no topic, table or view nothing" in unknown.stderr
     with pytest.raises(NoSuchName):
         around(FOUND, "nothing")
+
+
+def test_runs_are_told_of_with_what_they_read_and_write(tmp_path: Path) -> None:
+    file = tmp_path / "told" / "events.jsonl"
+    file.parent.mkdir()
+    config = Settings(home=tmp_path, kafka_port=19092, openlineage=str(file))
+    task = "0197f0c5-8f3e-7bd0-9d5d-0c6a3b1f2e4d"
+    with told(config, "reconcile", FLIGHTS, RECONCILE, parent=f"millrace/reconcile.reconcile/{task}"):
+        pass
+    with pytest.raises(ZeroDivisionError), told(config, "ingest", FLIGHTS, DRIVER, "STREAMING"):
+        1 / 0
+    events = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [(event["job"]["name"], event["eventType"]) for event in events] == [
+        ("reconcile.flights", "START"), ("reconcile.flights", "COMPLETE"),
+        ("ingest.flights", "START"), ("ingest.flights", "FAIL"),
+    ]  # fmt: skip
+    assert events[0]["run"]["runId"] == events[1]["run"]["runId"] != events[2]["run"]["runId"]
+    assert events[0]["run"]["facets"]["parent"]["run"]["runId"] == task
+    assert events[0]["run"]["facets"]["parent"]["job"]["name"] == "reconcile.reconcile"
+
+    def names(event: dict[str, Any], side: str) -> set[tuple[str, str]]:
+        return {(one["namespace"], one["name"]) for one in event[side]}
+
+    lake = f"{tmp_path}/lake"
+    assert ("file", f"{lake}/bronze/flights") in names(events[1], "inputs")
+    assert ("file", f"{lake}/batch/flights/departures_by_origin") in names(events[1], "outputs")
+    topics = {("kafka://127.0.0.1:19092", topic) for topic in ("flights", "flights.retry")}
+    assert names(events[2], "inputs") == topics
+    assert ("file", f"{lake}/bronze/flights") in names(events[2], "outputs")
+    everything = {f"{lake}/{edge.target}" for edge in FOUND if edge.by == RECONCILE}
+    assert {name for _, name in names(events[1], "outputs")} == everything
+
+
+def test_what_cannot_be_told_stops_no_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with told(Settings(home=tmp_path, openlineage="/proc/nobody/events"), "reconcile", FLIGHTS, RECONCILE):
+        pass
+    assert "could not be told of reconcile.flights" in caplog.text
+
+
+def test_lineage_is_told_to_a_file_or_a_service_or_to_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Settings().openlineage_transport is None
+    given = Settings(openlineage="file:/var/log/lineage.jsonl").openlineage_transport
+    assert given == {"type": "file", "log_file_path": "/var/log/lineage.jsonl", "append": True}
+    service = Settings(openlineage="https://marquez:5000/api/v1/lineage").openlineage_transport or {}
+    assert (service["type"], service["url"], service["endpoint"]) == ("http", "https://marquez:5000", "api/v1/lineage")
+    monkeypatch.setenv("MILLRACE_OPENLINEAGE", "kafka://broker")
+    settings.cache_clear()
+    with pytest.raises(SettingsError, match="MILLRACE_OPENLINEAGE"):
+        settings()
+    settings.cache_clear()

@@ -14,7 +14,8 @@ from pyspark.sql.pandas.types import to_arrow_schema
 
 from infra.settings import PROJECT, Settings
 from schemas.catalog import load
-from spark import maintenance, tables
+from schemas.model import Retention
+from spark import maintenance, retention, tables
 from spark.maintenance import Upkeep, maintain, usage
 from spark.publications import Publication, publications
 from spark.serving.questions import QueryError, ask
@@ -129,6 +130,23 @@ def test_rows_that_are_not_published_are_left_to_the_next_run(lake: Lake) -> Non
     assert "not published" in batch_of(lake.maintain(after=4)).left_alone
     assert publications(lake.uri, "weather")[-1].run_id == "run 3"
     assert lake.served() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("killed", [False, True], ids=["at-once", "killed-before-it-published"])
+def test_windows_are_kept_as_long_as_the_contract_says(lake: Lake, killed: bool) -> None:
+    lake.publish(30)
+    short = WEATHER.model_copy(update={"retention": Retention(batch=timedelta(hours=1))})
+    since = T0 + timedelta(days=1)
+    if killed:
+        assert retention.remove(f"file:{lake.batch}", "hour", since) == 4
+    done = {one.table: one for one in maintain(lake.uri, [short], "batch", "m", NOW + timedelta(hours=31))}
+    assert (batch_of(done).expired, batch_of(done).left_alone) == (0 if killed else 4, "")
+    assert lake.served() == [30]
+    assert lake.served("run 3") == [0, 1, 2, 3], "time travel reaches them"
+    assert retention.kept_since(f"file:{lake.batch}") == since
+    assert publications(lake.uri, "weather")[-1].run_id == "maintain m"
+    assert maintain(lake.uri, [short], "batch", "m", NOW + timedelta(hours=32))
+    assert len(publications(lake.uri, "weather")) == 6, "nothing done, nothing published"
 
 
 def test_each_owner_keeps_up_its_own_tables(lake: Lake) -> None:

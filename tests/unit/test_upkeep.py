@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,10 +19,12 @@ from deltalake import CommitProperties, DeltaTable, PostCommitHookProperties, Tr
 from pyspark.sql.pandas.types import to_arrow_schema
 
 from infra.settings import PROJECT, Settings
-from spark import tables, upkeep
+from schemas.model import Retention
+from spark import retention, tables, upkeep
 from spark.alert_log import AlertLog
 from spark.checkpoints import batch_number
 from spark.coordinates import Coordinates
+from spark.publications import Publication
 from spark.upkeep import Upkeep, of_ingest
 from tests.integration.lake.feed import T0, contract
 
@@ -40,7 +42,7 @@ class Lake:
         self.bronze = tables.bronze(self.uri, "sales")
         self.speed = tables.speed(self.uri, "sales", "by_shop")
 
-    def batch(self, rows: int = 10) -> None:
+    def batch(self, rows: int = 10, start: datetime = T0) -> None:
         number = batch_number(1, self.batches)
         records = [
             {
@@ -51,7 +53,7 @@ class Lake:
             for n in range(rows)
         ]  # fmt: skip
         self._append(self.bronze, tables.bronze_schema(ONE), records)
-        partial = {"window_start": T0, "shop": "a", "count_of_rows": rows, "kll_of_price": b"\xff", "batch": number}
+        partial = {"window_start": start, "shop": "a", "count_of_rows": rows, "kll_of_price": b"\xff", "batch": number}
         self._append(self.speed, tables.speed_schema(ONE, ONE.aggregates[0]), [partial])
         self.batches += 1
 
@@ -300,3 +302,33 @@ def test_after_an_hour_of_five_second_batches_files_and_log_are_bounded(lake: La
     assert files <= 2 * (upkeep.MANY + upkeep.LOOK)
     assert entries <= upkeep.LOOK * upkeep.CLEANINGS + 60
     assert len(DeltaTable(tables.local_path(lake.bronze)).to_pyarrow_table()) == 10 * hour
+
+
+def test_published_partials_are_kept_as_long_as_the_contract_says(lake: Lake) -> None:
+    for day in range(4):
+        lake.batch(start=T0 + day * DAY)
+    before, version = lake.rows(lake.speed), DeltaTable(tables.local_path(lake.speed)).version()
+    short = ONE.model_copy(update={"retention": Retention(speed=DAY)})
+    given: dict[str, Any] = {"lake_uri": lake.uri, "kept": retention.of_ingest(lake.uri, short)}
+    lake.upkeep(**given).clean()
+    assert lake.rows(lake.speed) == before, "nothing is published, so all of it is served"
+
+    final = T0 + 2 * DAY + timedelta(hours=5)
+    published = Publication("r1", "sales", final, lake.batches, 1, 1, final)
+    tables.append_rows(lake.uri, "publications", [published.row])
+
+    def fenced() -> None:
+        raise RuntimeError("the lease is lost")
+
+    with pytest.raises(RuntimeError, match="the lease is lost"):
+        lake.upkeep(**given, may_commit=fenced).clean()
+    assert lake.rows(lake.speed) == before
+    for _ in range(2):
+        lake.upkeep(**given).clean()
+    table = DeltaTable(tables.local_path(lake.speed))
+    starts = table.to_pyarrow_table(columns=["window_start"])["window_start"].to_pylist()
+    assert sorted(starts) == [T0 + day * DAY for day in (1, 2, 3)], "days are kept whole"
+    assert retention.kept_since(lake.speed) == T0 + DAY
+    assert [entry["operation"] for entry in table.history()].count("DELETE") == 1
+    assert lake.rows(lake.speed, version) == before, "time travel reaches them"
+    assert tables.newest_batch(lake.speed) == batch_number(1, 3)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -14,7 +14,10 @@ from infra.settings import PROJECT
 from schemas.model import Contract
 from spark import batches, quality, tables
 from spark.jobs.quality import Check
+from spark.maintenance import maintain
 from spark.reconcile import UnexplainedDifference
+from spark.retention import of_ingest
+from spark.upkeep import Upkeep
 from tests.integration.lake.feed import NOW, Feed, at, contract, hours_of_sales, sale
 from tests.integration.lake.test_reconcile import assert_published_equals_oracle, causes
 
@@ -181,3 +184,31 @@ def test_a_person_may_publish_what_a_tampered_speed_layer_withholds(feed: Feed, 
     tamper(at(0, 20), 2)
     [failure] = layers("c2").critical
     assert failure["about"]["column_A"] == "with_replays"
+
+
+def test_what_is_kept_no_longer_is_neither_compared_nor_computed_again(feed: Feed, tmp_path: Any) -> None:
+    """Hours 0 and 1 are older than both layers keep them, hour 30 than the speed layer does."""
+    first = contract().model_dump()["aggregates"][:1]
+    feed.contract = contract(aggregates=first, retention={"speed": "1d", "batch": "2d"})
+    feed.send(hours_of_sales(0, 1, 30, 80, 82))
+    feed.reconcile("r1")
+    Upkeep([], timedelta(days=1), lake_uri=feed.lake_uri, kept=of_ingest(feed.lake_uri, feed.contract)).clean()
+    maintain(feed.lake_uri, [feed.contract], "batch", "m", NOW + timedelta(minutes=feed.runs, seconds=30))
+    partials = feed.rows(tables.speed(feed.lake_uri, "sales", "by_shop"))
+    assert {row["window_start"].replace(minute=0) for row in partials} == {at(80), at(82)}
+    assert {row["hour"] for row in feed.published()} == {at(30), at(80)}
+
+    def auditor(run_id: str) -> quality.Auditor:
+        return quality.Auditor(PROJECT / "great_expectations", tmp_path / "gx", tmp_path / "docs", "sales", run_id, NOW)
+
+    feed.send([sale(7777, at(0, 10)), sale(7778, at(30, 10)), *hours_of_sales(84)])
+    summary = feed.reconcile("r2", auditor("r2").audit)
+    assert (summary["hours"], set(summary["ledger"])) == (2, {"late"})
+    assert {(row["hour"], row["run_id"]) for row in feed.published()} == {
+        (at(30), "r2"),
+        (at(80), "r1"),
+        (at(82), "r2"),
+    }
+    assert sum(row["sales"] for row in feed.published() if (row["hour"], row["window"]) == (at(30), "1h")) == 7
+    outcomes = Check(feed.store, feed.contract, feed.through, NOW, auditor("c1")).run()
+    assert [failure for outcome in outcomes for failure in outcome.failures] == []

@@ -1,0 +1,93 @@
+"""How long derived tables keep rows: as long as the contract's `retention` says, counted back in event time from what
+is published, so that a replay of the past loses nothing by its age.
+
+Whoever writes a table removes its rows, whole days at a time, after noting in a property of the table since when they
+are kept: what compares the layers or recomputes hours leaves older ones alone. Speed rows are only removed when they
+are published, and so not served any more. Versions from before can be read as long as those from before any other
+change. Needs no JVM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+import pyarrow
+from deltalake import CommitProperties, DeltaTable
+
+from schemas.model import Contract, Derived
+from spark import derived, tables
+from spark.publications import in_force, publications
+
+KEPT_SINCE = "millrace.keptSince"
+"""The property's name; its value is ISO-8601."""
+
+MARK = {"millrace": "retention"}
+"""What the commit of a removal has in its metadata."""
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Rows of the table at `uri` are kept for `keep` before what of `title` is published, by the time in `column`."""
+
+    uri: str
+    column: str
+    title: str
+    keep: timedelta
+
+    def since(self, lake_uri: str) -> datetime | None:
+        """The start (UTC) of the oldest day that is kept; None while nothing is published."""
+        published = in_force(publications(lake_uri, self.title)).get(self.title)
+        return day_before(published.final_through, self.keep) if published else None
+
+
+def day_before(final_through: datetime, keep: timedelta) -> datetime | None:
+    """The start of the day that lies `keep` before; None if that is before all time."""
+    if final_through - datetime(1, 1, 1, tzinfo=UTC) <= keep:
+        return None
+    return (final_through - keep).replace(hour=0, minute=0, second=0, microsecond=0)
+
+
+def of_ingest(lake_uri: str, contract: Contract) -> list[Keep]:
+    """The speed tables of a stream's aggregates."""
+    stream, keep = contract.stream, contract.retention.speed
+    return [Keep(tables.speed(lake_uri, stream, a.name), "window_start", stream, keep) for a in contract.aggregates]
+
+
+def of_derived(lake_uri: str, contract: Contract, one: Derived) -> Keep:
+    """The speed table of velocity, sessions or a join."""
+    uri = tables.speed(lake_uri, contract.stream, one.name)
+    return Keep(uri, derived.CLOSES_AT, derived.title(contract, one), contract.retention.speed)
+
+
+def kept_since(uri: str) -> datetime | None:
+    """Since when (UTC) the table has all of its rows; None while none were removed for their age."""
+    path = tables.local_path(uri)
+    found = DeltaTable(path).metadata().configuration.get(KEPT_SINCE) if DeltaTable.is_deltatable(path) else None
+    return datetime.fromisoformat(found) if found else None
+
+
+def newest_kept_since(uris: Iterable[str]) -> datetime | None:
+    """Since when all of the tables have all of their rows."""
+    return max((since for uri in uris if (since := kept_since(uri))), default=None)
+
+
+def remove(uri: str, column: str, since: datetime, may_commit: Callable[[], None] = lambda: None) -> int:
+    """Removes the rows whose `column` is before `since` and returns their number. Without such rows nothing is
+    written. `may_commit` is called before each commit and raises when this process must not."""
+    table = DeltaTable(tables.local_path(uri))
+    files = pyarrow.table(table.get_add_actions(flatten=True))
+    oldest = f"min.{column}"
+    if oldest not in files.column_names or not any(
+        found is None or found < since for found in files[oldest].to_pylist()
+    ):
+        return 0
+    may_commit()
+    if (known := kept_since(uri)) is None or known < since:
+        table.alter.set_table_properties({KEPT_SINCE: since.isoformat()}, raise_if_not_exists=False)
+    may_commit()
+    done = table.delete(
+        f"{column} < '{since.astimezone(UTC).isoformat(' ')}'", commit_properties=CommitProperties(custom_metadata=MARK)
+    )
+    return int(done["num_deleted_rows"])
