@@ -15,7 +15,7 @@ from deltalake.fs import DeltaStorageHandler
 from pyarrow.fs import FileSelector, PyFileSystem
 
 from schemas.model import Contract
-from spark import retention, tables
+from spark import derived, retention, tables
 from spark.publications import Publication, in_force, publications, unique_run_id
 
 TIME_TRAVEL = timedelta(days=7)
@@ -69,7 +69,7 @@ def maintain(lake_uri: str, contracts: Iterable[Contract], owner: Owner, run_id:
     done = [_keep_up(lake_uri, tables.system(lake_uri, name)) for name in _LOGS[owner] if _exists(lake_uri, name)]
     if owner == "batch":
         for contract in contracts:
-            done += _batch_tables(lake_uri, contract, run_id, now)
+            done += _batch_tables(lake_uri, contract, run_id, now) + _derived_tables(lake_uri, contract)
         if _exists(lake_uri, "publications"):
             done.append(_keep_up(lake_uri, tables.system(lake_uri, "publications")))
     return done
@@ -110,6 +110,25 @@ def _batch_tables(lake_uri: str, contract: Contract, run_id: str, now: datetime)
             versions=versions,
         )  # fmt: skip
         tables.append_rows(lake_uri, "publications", [again.row])
+    return done
+
+
+def _derived_tables(lake_uri: str, contract: Contract) -> list[Upkeep]:
+    """Those of velocity, sessions and joins, which are served at their newest version. What a run that died has left
+    is taken back by the next one (`spark.derivation`), which needs the files of the version before."""
+    done = []
+    for one in contract.derived:
+        place = (lake_uri, contract.stream, one.name)
+        known = {publication.run_id for publication in publications(lake_uri, derived.title(contract, one))}
+        for uri in (tables.staged(*place), tables.batch(*place)):
+            if not DeltaTable.is_deltatable(tables.local_path(uri)):
+                continue
+            runs = [commit.get("userMetadata") for commit in DeltaTable(tables.local_path(uri)).history()
+                    if "userMetadata" in commit or commit["operation"] == "RESTORE"]  # fmt: skip
+            if runs and runs[0] not in {None, *known}:
+                done.append(Upkeep(_name(lake_uri, uri), left_alone="holds rows that are not published"))
+            else:
+                done.append(_keep_up(lake_uri, uri))
     return done
 
 

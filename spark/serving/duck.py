@@ -72,16 +72,28 @@ def create_views(
     connection.execute("create schema if not exists missing")
 
     def scan(uri: str, schema: StructType) -> str:
+        if uri in snapshot.gone:
+            return failing(uri, schema)
         path = local_path(uri)
         version = snapshot.versions.get(uri, "newest")
         if version is not None and DeltaTable.is_deltatable(path):
             quoted = "'" + path.replace("'", "''") + "'"
             return f"delta_scan({quoted})" if version == "newest" else f"delta_scan({quoted}, version = {version})"
+        return empty(uri, schema)
+
+    def empty(uri: str, schema: StructType) -> str:
         name = f'missing."{uri}"'
         connection.register("nothing", to_arrow_schema(schema, timezone="UTC").empty_table())
         connection.execute(f"create table if not exists {name} as from nothing")
         connection.unregister("nothing")
         return name
+
+    def failing(uri: str, schema: StructType) -> str:
+        """A relation that fails where a row of it is read, so that what needs none is answered."""
+        why = "error('" + f"the state of {uri} at that time is not kept any more".replace("'", "''") + "')"
+        columns = connection.execute(f"describe {empty(uri, schema)}").fetchall()
+        values = ", ".join(f'cast({why}::varchar as {type_}) as "{name}"' for name, type_, *_ in columns)
+        return f"(select {values})"
 
     for contract in contracts:
         horizon = snapshot.final_through(contract.stream)

@@ -37,6 +37,9 @@ class Snapshot:
 
     publications: Mapping[str, Publication] = field(default_factory=dict)
     versions: Mapping[str, int | None] = field(default_factory=dict)
+    gone: frozenset[str] = frozenset()
+    """Tables of which the state at that time is not kept any more: speed and bronze keep theirs less long than the
+    batch tables, so final windows of then can be asked for when open ones cannot."""
 
     def final_through(self, stream: str) -> datetime:
         """Windows of the stream that end at or before this are the batch layer's."""
@@ -59,7 +62,8 @@ def now(lake_uri: str, contracts: Iterable[Contract]) -> Snapshot:
 
 
 def at(lake_uri: str, contracts: Iterable[Contract], moment: datetime) -> Snapshot:
-    """Pins every table as it was at `moment`. Raises `NoSuchSnapshot` where Delta's log does not reach back so far."""
+    """Pins every table as it was at `moment`. Raises `NoSuchSnapshot` where the log of publications does not reach back
+    so far."""
     contracts = list(contracts)
     log = tables.system(lake_uri, "publications")
     return _at(lake_uri, contracts, moment, _version_at(log, moment))
@@ -114,8 +118,16 @@ def _published(lake_uri: str, contracts: Iterable[Contract], version: int | None
 def _at(lake_uri: str, contracts: list[Contract], moment: datetime, version: int | None) -> Snapshot:
     log = tables.system(lake_uri, "publications")
     pinned = Snapshot(versions={log: None}) if version is None else _published(lake_uri, contracts, version)
-    versions = {uri: _version_at(uri, moment) for uri in _all(lake_uri, contracts) if uri not in pinned.versions}
-    return Snapshot(pinned.publications, {**versions, **pinned.versions})
+    versions: dict[str, int | None] = {}
+    gone = set()
+    for uri in _all(lake_uri, contracts):
+        if uri in pinned.versions:
+            continue
+        try:
+            versions[uri] = _version_at(uri, moment)
+        except NoSuchSnapshot:
+            gone.add(uri)
+    return Snapshot(pinned.publications, {**versions, **pinned.versions}, frozenset(gone))
 
 
 def _all(lake_uri: str, contracts: Iterable[Contract]) -> list[str]:

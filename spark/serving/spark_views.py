@@ -5,16 +5,19 @@ from __future__ import annotations
 from pyspark.sql import SparkSession
 
 from schemas.model import Contract
-from spark.serving.snapshot import Snapshot, published
+from spark.serving.snapshot import NoSuchSnapshot, Snapshot, published
 from spark.serving.views import views
 
 
 def register(spark: SparkSession, contract: Contract, lake_uri: str, snapshot: Snapshot | None = None) -> None:
     """Makes (or replaces) the views of `contract`, under the same names and with the same columns as in DuckDB, of the
-    `snapshot` (default: what is published now). The tables must exist."""
+    `snapshot` (default: what is published now). The tables must exist. Raises `NoSuchSnapshot` if the snapshot lacks
+    one."""
     shown = snapshot or published(lake_uri, [contract])
 
     def scan(uri: str, _: object) -> str:
+        if uri in shown.gone:
+            raise NoSuchSnapshot(f"the state of {uri} at that time is not kept any more")
         version = shown.versions.get(uri)
         return f"delta.`{uri}`" if version is None else f"delta.`{uri}` version as of {version}"
 

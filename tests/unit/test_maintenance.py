@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pyarrow
 import pytest
-from deltalake import DeltaTable, write_deltalake
+from deltalake import CommitProperties, DeltaTable, write_deltalake
 from pyspark.sql.pandas.types import to_arrow_schema
 
 from infra.settings import PROJECT, Settings
@@ -132,6 +134,26 @@ def test_rows_that_are_not_published_are_left_to_the_next_run(lake: Lake) -> Non
     assert lake.served() == [0, 1, 2, 3]
 
 
+def test_final_windows_of_then_are_there_when_the_open_ones_are_not_kept_any_more(lake: Lake) -> None:
+    """Speed and bronze keep their history less long than the batch tables."""
+    speed = tables.local_path(tables.speed(lake.uri, "weather", AGGREGATE.name))
+    schema = to_arrow_schema(tables.speed_schema(WEATHER, AGGREGATE), timezone="UTC")
+    row = {"window_start": T0 + timedelta(hours=2), "origin": "JFK", "count_of_rows": 1, "batch": 0}
+    partial = pyarrow.Table.from_pylist([{name: row.get(name) for name in schema.names}], schema=schema)
+    write_deltalake(speed, partial, mode="append")
+    log = Path(speed, "_delta_log")
+    DeltaTable(speed).create_checkpoint()
+    for number in (0, 1):
+        os.utime(log / f"{number:020}.json", (time.time() + 3600, time.time() + 3600))
+    (log / f"{0:020}.json").unlink()
+    assert lake.served("run 1") == [0, 1]
+    config = lake.settings
+    assert ask("select count(*) as n from weather_by_origin_1h", config=config).to_pylist() == [{"n": 4}]
+    for sql in ("from weather_by_origin_1h", "select count(*) from weather_by_origin_5m"):
+        with pytest.raises(QueryError, match=f"the state of .*speed/weather/{AGGREGATE.name} at that time is not kept"):
+            ask(sql, "run 1", config)
+
+
 @pytest.mark.parametrize("killed", [False, True], ids=["at-once", "killed-before-it-published"])
 def test_windows_are_kept_as_long_as_the_contract_says(lake: Lake, killed: bool) -> None:
     lake.publish(30)
@@ -149,14 +171,51 @@ def test_windows_are_kept_as_long_as_the_contract_says(lake: Lake, killed: bool)
     assert len(publications(lake.uri, "weather")) == 6, "nothing done, nothing published"
 
 
+def test_a_join_s_files_are_looked_after_unless_a_run_died(lake: Lake) -> None:
+    flights = load(PROJECT / "schemas" / "flights")
+    [join] = flights.joins
+    tables.create(lake.uri, flights)
+    uri = tables.batch(lake.uri, "flights", join.name)
+    schema = to_arrow_schema(tables.derived_batch_schema(flights, join), timezone="UTC")
+
+    def publish(run_id: str, *, dies: bool = False) -> None:
+        row = {"event_time": T0, "carrier": run_id, "closes_at": T0, "run_id": run_id}
+        arrow = pyarrow.Table.from_pylist([{name: row.get(name) for name in schema.names}], schema=schema)
+        told = CommitProperties(custom_metadata={"userMetadata": run_id})
+        write_deltalake(tables.local_path(uri), arrow, mode="append", commit_properties=told)
+        if not dies:
+            published = Publication(run_id, f"flights.{join.name}", T0, 0, 0, 1, NOW)
+            tables.append_rows(lake.uri, "publications", [published.row])
+
+    def done() -> Upkeep:
+        [one] = [
+            one for one in maintain(lake.uri, [flights], "batch", "m", NOW) if one.table == f"batch/flights/{join.name}"
+        ]
+        return one
+
+    publish("r1")
+    publish("r2")
+    first = done()
+    assert (first.compacted, first.left_alone) == (2, "")
+    publish("r3", dies=True)
+    assert "not published" in done().left_alone
+    publish("r4")
+    assert done().left_alone == ""
+
+
 def test_each_owner_keeps_up_its_own_tables(lake: Lake) -> None:
     owners: Any = ("batch", "letters", "audits")
-    touched = {owner: {one.table for one in maintain(lake.uri, [WEATHER], owner, "m", NOW)} for owner in owners}
+    contracts = [WEATHER, load(PROJECT / "schemas" / "flights")]
+    for contract in contracts:
+        tables.create(lake.uri, contract)
+    done = {owner: maintain(lake.uri, contracts, owner, "m", NOW) for owner in owners}
+    touched = {owner: {one.table for one in mine} for owner, mine in done.items()}
     assert touched["letters"] == {"system/moves", "system/replays"}
     assert touched["audits"] == {"system/audits"}
-    everything = {one.table: one.owner for one in usage(lake.uri, [WEATHER])}
+    everything = {one.table: one.owner for one in usage(lake.uri, contracts)}
     mine = {table for table, owner in everything.items() if owner == "batch jobs"}
-    assert touched["batch"] == mine
+    unpublished = {table for table in mine if table.startswith("batch/flights/departures")}
+    assert touched["batch"] == mine - unpublished
     assert {owner for table, owner in everything.items() if table.startswith(("bronze", "speed"))} == {
         "streaming driver"
     }
