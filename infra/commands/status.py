@@ -80,12 +80,13 @@ def _stream(name: str) -> dict[str, Any]:
             found["alerts"] = (one(f"select count(*) as alerts from {name}_alerts") or {})["alerts"]
             found["lane_halted"] = halts(heartbeat(config)).get(contract.alerts_topic)
         found |= one(f"select count(*) as dead_letters from {name}_dead_letters") or {}
-        windows = {"batch": 0, "speed": 0}
+        windows = {"batch": 0, "speed": 0, "withheld": 0}
         for aggregate in contract.aggregates:
             for window in aggregate.windows:
-                sql = f"select source, count(*) from {aggregate.name}_{window} group by 1"
-                for source, count in connection.execute(sql).fetchall():
+                sql = f"select source, count(*), count_if(withheld) from {aggregate.name}_{window} group by 1"
+                for source, count, withheld in connection.execute(sql).fetchall():
                     windows[source] += count
+                    windows["withheld"] += withheld
         found["windows"] = windows
         found["final_through"] = (
             one(f"select max(final_through) as through from publications where stream = '{name}'") or {}
@@ -212,7 +213,10 @@ def _table(streams: dict[str, Any], title: str) -> Table:
         row("alerts", lambda s: "" if s["alerts"] is None else f"{s['alerts']:,}")
     row("records not ingested yet", lambda s: "?" if s["lag"] is None else f"{s['lag']:,}")
     row("windows served by batch", lambda s: f"{s['windows']['batch']:,}")
-    row("windows served by speed", lambda s: f"{s['windows']['speed']:,}")
+    row(
+        "windows served by speed",
+        lambda s: f"{s['windows']['speed']:,}" + (f", {n:,} withheld" if (n := s["windows"]["withheld"]) else ""),
+    )
     row("final through", lambda s: when(s["final_through"]))
     row("last reconciliation", lambda s: when((s["last_reconciliation"] or {}).get("published_at")))
     row("ledger rows by cause", lambda s: ", ".join(f"{k} {v:,}" for k, v in sorted(s["ledger"].items())) or "none")
