@@ -142,7 +142,7 @@ def _openlineage(settings: Settings) -> dict[str, str]:
     return {
         "openlineage__transport": json.dumps(transport),
         "openlineage__namespace": "millrace",
-        "openlineage__disable_source_code": "True",
+        "openlineage__emission_policy": json.dumps([{"scope": {}, "controls": {"include_source_code": False}}]),
         "openlineage__execute_in_thread": "True",  # a fork that hangs would leave its task running for ever
     }
 

@@ -207,7 +207,11 @@ def test_reconcile_publishes_what_the_oracle_computes_and_explains_the_rest(
         assert_served_equals_truth(stack, truth, table)
     with connect(stack) as served:
         causes = dict(served.execute("select cause, count(*) from ledger group by 1").fetchall())
-        accounts = served.execute("select stream, sum(rows), sum(residual) from audits group by 1").fetchall()
+        # DAGs that are switched on just after the hour have a scheduled run as well.
+        accounts = served.execute(
+            "select stream, sum(rows), sum(residual) from audits where (stream, run_id) in "
+            "(select (stream, arg_max(run_id, recorded_at)) from audits group by stream) group by 1"
+        ).fetchall()
     assert {stream: (rows, residual) for stream, rows, residual in accounts if stream in contracts} == {
         name: (offsets_on_the_broker(stack, contract.ingest_topics).total(), 0) for name, contract in contracts.items()
     }
@@ -229,9 +233,10 @@ def test_quality_passes_and_its_data_docs_are_served(stack: Settings, airflow: A
 def test_runs_are_told_as_openlineage(stack: Settings) -> None:
     """By Airflow's provider of tasks, and of what they read and wrote by the jobs that they started."""
     told = [json.loads(line) for line in Path(stack.openlineage).read_text().splitlines()]
-    ended = {event["job"]["name"]: event for event in told if event.get("eventType") == "COMPLETE"}
-    task, job = ended["reconcile.reconcile"], ended["reconcile.flights"]
-    assert job["run"]["facets"]["parent"]["run"]["runId"] == task["run"]["runId"]
+    ended = [event for event in told if event["eventType"] == "COMPLETE"]
+    tasks = {event["run"]["runId"] for event in ended if event["job"]["name"] == "reconcile.reconcile"}
+    job = next(event for event in reversed(ended) if event["job"]["name"] == "reconcile.flights")
+    assert job["run"]["facets"]["parent"]["run"]["runId"] in tasks
     lake = stack.local_path(stack.lake_uri)
     assert f"{lake}/bronze/flights" in {one["name"] for one in job["inputs"]}
     assert f"{lake}/batch/flights/departures_by_origin" in {one["name"] for one in job["outputs"]}
