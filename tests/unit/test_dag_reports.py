@@ -83,6 +83,8 @@ def test_a_publication_is_told_with_what_the_ledger_explains(lake: str, served: 
 
 def test_a_refused_publication_says_why(lake: str, served: Any, dags: Any) -> None:
     add(lake, "ledger", cause="unexplained", window_start=NOW, recorded_at=NOW)
+    add(lake, "ledger", stream="weather.storms", cause="unexplained", window_start=NOW, recorded_at=NOW)
+    add(lake, "ledger", stream="weather.storms", cause="late", window_start=NOW, recorded_at=NOW)
     add(
         lake,
         "quality",
@@ -99,6 +101,7 @@ def test_a_refused_publication_says_why(lake: str, served: Any, dags: Any) -> No
     assert report["failures"] == [
         f'weather, suite staged: 2 of 9 expectations failed: ["x"] ({settings().data_docs_url}/d)',
         "weather: 1 differences without an explanation; query the view ledger",
+        "weather.storms: 1 rows without an explanation; query the view ledger",
     ]
 
 
