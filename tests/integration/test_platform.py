@@ -17,6 +17,7 @@ import uuid
 from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import duckdb
@@ -32,7 +33,7 @@ from infra import driver
 from infra.airflow_api import Airflow, Run, RunFailed
 from infra.ingested import wait_until_ingested
 from infra.offsets import heartbeat
-from infra.settings import Settings
+from infra.settings import PROJECT, Settings
 from producers.codec import Codec, registry
 from producers.inject import Faults
 from producers.produce import produce
@@ -242,6 +243,40 @@ def test_runs_are_told_as_openlineage(stack: Settings) -> None:
     began = [event for event in told if event["job"]["name"] == "ingest.flights" and event["eventType"] == "START"]
     assert len({event["run"]["runId"] for event in began}) >= 2, "the driver that was killed, and the next one"
     assert {one["name"] for one in began[0]["inputs"]} == {"flights", "flights.retry"}
+
+
+def test_the_notebook_s_answers_are_those_of_the_data_set(stack: Settings, truth: duckdb.DuckDBPyConnection) -> None:
+    """docs/notebooks, run by marimo without a browser; every cell runs, or this raises."""
+    spec = spec_from_file_location("notebook", PROJECT / "docs" / "notebooks" / "flights_and_weather.py")
+    assert spec is not None
+    assert spec.loader is not None
+    notebook = module_from_spec(spec)
+    spec.loader.exec_module(notebook)
+    _, answers = notebook.app.run()
+    with connect(stack) as served:
+        horizon = dict(served.execute("select stream, max(final_through) from publications group by 1").fetchall())
+    expected = truth.execute(
+        """
+        select origin, hour(timezone('America/New_York', event_time)), count(*), avg(dep_delay) from flights
+        where dep_delay is not null and event_time < ? group by all order by 1, 2
+        """,
+        [horizon["flights"]],
+    ).fetchall()
+    assert [tuple(row)[:3] for row in answers["delays"].itertuples(index=False)] == [row[:3] for row in expected]
+    assert list(answers["delays"]["mean_delay"]) == pytest.approx([row[3] for row in expected])
+    by_wind = truth.execute(
+        """
+        select floor(wind_speed / 5) * 5 as mph, count(*), avg(dep_delay) from flights join weather on
+            weather.origin = flights.origin and weather.event_time <= flights.event_time
+            and weather.event_time > flights.event_time - interval '1 hour'
+        where dep_delay is not null and flights.event_time < ? and wind_speed is not null
+        group by 1 having count(*) >= 30 order by 1
+        """,
+        [horizon["flights.flights_with_weather"]],
+    ).fetchall()
+    found = answers["by_weather"]
+    found = found[found["factor"] == "wind, mph"][["value", "departures", "mean_delay"]]
+    assert found.values.flatten().tolist() == pytest.approx([number for row in by_wind for number in row])
 
 
 def one_flight(number: int, hour: int) -> dict[str, object]:
