@@ -19,6 +19,7 @@ from infra.commands.down import down
 from infra.commands.fault import fault, soak
 from infra.commands.lineage import lineage
 from infra.commands.logs import logs
+from infra.commands.metrics import metrics
 from infra.commands.produce import produce
 from infra.commands.query import query
 from infra.commands.sql import sql
@@ -55,7 +56,7 @@ app = typer.Typer(
 
 for panel, commands in {
     "Run it": (demo, up, down),
-    "Look at it": (status, query, sql, tables, lineage, audit, logs, doctor, soak),
+    "Look at it": (status, query, sql, tables, lineage, audit, metrics, logs, doctor, soak),
     "Streams": (produce, backfill, check),
 }.items():
     for command in commands:

@@ -27,6 +27,7 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.schema_registry import Schema
 from deltalake import DeltaTable
+from prometheus_client.parser import text_string_to_metric_families
 from tenacity import retry, retry_if_result, stop_after_delay, wait_fixed
 
 from infra import driver
@@ -228,6 +229,22 @@ def test_quality_passes_and_its_data_docs_are_served(stack: Settings, airflow: A
     assert results
     assert all(success for _, _, success in results), results
     assert httpx.get(f"{stack.data_docs_url}/index.html", trust_env=False).status_code == 200
+
+
+def test_metrics_agree_with_the_broker(stack: Settings, contracts: dict[str, Contract]) -> None:
+    text = millrace("metrics").stdout
+    told = {
+        (sample.name, tuple(sample.labels.values())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+    assert told["millrace_driver_running", ()] == 1
+    for name, contract in contracts.items():
+        records = offsets_on_the_broker(stack, contract.ingest_topics).total()
+        assert told["millrace_events", (name,)] + told["millrace_dead_letters", (name,)] == records
+        assert told["millrace_lag_records", (name,)] == 0
+        assert (told["millrace_audit_residual", (name,)], told["millrace_quality_failed", (name,)]) == (0, 0)
+    assert told["millrace_dag_run_failed", ("reconcile",)] == 0
 
 
 def test_runs_are_told_as_openlineage(stack: Settings) -> None:

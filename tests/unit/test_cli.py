@@ -18,7 +18,7 @@ from infra.settings import Settings
 MILLRACE = Path(sys.executable).with_name("millrace")
 COMMANDS = (
     "up", "down", "status", "demo", "produce", "query", "audit", "check", "checkpoint", "dead-letters", "doctor",
-    "stream", "fault", "soak", "logs", "bench", "sql", "tables", "lineage",
+    "stream", "fault", "soak", "logs", "bench", "sql", "tables", "lineage", "metrics",
 )  # fmt: skip
 
 
