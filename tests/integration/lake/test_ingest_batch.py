@@ -261,7 +261,7 @@ def test_views_serve_batch_before_final_through_and_folded_speed_after_it(spark:
             assert speed == served.execute(expected(window, final_through)).fetchall()
             assert speed
         batch = served.execute("select * from departures_by_origin_1h where final").fetchall()
-        assert batch == [(MORNING, final_through, "EWR", 7, 6, 1.5, 3.0, 5, "batch", True)]
+        assert batch == [(MORNING, final_through, "EWR", 7, 6, 1.5, 3.0, 5, "batch", True, False)]
         assert served.execute("select count(*), count(distinct original) from flights_events").fetchone() == (200, 200)
         letters = "select error_class, original, value from flights_dead_letters order by 2"
         assert served.execute(letters).fetchall()[0] == ("malformed", "flights/0/100", b"nonsense")
