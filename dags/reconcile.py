@@ -62,17 +62,22 @@ def nothing_new(stream: str) -> str | None:
 
 
 def residual(stream: str, run_id: str) -> str | None:
-    """Why the stream's numbers must not be published: the run's audit found a residual, or there is none."""
+    """Why the stream's numbers must not be published: the run's audit found a residual, or there is none. The
+    hours that a residual keeps back are served as withheld."""
     from infra.conserved import NotConserved, require_conserved
     from infra.settings import settings
+    from schemas.catalog import load
+    from spark import refusals
     from spark.audits import audits
 
-    own = [audit for audit in audits(settings().lake_uri, stream) if audit.run_id == run_id]
+    config = settings()
+    own = [audit for audit in audits(config.lake_uri, stream) if audit.run_id == run_id]
     if not own:
         return f"{stream} is not audited in this run"
     try:
         require_conserved(own[-1])
     except NotConserved as error:
+        refusals.withhold(config.lake_uri, load(config.contracts / stream), run_id, own[-1].through_batch, str(error))
         return str(error)
     return None
 

@@ -9,6 +9,7 @@ from typing import Literal
 
 from pyspark.sql import SparkSession
 
+from infra.local import class_archive
 from infra.local.jars import spark_jars
 from infra.settings import Settings
 from schemas.catalog import catalog
@@ -89,6 +90,8 @@ def submit_conf(settings: Settings, role: Role, rows: int | None = None) -> dict
     collector = _stream_collector(settings.stream_memory) if streaming else "-XX:+UseSerialGC"
     master, slots = _with_lanes(settings) if streaming else (settings.spark_batch_master, {})
     jars = [str(path) for path in spark_jars()]
+    always = f"{_AVRO_LIMITS} -Djava.net.preferIPv4Stack=true"
+    classes = class_archive.options(settings) if master.startswith("local") else ""
     # A local JVM reads the jars where they are; a cluster gets copies.
     shipped = (
         {"spark.driver.extraClassPath": os.pathsep.join(jars)}
@@ -98,7 +101,7 @@ def submit_conf(settings: Settings, role: Role, rows: int | None = None) -> dict
     return {
         "spark.master": master,
         "spark.driver.memory": settings.stream_memory if streaming else settings.batch_memory,
-        "spark.driver.extraJavaOptions": f"{_AVRO_LIMITS} {collector} -Djava.net.preferIPv4Stack=true{compiler}",
+        "spark.driver.extraJavaOptions": f"{always} {collector}{compiler}{classes}",
         "spark.executor.extraJavaOptions": _AVRO_LIMITS,
         "spark.pyspark.python": sys.executable,
         **shipped,

@@ -83,6 +83,12 @@ MECHANISMS = (
         ("tests/unit/test_dag_reports.py::test_a_stream_with_a_residual_is_withheld_and_the_others_go_on",),
     ),
     Mechanism(
+        "P5", "what an audit keeps from being published is marked too", "dags/reconcile.py",
+        "        refusals.withhold(config.lake_uri, load(config.contracts / stream), run_id, own[-1].through_batch, "
+        "str(error))\n", "",
+        ("tests/unit/test_dag_reports.py::test_a_stream_with_a_residual_is_withheld_and_the_others_go_on",),
+    ),
+    Mechanism(
         "P1", "an id that is not in the cache is asked for", "spark/ingest.py",
         "            if UNREGISTERED not in str(error):\n", "            if True:\n",
         ("tests/integration/test_ingest.py"
@@ -267,6 +273,21 @@ MECHANISMS = (
         "if row[\"id\"] in waiting]:", "if False]:",
         ("tests/integration/test_dead_letters.py"
          "::test_an_approved_letter_goes_through_the_ingest_as_it_was_any_number_of_times",),
+    ),
+    Mechanism(
+        "P6", "Spark's classes come from an archive", "spark/session.py",
+        '{collector}{compiler}{classes}"', '{collector}{compiler}"',
+        ("tests/integration/test_platform.py::test_the_driver_has_its_classes_from_the_archive",),
+    ),
+    Mechanism(
+        "P6", "what a killed scheduler or triggerer had in hand is taken over at once", "infra/local/component.py",
+        "        end_predecessor(settings(), component)\n", "        pass\n",
+        ("tests/integration/test_stack.py::test_comes_back_after_kill_9[airflow-triggerer]",),
+    ),
+    Mechanism(
+        "P6", "a driver whose clock was set back is replaced", "spark/jobs/stream.py",
+        "        if back := clock.set_back():\n", "        if back := 0:\n",
+        ("tests/integration/test_faults.py::test_nothing_is_lost_or_doubled[clock-jumps]",),
     ),
     Mechanism(
         "P6", "a scheduler whose workers were killed ends", "infra/local/executor.py",

@@ -27,9 +27,9 @@ from schemas.errors import TerminalError, TransientError
 COMPONENTS = {
     "airflow-api-server": ("airflow", "api-server"),
     # The API server reads the log files itself; the components' own log servers would listen on all addresses.
-    "airflow-scheduler": ("infra.local.scheduler", "--skip-serve-logs"),
+    "airflow-scheduler": ("infra.local.component", "scheduler", "--skip-serve-logs"),
     "airflow-dag-processor": ("airflow", "dag-processor"),
-    "airflow-triggerer": ("airflow", "triggerer", "--skip-serve-logs"),
+    "airflow-triggerer": ("infra.local.component", "triggerer", "--skip-serve-logs"),
 }
 USER = "admin"
 POOLS = {

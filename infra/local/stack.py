@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from tenacity import Retrying, retry_if_exception_type, retry_if_result, stop_after_delay, wait_fixed
 
-from infra.local import doctor
+from infra.local import class_archive, doctor
 from infra.local.jars import Progress
 from infra.local.leftovers import end, leftovers
 from infra.local.program import Program
@@ -18,7 +18,7 @@ from infra.local.services import SERVICES, replaced, with_needs
 from infra.local.supervisor import Supervisor
 from infra.security.certificates import ensure_certificates
 from infra.settings import Settings
-from schemas.errors import TerminalError, TransientError
+from schemas.errors import MillraceError, TerminalError, TransientError
 
 Report = Callable[[str], object]
 """Called with a line for people whenever a step of `up` or `down` begins or ends."""
@@ -46,7 +46,7 @@ def up(settings: Settings, services: Collection[str] = (), on_progress: Report |
         end(leftovers(settings))  # of a supervisor that was killed: they hold ports and data
     running = _running(supervisor)
     doctor.require_fit(settings, [name for name in wanted if name not in running])
-    with _undone_on_failure(settings, supervisor, report):
+    with _undone_on_failure(settings, supervisor, report), _archived_classes(settings, "airflow" in wanted, report):
         ensure_certificates(settings)
         programs: dict[str, Sequence[Program]] = {
             name: SERVICES[name].prepare(settings, _fetching(report))
@@ -187,6 +187,25 @@ def _stop_driver(settings: Settings, report: Report, patience: float) -> None:
 
     if driver.stop(settings, timeout=patience):
         report("stream driver: stopped")
+
+
+@contextmanager
+def _archived_classes(settings: Settings, needed: bool, report: Report) -> Iterator[None]:
+    """Makes the archive of Spark's classes beside what happens inside the block, once for each environment."""
+
+    def make() -> None:
+        try:
+            class_archive.make(settings)
+        except MillraceError as error:
+            report(f"{error}; Spark starts more slowly without it")
+
+    making = threading.Thread(target=make, daemon=True)
+    if needed and not class_archive.archive(settings).is_file():
+        report("Spark's classes are archived, once: half a minute beside the rest")
+        making.start()
+    yield
+    if making.ident:
+        making.join()
 
 
 @contextmanager

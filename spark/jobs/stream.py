@@ -7,7 +7,8 @@ velocity, sessions or join that a contract declares, in one process, until it is
 its epoch is still the newest. It ends
 
 - with exit code 0 after SIGTERM, SIGINT or when `<run_dir>/stream/stop` appears: running batches are finished first;
-- with exit code 1 when any query fails or the lease is lost, with the reason in the heartbeat and on standard error.
+- with exit code 1 when any query fails, the lease is lost or the machine's clock was set back (see `spark.clock`), with
+  the reason in the heartbeat and on standard error.
 
 A stream that needs a person's decision (`Halt`: its checkpoint is refused, or a poison storm) only halts itself: the
 heartbeat says so, the other streams go on, and it is tried again each `RETRY_HALTED` seconds, so it resumes soon after
@@ -44,6 +45,7 @@ from schemas.catalog import catalog
 from schemas.errors import Halt, MillraceError
 from schemas.model import Contract
 from spark import checkpoints, derived, lineage, restart, retention, source, tables
+from spark.clock import Clock
 from spark.heartbeat import NO_PROGRESS, Heartbeat, progress
 from spark.ingest import Ingest
 from spark.lane import Lane
@@ -238,6 +240,10 @@ class QueryFailed(MillraceError):
     """A stream's query ended by itself; the message says which and why."""
 
 
+class ClockSetBack(MillraceError):
+    """The machine's clock was set back, so the queries would wait for the time that it showed before."""
+
+
 def _run(
     configured: Settings,
     epoch: int,
@@ -266,6 +272,7 @@ def _run(
     for contract in catalog(configured.contracts).values():
         runs.enter_context(told(configured, "ingest", contract, lineage.DRIVER, "STREAMING"))
 
+    clock = Clock()
     renewal, retry = 0.0, time.monotonic() + RETRY_HALTED
     while not (told_to_stop.is_set() or marker.exists()):
         if time.monotonic() >= renewal:
@@ -279,6 +286,10 @@ def _run(
             told_to_stop.set()
             _finish(streams)
             raise QueryFailed("; ".join(failures))
+        if back := clock.set_back():
+            told_to_stop.set()
+            _finish(streams)
+            raise ClockSetBack(f"the machine's clock was set back by {back:.0f} s; a new driver goes on by its time")
         if time.monotonic() >= retry:
             retry = time.monotonic() + RETRY_HALTED
             for stream in streams.values():

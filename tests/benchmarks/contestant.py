@@ -1,4 +1,5 @@
-"""One side of the ingest benchmark, in a process of its own: `python -m tests.benchmarks.contestant millrace|textbook`.
+"""One side of the ingest benchmark, in a process of its own: `python -m tests.benchmarks.contestant NAME`,
+which is `millrace`, `textbook` or `defaults`.
 
 For each line of its standard input it takes everything that the topic holds, and answers with a line of JSON:
 {"seconds": …}. So the first line makes it warm and the second one counts.
@@ -44,18 +45,25 @@ def millrace(spark: SparkSession, config: Settings, contract: Contract) -> None:
     letters.close()
 
 
-def textbook_job(spark: SparkSession, config: Settings, contract: Contract) -> None:
-    for query in textbook.queries(spark, config, contract):
-        query.awaitTermination()
+def textbook_job(name: str) -> Run:
+    def run(spark: SparkSession, config: Settings, contract: Contract) -> None:
+        for query in textbook.queries(spark, config, contract, name):
+            query.awaitTermination()
+
+    return run
 
 
-RUNS: dict[str, Run] = {"millrace": millrace, "textbook": textbook_job}
+RUNS: dict[str, Run] = {
+    "millrace": millrace,
+    "textbook": textbook_job("textbook"),
+    "defaults": textbook_job("defaults"),
+}
 
 
 def main(name: str) -> None:
     config = settings()
     contract = load(config.contracts / STREAM)
-    spark = session(config, "stream", f"bench-{name}")
+    spark = textbook.default_session(config) if name == "defaults" else session(config, "stream", f"bench-{name}")
     for _ in sys.stdin:
         began = time.monotonic()
         RUNS[name](spark, config, contract)

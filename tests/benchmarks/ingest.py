@@ -1,7 +1,8 @@
 """How fast the whole ingest catches up, beside the job that most people would write: `millrace bench ingest`.
 
-Both read the same topic on the same machine in the same run, one after the other, each in a JVM that a first part of
-the data has made warm. Timed is the second part: from the start of the query to the end of its last batch.
+That job runs twice, in Millrace's own session and with everything left at its default (`tests.benchmarks.textbook`).
+All read the same topic on the same machine in the same run, one after the other, each in a JVM that a first part of the
+data has made warm. Timed is the second part: from the start of the query to the end of its last batch.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ from spark import tables
 from spark.serving.duck import connect
 from tests import stacks
 from tests.benchmarks import readings, textbook
+
+RIVALS = ("textbook", "defaults")
 
 HEAP = "2g"
 SAMPLE_SECONDS = 0.2
@@ -124,8 +127,8 @@ def _peak(processes: Callable[[], list[psutil.Process]]) -> Iterator[list[int]]:
 
 
 def bench(events: int, partitions: int, console: Console) -> dict[str, object]:
-    """Runs the benchmark and returns its figures: those of the ingest, `textbook`'s, `ratio`, `rows_equal`. Raises
-    RuntimeError when the results of the two, or of the generator, differ."""
+    """Runs the benchmark and returns its figures: those of the ingest, `textbook`'s and `defaults`', `ratio` to either,
+    `rows_equal`. Raises RuntimeError when the results of the jobs, or of the generator, differ."""
     warm = max(100_000, events // 4)
     os.environ["MILLRACE_STREAM_MEMORY"] = HEAP
     with stacks.running("millrace-bench-", readings.CONTRACTS, ["kafka", "registry"]) as config:
@@ -133,7 +136,7 @@ def bench(events: int, partitions: int, console: Console) -> dict[str, object]:
         provision_topics(AdminClient(config.kafka_client("provision")), contract)
         provision_subject(SchemaRegistryClient(config.registry), contract)
         broker = psutil.Process(Supervisor(config).information()["kafka"]["pid"])
-        sides = {name: Contestant(name, broker, config.log_dir / f"{name}.log") for name in ("textbook", "millrace")}
+        sides = {name: Contestant(name, broker, config.log_dir / f"{name}.log") for name in (*RIVALS, "millrace")}
         try:
             console.print(f"{warm:,} readings to warm up")
             readings.load(config, contract, 0, warm)
@@ -149,13 +152,15 @@ def bench(events: int, partitions: int, console: Console) -> dict[str, object]:
             for side in sides.values():
                 side.end()
         compared = _compared(config, contract, warm + events)
-    ours, theirs = figures["millrace"], figures["textbook"]
+    ours = figures["millrace"]
+    ratios = {name: round(ours.events_per_second / figures[name].events_per_second, 2) for name in RIVALS}
     return {
         "events": events,
         "partitions": partitions,
         **asdict(ours),
-        "textbook": asdict(theirs),
-        "ratio": round(ours.events_per_second / theirs.events_per_second, 2),
+        **{name: asdict(figures[name]) for name in RIVALS},
+        "ratio": ratios["textbook"],
+        "ratio_to_defaults": ratios["defaults"],
         "rows_equal": compared,
     }
 
@@ -165,7 +170,7 @@ def _with_partitions(contract: Contract, partitions: int) -> Contract:
 
 
 def _compared(config: Settings, contract: Contract, total: int) -> int:
-    """The number of windows in which the served view, the textbook job and the generator's own arrays agree. Raises
+    """The number of windows in which the served view, both textbook jobs and the generator's own arrays agree. Raises
     RuntimeError if there is any other, or if bronze has not each reading once."""
     chunk = readings.columns(0, total)
     with connect(config, [contract]) as connection:
@@ -175,7 +180,7 @@ def _compared(config: Settings, contract: Contract, total: int) -> int:
             raise RuntimeError(f"bronze has (rows, distinct ids) {ids} of {total:,} readings")
         equal = 0
         for window, size in {"1m": 60, "5m": 300, "1h": 3600}.items():
-            theirs = tables.local_path(textbook.place(config, window))
+            theirs, defaults = (tables.local_path(textbook.place(config, name, window)) for name in RIVALS)
             rows = connection.execute(
                 f"""
                 with oracle as (
@@ -186,16 +191,18 @@ def _compared(config: Settings, contract: Contract, total: int) -> int:
                 ),
                 ours as (select window_start, device, readings, total, least, most
                          from amounts_by_device_{window}),
-                theirs as (select window_start, device, readings, total, least, most from delta_scan('{theirs}'))
+                theirs as (select window_start, device, readings, total, least, most from delta_scan('{theirs}')),
+                defaults as (select window_start, device, readings, total, least, most from delta_scan('{defaults}'))
                 select (select count(*) from oracle),
                        (select count(*) from (select * from oracle intersect select * from ours)),
                        (select count(*) from (select * from oracle intersect select * from theirs)),
-                       (select count(*) from ours), (select count(*) from theirs)
+                       (select count(*) from (select * from oracle intersect select * from defaults)),
+                       (select count(*) from ours), (select count(*) from theirs), (select count(*) from defaults)
                 """
             ).fetchone()
             assert rows is not None
             if len(set(rows)) != 1:
-                raise RuntimeError(f"windows of {window}: (oracle, ours equal, theirs equal, ours, theirs) is {rows}")
+                raise RuntimeError(f"windows of {window}: (oracle, those equal to it, all), of ours, {RIVALS}: {rows}")
             equal += rows[0]
     return equal
 
@@ -204,13 +211,18 @@ def show(result: dict[str, object], console: Console) -> None:
     table = Table(title=f"ingest of {result['events']:,} events, {result['partitions']} partitions")
     table.add_column("")
     table.add_column("millrace", justify="right")
-    table.add_column("textbook", justify="right")
-    theirs = result["textbook"]
-    assert isinstance(theirs, dict)
-    for name in theirs:
-        table.add_row(name.replace("_", " "), f"{result[name]:,}", f"{theirs[name]:,}")
+    rivals: list[dict[str, float]] = []
+    for name in RIVALS:
+        table.add_column(name, justify="right")
+        found = result[name]
+        assert isinstance(found, dict)
+        rivals.append(found)
+    for figure in rivals[0]:
+        table.add_row(figure.replace("_", " "), f"{result[figure]:,}", *(f"{rival[figure]:,}" for rival in rivals))
     console.print(table)
-    console.print(f"ratio {result['ratio']}, {result['rows_equal']:,} windows equal")
+    console.print(
+        f"ratio {result['ratio']}, to defaults {result['ratio_to_defaults']}, {result['rows_equal']:,} windows equal"
+    )
 
 
 def main() -> None:

@@ -112,7 +112,8 @@ for _instant, (_about, _) in INSTANTS.items():
 
 
 def _second_driver(world: World) -> driver.Driver:
-    """What a second supervisor that lost sight of the first one's driver does: takes the lease and starts another."""
+    """What a second supervisor that lost sight of the first one's driver does: takes the lease and starts another,
+    which has this process's environment."""
     lease = Lease(world.settings)
     epoch = lease.acquire(driver.holder(world.settings))
     lease.close()
@@ -148,6 +149,40 @@ def _twice(world: World, rng: Random) -> None:
     finally:
         world.airflow.unpause("stream_supervisor")
     wait_for("the fenced driver leaves", lambda: not old.processes(), 60)
+
+
+FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
+"""Debian's package libfaketime: shows a process another time."""
+
+
+@fault("clock-jumps", "the driver's clock jumps an hour and more ahead, and back again")
+def _clock_jumps(world: World, rng: Random) -> None:
+    if FAKETIME is None:
+        raise AssertionError("this fault needs libfaketime: apt-get install libfaketime")
+    clock = world.settings.home / "clock"
+    show = {
+        "LD_PRELOAD": str(FAKETIME),
+        "FAKETIME_TIMESTAMP_FILE": str(clock),
+        "FAKETIME_NO_CACHE": "1",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+    }
+    clock.write_text("+0")
+    world.airflow.pause("stream_supervisor")
+    old = world.driver()
+    try:
+        with pytest.MonkeyPatch.context() as patched:
+            for name, value in show.items():
+                patched.setenv(name, value)
+            faked = _second_driver(world)
+        driver.wait_started(world.settings, faked, timeout=180)
+        wait_for("the fenced driver leaves", lambda: not old.processes(), 60)
+    finally:
+        world.airflow.unpause("stream_supervisor")
+    for seconds in (rng.randrange(3600, 7200), 0):
+        done = world.traces().committed
+        wait_for("a batch begins", lambda done=done: world.traces().committed > done, 60)
+        clock.write_text(f"+{seconds}")
+    wait_for("the driver whose clock was set back ends", lambda: not faked.alive, 60)
 
 
 SUPERVISE = """
@@ -424,10 +459,10 @@ def _checkpoint_damaged(world: World, rng: Random) -> None:
     operate("stop")
     place = Path(world.settings.local_path(checkpoints.location(world.settings, STREAM, world.generation)))
     newest = world.traces()
-    damaged = rng.choice(
-        [place / "metadata", place / f"offsets/{newest.planned}", place / f"commits/{newest.committed}"]
-    )
-    if rng.random() < 0.5:
+    # A commit file that is missing is what a crash leaves, not damage: its batch runs again.
+    noted = place / f"commits/{newest.committed}"
+    damaged = rng.choice([place / "metadata", place / f"offsets/{newest.planned}", noted])
+    if damaged != noted and rng.random() < 0.5:
         damaged.unlink()
     else:
         damaged.write_bytes(damaged.read_bytes()[: rng.randrange(5)])

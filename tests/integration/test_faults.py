@@ -1,6 +1,6 @@
 """The quick part of the fault matrix: a driver and a replay are killed under load, on a stack of their own, which the
-stories of other tests do not disturb. The longer tests kill the broker and pause a driver. `make faults` runs all of
-it; `docs/reliability.md` tells what it counts."""
+stories of other tests do not disturb. The longer tests kill the broker, pause a driver and set
+its clock. `make faults` runs all of it; `docs/reliability.md` tells what it counts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests import stacks
-from tests.faults.catalogue import FAULTS
+from tests.faults.catalogue import FAKETIME, FAULTS
 from tests.faults.matrix import cell
 from tests.faults.world import CONTRACTS, World, world
 
@@ -29,6 +29,9 @@ def pulses() -> Iterator[World]:
         "replay-killed",
         pytest.param("broker-killed", marks=pytest.mark.long),
         pytest.param("driver-paused", marks=pytest.mark.long),
+        pytest.param(
+            "clock-jumps", marks=[pytest.mark.long, pytest.mark.skipif(not FAKETIME, reason="no libfaketime")]
+        ),
     ],
 )
 def test_nothing_is_lost_or_doubled(pulses: World, name: str) -> None:

@@ -25,7 +25,7 @@ from infra.airflow_api import Airflow, RunFailed
 from infra.local import kafka, leftovers, registry
 from infra.local import stack as local
 from infra.local.airflow import check_ready as airflow_ready
-from infra.local.scheduler import orphaned_workers
+from infra.local.component import JOBS, orphaned_workers
 from infra.local.supervisor import Supervisor
 from infra.settings import Settings
 from schemas.errors import TransientError
@@ -57,6 +57,17 @@ def heartbeats(stack: Settings, program: str) -> list[datetime]:
         return []
     health = httpx.get(f"{stack.airflow_url}/api/v2/monitor/health", timeout=10, trust_env=False).json()
     return [datetime.fromisoformat(health[component][f"latest_{component}_heartbeat"])]
+
+
+def running_jobs(stack: Settings, component: str) -> int:
+    """How many components of a kind Airflow's database takes for running."""
+    connection = psycopg2.connect(stack.postgres("airflow"))
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT count(*) FROM job WHERE job_type = %s AND state = 'running'", (JOBS[component],))
+            return int(cursor.fetchone()[0])
+    finally:
+        connection.close()
 
 
 def topics(stack: Settings, **changed: str) -> set[str]:
@@ -213,6 +224,8 @@ def test_comes_back_after_kill_9(stack: Settings, program: str) -> None:
             raise NotBack(program)
 
     back()
+    if (component := program.removeprefix("airflow-")) in JOBS:
+        assert running_jobs(stack, component) == 1, "what the dead one had in hand waits for its heartbeat to grow old"
     assert orphaned_workers(int(leftovers.session_file(stack).read_text())) == []
     assert topic in topics(stack)
     admin.delete_topics([topic])[topic].result(10)

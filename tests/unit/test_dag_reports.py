@@ -15,7 +15,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 import pytest
-from deltalake import write_deltalake
+from deltalake import DeltaTable, write_deltalake
 from pyspark.sql.pandas.types import to_arrow_schema
 
 from infra.settings import PROJECT, Settings, settings
@@ -173,6 +173,20 @@ def audited(lake: str, run_id: str, stream: str, missing: int) -> None:
     add(lake, "audits", run_id=run_id, stream=stream, findings=lost, recorded_at=NOW, **place, **counts)
 
 
+def accepted(lake: str, event_time: datetime) -> None:
+    """An accepted row of weather in its first batch."""
+    contract = load(PROJECT / "schemas" / "weather")
+    schema = to_arrow_schema(tables.bronze_schema(contract), timezone="UTC")
+    row = {"batch": 1 << 40, "accepted": True, "event_time": event_time, "kafka_timestamp": event_time, "offset": 0}
+    rows = pa.Table.from_pylist([dict.fromkeys(schema.names) | row], schema=schema)
+    write_deltalake(tables.local_path(tables.bronze(lake, "weather")), rows, mode="append")
+
+
+def refused(lake: str) -> list[tuple[str, datetime, str]]:
+    rows = DeltaTable(tables.local_path(tables.system(lake, "refusals"))).to_pyarrow_table().to_pylist()
+    return [(row["stream"], row["final_through"].astimezone(UTC), row["reason"]) for row in rows]
+
+
 def test_a_stream_with_a_residual_is_withheld_and_the_others_go_on(
     lake: str, commits: Path, dags: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -183,9 +197,16 @@ def test_a_stream_with_a_residual_is_withheld_and_the_others_go_on(
     audited(lake, "r", "weather", missing=2)
     audited(lake, "r", "flights", missing=0)
     audited(lake, "other", "weather", missing=0)
+    newest = NOW + timedelta(minutes=30)
+    accepted(lake, newest)
     assert residual("flights", "r") is None
     assert residual("weather", "other") is None
+    assert refused(lake) == []
     assert "2 of 9 offsets are not exactly one row of bronze: weather/0: 2 missing (7-8)" in residual("weather", "r")
+    lateness = load(PROJECT / "schemas" / "weather").allowed_lateness
+    [(stream, through, reason)] = refused(lake)
+    assert (stream, through) == ("weather", (newest - lateness).replace(minute=0)), "its views say `withheld`"
+    assert "7-8" in reason
 
     from airflow.sdk.exceptions import AirflowFailException
 

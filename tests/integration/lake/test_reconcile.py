@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable
-from datetime import UTC
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from pyspark.sql import functions as F
 
 from infra.settings import PROJECT
 from schemas.model import Aggregate
-from spark import batches, quality, tables
+from spark import batches, quality, refusals, tables
 from spark.batch_store import BatchStore
 from spark.measures import KLL_K
 from spark.reconcile import UnexplainedDifference
@@ -265,6 +265,22 @@ def test_a_failing_expectation_publishes_nothing(published: Feed, tmp_path: Path
     told = [row for row in published.log("quality") if row["run_id"] == "r3" and row["warnings"]]
     assert {row["suite"] for row in told} == {"events", "staged.by_shop", "staged.by_buyer"}
     assert all(row["success"] and row["failed"] == 0 for row in told)
+
+
+def test_what_an_audit_keeps_back_is_marked_until_a_run_publishes_it(published: Feed) -> None:
+    def withhold(run_id: str) -> datetime | None:
+        return refusals.withhold(published.lake_uri, published.contract, run_id, published.through, "2 are missing")
+
+    assert withhold("none") is None, "no hour has closed since the publication"
+    assert published.log("refusals") == []
+    published.send(hours_of_sales(5))
+    assert withhold("audited") == at(4)
+    assert [(row["run_id"], row["reason"]) for row in published.log("refusals")] == [("audited", "2 are missing")]
+    assert marked(published)[3:] == [
+        (3, "speed", False, True), (4, "speed", False, False), (5, "speed", False, False)
+    ]  # fmt: skip
+    assert published.reconcile("repaired")["final_through"] == at(4).isoformat()
+    assert not any(withheld for *_, withheld in marked(published))
 
 
 @pytest.mark.long

@@ -1,0 +1,104 @@
+"""Spark's classes, parsed and verified once: an archive that each JVM of ours maps instead of doing that again.
+
+A driver loads 25,000 classes before its first batch, which is most of the time from its start until then. The JVM can
+take them from a class data sharing archive (AppCDS, JEP 310). `make` writes one for this Python environment from
+`classes.txt`, the names of the classes that a driver and the batch jobs have loaded; `options` names it to the JVM,
+which uses it only if it fits (same Java, same jars at the same places) and else starts as it always did.
+
+`classes.txt` was recorded by `-XX:DumpLoadedClassList`; names that do not exist any more are left out without harm.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+
+import pyspark
+
+from infra.local.jars import spark_jars
+from infra.local.java import java_executable
+from infra.settings import Settings
+from schemas.errors import MillraceError
+
+CLASSES = Path(__file__).with_name("classes.txt")
+
+FOLDER = Path(sys.prefix) / "share" / "millrace"
+"""In the environment, whose jars the archive is about: it goes with it."""
+
+
+class NoArchive(MillraceError):
+    """The archive could not be made; Spark works without it. The message holds the JVM's reason."""
+
+
+def archive(settings: Settings, folder: Path = FOLDER) -> Path:
+    """Where the archive for this Java, these jars and these classes lies or will lie."""
+    java = java_executable(settings).resolve()
+    release = java.parent.parent / "release"  # its version: a new one comes to the same place
+    told = [str(java), release.read_text() if release.is_file() else "", version("pyspark"), _class_path()]
+    digest = hashlib.sha256("\n".join(told).encode() + CLASSES.read_bytes())
+    return folder / f"spark-{digest.hexdigest()[:16]}.jsa"
+
+
+def options(settings: Settings, folder: Path = FOLDER) -> str:
+    """Options of a JVM that runs Spark with our jars first on its class path; empty while there is no archive."""
+    found = archive(settings, folder)
+    return f" -XX:SharedArchiveFile={found} -Xlog:cds=off" if found.is_file() else ""
+
+
+def make(settings: Settings, folder: Path = FOLDER) -> Path:
+    """The archive, made if it is missing, which takes half a minute; older ones are removed. Raises `NoArchive`."""
+    found = archive(settings, folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _only_one(folder):
+            if not found.is_file():
+                _dump(settings, found)
+                for old in set(folder.glob("spark-*.jsa")) - {found}:
+                    old.unlink()
+    except (OSError, subprocess.SubprocessError) as error:
+        raise NoArchive(f"the archive of Spark's classes {found} cannot be made: {error}") from error
+    return found
+
+
+def _dump(settings: Settings, place: Path) -> None:
+    """By spark-submit, so that the JVM that writes the archive has the class path of those that will read it."""
+    with tempfile.TemporaryDirectory(dir=place.parent, prefix=".making-") as scratch:
+        made = Path(scratch) / place.name
+        jvm = [
+            "-Xshare:dump",  # the JVM ends when it has done so, before any main class
+            "-XX:+UseG1GC",  # the only collector that can write the archived objects; others can read them
+            "-Xlog:disable",
+            f"-XX:SharedClassListFile={CLASSES}",
+            f"-XX:SharedArchiveFile={made}",
+        ]
+        submit = [
+            str(Path(pyspark.__file__).parent / "bin" / "spark-submit"),
+            f"--conf=spark.driver.extraClassPath={_class_path()}",
+            f"--driver-java-options={' '.join(jvm)}",
+            "never-run.py",
+        ]
+        environment = os.environ | {"JAVA_HOME": str(java_executable(settings).resolve().parent.parent)}
+        done = subprocess.run(submit, env=environment, capture_output=True, text=True, timeout=600, check=False)
+        if done.returncode != 0 or not made.is_file():
+            raise NoArchive(f"java -Xshare:dump failed: {(done.stderr + done.stdout).strip()[-500:]}")
+        made.replace(place)
+
+
+def _class_path() -> str:
+    """As in the conf `spark.driver.extraClassPath`."""
+    return os.pathsep.join(str(path) for path in spark_jars())
+
+
+@contextmanager
+def _only_one(folder: Path) -> Iterator[None]:
+    with (folder / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
