@@ -47,7 +47,8 @@ unit: environment  ## tests without servers
 integration: environment  ## tests against real servers on ports of their own
 	$(RUN) pytest tests/integration -m "not long"
 
-long: environment  ## the tests that make test leaves out for their length
+long: environment  ## the tests that make test leaves out for their length, and many more examples of the properties
+	$(RUN) pytest tests/unit -m hypothesis --hypothesis-profile=search --numprocesses=2 --dist=loadgroup
 	$(RUN) pytest tests -m long
 
 mechanisms: environment  ## take each promise's mechanism away and watch its test fail

@@ -30,7 +30,7 @@ from spark.checkpoint_log import Unreadable
 from spark.fingerprint import Fingerprint, changes
 from spark.transforms.joins import joined
 from spark.transforms.sessions import sessions
-from spark.transforms.velocity import crossings
+from spark.transforms.velocity import Event, crossings
 from spark.upkeep import Upkeep
 
 log = logging.getLogger(__name__)
@@ -96,7 +96,7 @@ def fingerprint(contract: Contract, one: Derived) -> Fingerprint:
         found[f"watermark of {source.stream}"] = f"{source.event_time} - {source.allowed_lateness}"
     match one:
         case Velocity():
-            found |= {"within": str(one.within), "of": str(one.of)}
+            found |= {"within": str(one.within), "of": str(one.of), "state": ", ".join(Event._fields)}
         case Sessions():
             found |= {"gap": str(one.gap), "measures": ", ".join(f"{m.kind} {m.of}" for m in one.measures)}
         case Join():

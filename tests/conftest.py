@@ -6,10 +6,15 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 from pyspark.sql import SparkSession
 
 from infra.settings import Settings
 from spark.session import session
+
+settings.register_profile("same", derandomize=True, deadline=None)
+settings.register_profile("search", max_examples=2000, deadline=None)
+settings.load_profile("same")  # `make test` says the same of the same code; `make long` searches for more
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,7 +1,8 @@
 """Velocity: when a key crosses its limit. `exact` says it of all events; `Crossings` of events as they come.
 
 Both follow the definition of `schemas.model.Velocity`. `Crossings` tells a crossing at once, and each run of events
-above the limit once: an event that comes late may show that the run began earlier, which the batch layer corrects.
+above the limit once. An event that comes late may show that a run began earlier, or that two runs are one, which the
+batch layer corrects; or that one run is two, of which the second is told then.
 """
 
 from __future__ import annotations
@@ -105,19 +106,22 @@ def _finished(found: DataFrame, contract: Contract, one: Velocity) -> DataFrame:
 
 
 class Event(NamedTuple):
-    """What the state keeps of an event: when (microseconds), which, what it adds, and whether its run is told."""
+    """What the state keeps of an event: when (microseconds), which, what it adds, whether a crossing at its time was
+    told, and whether more than the limit was done then."""
 
     at: int
     id: str
     amount: Any
-    told: bool
+    told: bool = False
+    above: bool = False
 
 
 def judged(events: Iterable[Event], width: int, more_than: Decimal, sure_after: int) -> tuple[list[Event], list[Event]]:
-    """`events` of a key, in order and with `told` as it is now, and the crossings that are to be told: the first event
-    of each run above the limit that has no told event yet, with `amount` being what was done.
+    """`events` of a key, in order and as they are now, and the crossings that are to be told: the first event of each
+    run above the limit of which none was told yet, with `amount` being what was done.
 
-    Of events up to `sure_after` the ones before may be forgotten, so they are above if they were told to be.
+    Of events up to `sure_after` the ones before may be forgotten, and nothing about them changes any more: they are
+    above if they were, and their run was told.
     """
     ordered = sorted(events)
     instants = sorted({event.at for event in ordered})
@@ -131,16 +135,19 @@ def judged(events: Iterable[Event], width: int, more_than: Decimal, sure_after: 
             total -= ordered[first].amount
             first += 1
         done[at] = total
-    was_told = {event.at for event in ordered if event.told}
-    above = [at for at in instants if (at in was_told if at <= sure_after else done[at] > more_than)]
+    told = {event.at for event in ordered if event.told}
+    was_above = {event.at for event in ordered if event.above}
+    above = [at for at in instants if (at in was_above if at <= sure_after else done[at] > more_than)]
     runs: list[list[int]] = []
     before = dict(zip(instants[1:], instants, strict=False))
     for at in above:
         joins = runs and runs[-1][-1] == before.get(at) and at - runs[-1][-1] < width
         runs[-1].append(at) if joins else runs.append([at])
-    told = {at for run in runs for at in run}
-    new = [Event(run[0], "", done[run[0]], True) for run in runs if not was_told.intersection(run)]
-    return [event._replace(told=event.at in told) for event in ordered], new
+    begins = (run[0] for run in runs if run[0] > sure_after and not told.intersection(run))
+    new = [Event(at, "", done[at], told=True, above=True) for at in begins]
+    told |= {event.at for event in new}
+    is_above = set(above)
+    return [event._replace(told=event.at in told, above=event.at in is_above) for event in ordered], new
 
 
 class Crossings(StatefulProcessor):
@@ -152,8 +159,9 @@ class Crossings(StatefulProcessor):
 
     def init(self, handle: StatefulProcessorHandle) -> None:
         self._handle = handle
-        columns = {"at": LongType(), "id": StringType(), "amount": self._amount, "told": BooleanType()}
-        schema = StructType([StructField(name, ArrayType(type_)) for name, type_ in columns.items()])
+        types = (LongType(), StringType(), self._amount, BooleanType(), BooleanType())
+        columns = zip(Event._fields, map(ArrayType, types), strict=True)
+        schema = StructType([StructField(name, type_) for name, type_ in columns])
         self._events = handle.getValueState("events", schema)
 
     def handleInputRows(self, key: Any, rows: Any, timerValues: Any) -> Iterator[Row]:
@@ -161,7 +169,7 @@ class Crossings(StatefulProcessor):
         kept = {event.id: event for event in self._state() if event.at > watermark - 2 * self._width}
         latest = max((event.at for event in kept.values()), default=None)
         for row in rows:
-            kept.setdefault(row["_id"], Event(row["_at"], row["_id"], row["_amount"], False))
+            kept.setdefault(row["_id"], Event(row["_at"], row["_id"], row["_amount"]))
         with localcontext() as context:
             context.prec = _CONTEXT_DIGITS
             events, found = judged(kept.values(), self._width, self._more_than, watermark - self._width)

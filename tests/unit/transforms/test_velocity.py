@@ -5,7 +5,7 @@ from __future__ import annotations
 from decimal import Decimal
 from itertools import pairwise
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from spark.transforms.velocity import Event, judged
@@ -38,7 +38,7 @@ def fed(batches: list[list[tuple[int, int]]], lateness: int) -> list[Event]:
         for at, amount in batch:
             number += 1
             if at > watermark:
-                kept.append(Event(at, str(number), amount, False))
+                kept.append(Event(at, str(number), amount))
         if kept:
             kept, new = judged(kept, WIDTH, LIMIT, watermark - WIDTH)
             told += new
@@ -58,6 +58,7 @@ def test_events_in_order_are_told_as_the_definition_says_however_they_are_split(
     assert {event.at: event.amount for event in fed(batches, lateness)} == by_definition(found)
 
 
+@example([(0, 1)] * 12 + [(2, 1), (11, 3), (10, 1)], [14])  # the last one splits a run that was told
 @given(events, st.lists(st.integers(0, 30), max_size=5))
 def test_in_whatever_order_they_come_each_run_above_the_limit_is_told_once_at_most(
     found: list[tuple[int, int]], cuts: list[int]
