@@ -57,8 +57,11 @@ mechanisms: environment  ## take each promise's mechanism away and watch its tes
 faults: environment  ## harm a platform of its own in every known way, three seeds each; docs/reliability.md has the result
 	$(RUN) millrace fault all --seeds 3 --report
 
+# Where Python may not keep what it has compiled, each process would compile pandas and Spark's Python anew.
+COMPILED := $(if $(PYTHONDONTWRITEBYTECODE),--compile-bytecode)
+
 environment: $(UV)  ## the Python environment, from the lock file
-	@$(UV) sync --frozen
+	@$(UV) sync --frozen $(COMPILED)
 
 $(UV_HOME)/bin/uv:
 	@for python in python3.12 python3.11 python3 python; do
