@@ -21,6 +21,9 @@ from schemas.errors import TerminalError, TransientError
 
 FINISHED = frozenset({"success", "failed"})
 
+LAST_WORDS = 5
+"""Lines of a failed task's log that its run's error shows."""
+
 
 class AirflowUnreachable(TransientError):
     """The Airflow API does not answer, or refuses the operator's password."""
@@ -113,6 +116,25 @@ class Airflow:
         tasks = self._tasks.get_task_instances(run.dag_id, run.run_id).task_instances
         return {task.task_id: str(getattr(task.state, "value", task.state)) for task in tasks}
 
+    def last_words(self, run: Run, task_id: str) -> list[str]:
+        """The exceptions in the log of the task's newest try, else its last lines, `LAST_WORDS` at most; empty if the
+        log cannot be had."""
+        try:
+            newest = self._tasks.get_task_instance(run.dag_id, run.run_id, task_id).try_number
+            log = self._tasks.get_log(run.dag_id, run.run_id, task_id, newest, full_content=True).content
+        except (ApiException, HTTPError):
+            return []
+        entries = [
+            (entry, {}) if isinstance(entry, str) else (entry.event, entry.additional_properties)
+            for entry in log.actual_instance or ()
+        ]
+        errors = [
+            f"{error.get('exc_type')}: {error.get('exc_value')}"
+            for _, more in entries
+            for error in more.get("error_detail") or ()
+        ]
+        return (errors or [event for event, _ in entries])[-LAST_WORDS:]
+
     def xcom(self, run: Run, task_id: str, key: str = "return_value") -> Any:
         """What a task of `run` returned; None when it returned nothing."""
         try:
@@ -146,7 +168,9 @@ class Airflow:
             bad = [task for task, state in states.items() if state in ("failed", "upstream_failed")]
             what = f"failed in {', '.join(bad)}" if bad else f"is still {now.state} after {timeout:.0f} s: {states}"
             where = f"{self.url}/dags/{run.dag_id}/runs/{run.run_id}"
-            raise RunFailed(f"DAG {run.dag_id} {what}; its log: {where} or `millrace logs airflow-scheduler`")
+            failed = [task for task in bad if states[task] == "failed"]
+            words = "".join(f"\n  {task}: {line}" for task in failed for line in self.last_words(now, task))
+            raise RunFailed(f"DAG {run.dag_id} {what}; its log: {where} or `millrace logs airflow-scheduler`{words}")
         return now
 
 

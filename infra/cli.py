@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import sys
+from importlib import metadata
+from typing import Annotated
 
 import typer
 
@@ -47,12 +49,25 @@ The exit code is 0 only when all went well.
 
 app = typer.Typer(
     name="millrace",
-    help=MANUAL,
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _told(version: bool) -> None:
+    if version:
+        typer.echo(f"millrace {metadata.version('millrace')}")
+        raise typer.Exit
+
+
+@app.callback(help=MANUAL)
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_told, is_eager=True, help="Show it.")] = False,
+) -> None:
+    pass
+
 
 for panel, commands in {
     "Run it": (demo, up, down),

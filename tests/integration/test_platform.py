@@ -517,7 +517,7 @@ def test_a_poison_storm_halts_its_stream_alone_until_somebody_decides(
         producer.produce(contract.stream, codec.value(spike), b"east", partition=0)
     producer.commit_transaction(30)
 
-    with pytest.raises(RunFailed):
+    with pytest.raises(RunFailed, match=r"watch: .*of stream tides are bad"):  # the error has the task's last words
         airflow.wait(live, timeout=180)
     told = "".join(log.read_text() for log in stack.log_dir.glob(f"airflow/*/run_id={live.run_id}/task_id=watch/*"))
     assert "of stream tides are bad" in told

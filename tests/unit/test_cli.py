@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,11 @@ def test_help_lists_every_command(tmp_path: Path) -> None:
     assert done.returncode == 0
     for command in COMMANDS:
         assert f" {command} " in done.stdout
+
+
+def test_it_tells_its_version() -> None:
+    done = CliRunner().invoke(app, ["--version"], prog_name="millrace")
+    assert (done.exit_code, done.stdout) == (0, f"millrace {metadata.version('millrace')}\n")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
