@@ -51,9 +51,10 @@ class _NotYet(DriverError):
 
 @dataclass(frozen=True)
 class Driver:
-    """A started driver. `created` is the process's creation time (seconds since 1970) and tells it from another
-    process that got the same id later; `started_at` is UTC; `crashes` is the number of drivers right before it that
-    died young, one after the other (-1: also its own death is forgiven)."""
+    """A started driver. `created` is when the process was created, in seconds after the machine's boot, which no
+    setting of its clock moves; it tells the process from another one that got the same id later. `started_at` is UTC;
+    `crashes` is the number of drivers right before it that died young, one after the other (-1: also its own death is
+    forgiven)."""
 
     epoch: int
     pid: int
@@ -89,8 +90,7 @@ class Driver:
 
     def _is_mine(self, leader: psutil.Process) -> bool:
         try:
-            # The kernel counts from boot, and the boot time moves a little when the clock is set.
-            return bool(abs(leader.create_time() - self.created) < 2)
+            return abs(_created(leader) - self.created) < 0.05  # the kernel counts hundredths
         except psutil.NoSuchProcess:
             return False
 
@@ -186,7 +186,7 @@ def start(settings: Settings, epoch: int, command: Sequence[str]) -> Driver:
             env=environment,
             start_new_session=True,
         )
-    created = psutil.Process(process.pid).create_time()
+    created = _created(psutil.Process(process.pid))
     driver = Driver(epoch=epoch, pid=process.pid, created=created, started_at=_now(), crashes=crashes)
     _write(folder / "driver.json", asdict(driver))
     return driver
@@ -257,8 +257,8 @@ def last_sign(folder: Path, driver: Driver) -> datetime:
 
 def is_healthy(folder: Path, driver: Driver) -> bool:
     """Whether the driver lives, or lived, for `HEALTHY_LIFE`."""
-    life = last_sign(folder, driver) - datetime.fromisoformat(driver.started_at)
-    return life.total_seconds() >= HEALTHY_LIFE
+    life = (last_sign(folder, driver) - datetime.fromisoformat(driver.started_at)).total_seconds()
+    return life >= HEALTHY_LIFE or life < 0  # ended by a clock that was set back, not by a crash
 
 
 def forgive(folder: Path) -> None:
@@ -277,6 +277,11 @@ def log_end(settings: Settings, lines: int = 25) -> str:
             return "\n".join(output.read().decode(errors="replace").splitlines()[-lines:])
     except FileNotFoundError:
         return ""
+
+
+def _created(process: psutil.Process) -> float:
+    """Seconds from the boot to the start of the process: what psutil adds the boot's time by the clock of now to."""
+    return float(process.create_time() - psutil.boot_time())
 
 
 def _lives(process: psutil.Process) -> bool:

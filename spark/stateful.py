@@ -86,6 +86,10 @@ def append(rows: DataFrame, uri: str, application: str, batch_id: int, may_commi
         batches.append(rows, uri, application, batch_id, may_commit)
 
 
+FIRST_STATE = "at, id, amount, told"
+"""What the state of velocity held when its fingerprint did not say so."""
+
+
 def fingerprint(contract: Contract, one: Derived) -> Fingerprint:
     """Of the query: what its state is made of and how long it is kept (the types of what it is made of are those of
     bronze, which the ingest's fingerprint holds). Of the table: what kind of rows it has, and the types of its columns.
@@ -147,7 +151,10 @@ def remembered(contract: Contract, one: Derived, settings: Settings, generation:
     """The fingerprint noted beside the checkpoint of `generation`, an empty one if there is none. Raises
     `Unreadable`."""
     place = checkpoints.location(settings, derived.title(contract, one), generation)
-    return checkpoint_log.model(Fingerprint, _noted(place)) or Fingerprint()
+    noted = checkpoint_log.model(Fingerprint, _noted(place)) or Fingerprint()
+    if "within" in noted.query and "state" not in noted.query:  # of velocity, from before its state was noted
+        return noted.model_copy(update={"query": noted.query | {"state": FIRST_STATE}})
+    return noted
 
 
 def reset(contract: Contract, one: Derived, settings: Settings) -> int:

@@ -281,8 +281,24 @@ MECHANISMS = (
     ),
     Mechanism(
         "P6", "what a killed scheduler or triggerer had in hand is taken over at once", "infra/local/component.py",
-        "        end_predecessor(settings(), component)\n", "        pass\n",
+        "end_predecessor(settings(), component)", "0",
         ("tests/integration/test_stack.py::test_comes_back_after_kill_9[airflow-triggerer]",),
+    ),
+    Mechanism(
+        "P6", "a driver is known again when the clock was set", "infra/driver.py",
+        "process.create_time() - psutil.boot_time()", "process.create_time()",
+        ("tests/unit/test_driver.py::test_a_driver_is_known_again_when_the_clock_was_set",),
+    ),
+    Mechanism(
+        "P6", "a state of before it was noted is refused if it has changed", "spark/stateful.py",
+        '    if "within" in noted.query and "state" not in noted.query:', "    if False:",
+        ("tests/unit/test_stateful_start.py::test_a_state_of_before_it_was_noted_is_refused_if_it_has_changed",),
+    ),
+    Mechanism(
+        "P6", "the second part of a run that a late event splits is told", "spark/transforms/velocity.py",
+        "event.at in told, above=", "event.at in told | is_above, above=",
+        ("tests/unit/transforms/test_velocity.py"
+         "::test_in_whatever_order_they_come_each_run_above_the_limit_is_told_once_at_most",),
     ),
     Mechanism(
         "P6", "a driver whose clock was set back is replaced", "spark/jobs/stream.py",

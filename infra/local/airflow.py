@@ -100,6 +100,7 @@ def options(settings: Settings, passwords: Path) -> dict[str, str]:
         "core__parallelism": "4",
         "core__dags_folder": str(PROJECT / "dags"),
         "core__load_examples": "False",
+        "core__hostname_callable": "socket.gethostname",  # `infra.local.component` knows its predecessor by it
         "core__fernet_key": _fernet_key(settings),
         "core__simple_auth_manager_users": f"{USER}:admin",
         "core__simple_auth_manager_passwords_file": str(passwords),
@@ -122,7 +123,8 @@ def options(settings: Settings, passwords: Path) -> dict[str, str]:
         "dag_processor__parsing_processes": "1",
         "dag_processor__print_stats_interval": "0",
         "scheduler__scheduler_idle_sleep_time": "2",
-        # What a scheduler or a triggerer that died had in hand goes to its successor after 15 s, not after minutes.
+        # A scheduler or a triggerer that is started takes over from a dead one at once (`infra.local.component`); if
+        # the database was away in that moment, after 15 s instead of minutes.
         "scheduler__scheduler_heartbeat_sec": "2",
         "scheduler__scheduler_health_check_threshold": "15",
         "scheduler__orphaned_tasks_check_interval": "15",

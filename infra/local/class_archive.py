@@ -18,17 +18,19 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 
 import pyspark
 
 from infra.local.jars import spark_jars
 from infra.local.java import java_executable
+from infra.local.supervisor import program_environment
 from infra.settings import Settings
 from schemas.errors import MillraceError
 
 CLASSES = Path(__file__).with_name("classes.txt")
+
+SPARK = Path(pyspark.__file__).parent
 
 FOLDER = Path(sys.prefix) / "share" / "millrace"
 """In the environment, whose jars the archive is about: it goes with it."""
@@ -42,7 +44,10 @@ def archive(settings: Settings, folder: Path = FOLDER) -> Path:
     """Where the archive for this Java, these jars and these classes lies or will lie."""
     java = java_executable(settings).resolve()
     release = java.parent.parent / "release"  # its version: a new one comes to the same place
-    told = [str(java), release.read_text() if release.is_file() else "", version("pyspark"), _class_path()]
+    told = [str(java), release.read_text() if release.is_file() else ""]
+    for jar in [*spark_jars(), *sorted((SPARK / "jars").iterdir())]:
+        about = jar.stat()  # what the JVM compares
+        told.append(f"{jar} {about.st_size} {about.st_mtime}")
     digest = hashlib.sha256("\n".join(told).encode() + CLASSES.read_bytes())
     return folder / f"spark-{digest.hexdigest()[:16]}.jsa"
 
@@ -69,7 +74,8 @@ def make(settings: Settings, folder: Path = FOLDER) -> Path:
 
 
 def _dump(settings: Settings, place: Path) -> None:
-    """By spark-submit, so that the JVM that writes the archive has the class path of those that will read it."""
+    """By spark-submit, and with the environment of Airflow's programs, so that the JVM that writes the archive has the
+    class path of those that will read it."""
     with tempfile.TemporaryDirectory(dir=place.parent, prefix=".making-") as scratch:
         made = Path(scratch) / place.name
         jvm = [
@@ -80,12 +86,12 @@ def _dump(settings: Settings, place: Path) -> None:
             f"-XX:SharedArchiveFile={made}",
         ]
         submit = [
-            str(Path(pyspark.__file__).parent / "bin" / "spark-submit"),
+            str(SPARK / "bin" / "spark-submit"),
             f"--conf=spark.driver.extraClassPath={_class_path()}",
             f"--driver-java-options={' '.join(jvm)}",
             "never-run.py",
         ]
-        environment = os.environ | {"JAVA_HOME": str(java_executable(settings).resolve().parent.parent)}
+        environment = {**program_environment(), "JAVA_HOME": str(java_executable(settings).resolve().parent.parent)}
         done = subprocess.run(submit, env=environment, capture_output=True, text=True, timeout=600, check=False)
         if done.returncode != 0 or not made.is_file():
             raise NoArchive(f"java -Xshare:dump failed: {(done.stderr + done.stdout).strip()[-500:]}")

@@ -49,7 +49,7 @@ def end_predecessor(configured: Settings, component: str) -> int:
             cursor.execute(
                 "UPDATE job SET state = 'failed', end_date = now() "
                 "WHERE job_type = %s AND hostname = %s AND state = 'running'",
-                (JOBS[component], socket.getfqdn()),
+                (JOBS[component], socket.gethostname()),  # as the option core__hostname_callable says
             )
             return int(cursor.rowcount)
     finally:
@@ -61,7 +61,8 @@ def main(component: str, *arguments: str) -> None:
     if component == "scheduler":
         end(orphaned_workers(os.getsid(0)), seconds=5)
     try:
-        end_predecessor(settings(), component)
+        ended = end_predecessor(settings(), component)
+        sys.stderr.write(f"rows of a {component} before this one that were ended: {ended}\n")
     except psycopg2.Error as error:  # Airflow takes over by itself, later
         sys.stderr.write(f"the {component} before this one could not be ended in the database: {error}\n")
     os.execv(sys.executable, [sys.executable, "-m", "airflow", component, *arguments])

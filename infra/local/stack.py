@@ -46,7 +46,9 @@ def up(settings: Settings, services: Collection[str] = (), on_progress: Report |
         end(leftovers(settings))  # of a supervisor that was killed: they hold ports and data
     running = _running(supervisor)
     doctor.require_fit(settings, [name for name in wanted if name not in running])
-    with _undone_on_failure(settings, supervisor, report), _archived_classes(settings, "airflow" in wanted, report):
+    local_spark = any(master.startswith("local") for master in (settings.spark_master, settings.spark_batch_master))
+    archived = _archived_classes(settings, "airflow" in wanted and local_spark, report)
+    with _undone_on_failure(settings, supervisor, report), archived:
         ensure_certificates(settings)
         programs: dict[str, Sequence[Program]] = {
             name: SERVICES[name].prepare(settings, _fetching(report))
@@ -195,16 +197,17 @@ def _archived_classes(settings: Settings, needed: bool, report: Report) -> Itera
 
     def make() -> None:
         try:
-            class_archive.make(settings)
+            if not class_archive.archive(settings).is_file():
+                report("Spark's classes are archived, once: half a minute beside the rest")
+                class_archive.make(settings)
         except MillraceError as error:
-            report(f"{error}; Spark starts more slowly without it")
+            report(f"{error}; Spark starts more slowly without the archive of its classes")
 
     making = threading.Thread(target=make, daemon=True)
-    if needed and not class_archive.archive(settings).is_file():
-        report("Spark's classes are archived, once: half a minute beside the rest")
+    if needed:
         making.start()
     yield
-    if making.ident:
+    if needed:
         making.join()
 
 

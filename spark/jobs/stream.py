@@ -265,6 +265,7 @@ def _run(
     for contract in catalog(configured.contracts).values():
         for one in contract.derived:
             streams[derived.title(contract, one)] = StatefulQuery(contract, one, configured, may_commit)
+    clock = Clock()
     for stream in streams.values():
         heartbeat.beat("starting", {})
         stream.start(spark)
@@ -272,7 +273,6 @@ def _run(
     for contract in catalog(configured.contracts).values():
         runs.enter_context(told(configured, "ingest", contract, lineage.DRIVER, "STREAMING"))
 
-    clock = Clock()
     renewal, retry = 0.0, time.monotonic() + RETRY_HALTED
     while not (told_to_stop.is_set() or marker.exists()):
         if time.monotonic() >= renewal:

@@ -72,6 +72,16 @@ def test_a_process_that_only_has_the_same_id_is_not_the_driver(home: Settings) -
     (driver.place(home) / "driver.json").write_text(json.dumps(asdict(it)))
 
 
+def test_a_driver_is_known_again_when_the_clock_was_set(home: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    it = started(home, 1)
+    boot = psutil.boot_time()
+    for step in (3600, -7200):
+        monkeypatch.setattr(f"{psutil._psplatform.__name__}.boot_time", lambda step=step: boot + step)
+        assert abs(psutil.Process(it.pid).create_time() - boot) > 1800, "psutil tells times by the clock of now"
+        assert driver.running(home) == it
+        assert it.processes()
+
+
 @pytest.mark.parametrize("state", ["failed", "stopped"])
 def test_a_driver_that_has_ended_in_its_own_words_is_not_running(home: Settings, state: str) -> None:
     it = driver.start(home, 1, command(home, 1, "--state", state))

@@ -128,3 +128,13 @@ def test_show_says_which_results_may_start(site: Site, monkeypatch: pytest.Monke
         assert "`millrace checkpoint reset visits.stays`" in told
     finally:
         settings.cache_clear()
+
+
+def test_a_state_of_before_it_was_noted_is_refused_if_it_has_changed(site: Site) -> None:
+    """As an installation has it that velocity ran in before its state held `above`."""
+    noted = site.settings.home / "checkpoints" / "visits.bursts" / "g1" / "fingerprint.json"
+    document = json.loads(noted.read_text())
+    del document["query"]["state"]
+    noted.write_text(json.dumps(document))
+    with pytest.raises(Halt, match=r"^visits\.bursts does not start: .*state: 'at, id, amount, told' became"):
+        require_startable(site.settings)
