@@ -18,9 +18,8 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import distribution
 from pathlib import Path
-
-import pyspark
 
 from infra.local.jars import spark_jars
 from infra.local.java import java_executable
@@ -30,7 +29,8 @@ from schemas.errors import MillraceError
 
 CLASSES = Path(__file__).with_name("classes.txt")
 
-SPARK = Path(pyspark.__file__).parent
+SPARK = Path(str(distribution("pyspark").locate_file("pyspark")))
+"""Not where the module is: under spark-submit that is a zip file."""
 
 FOLDER = Path(sys.prefix) / "share" / "millrace"
 """In the environment, whose jars the archive is about: it goes with it."""

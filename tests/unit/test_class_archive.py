@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
-import pyspark
 import pytest
 
 from infra.local import class_archive
 from infra.local.class_archive import NoArchive, archive, make, options
 from infra.local.jars import spark_jars
-from infra.settings import Settings
+from infra.settings import PROJECT, Settings
 
 KNOWN = ("org/apache/spark/deploy/SparkSubmit", "io/delta/sql/DeltaSparkSessionExtension")
-SUBMIT = Path(pyspark.__file__).parent / "bin" / "spark-submit"
+SUBMIT = class_archive.SPARK / "bin" / "spark-submit"
 
 
 @pytest.fixture
@@ -52,8 +52,21 @@ def test_a_jvm_of_spark_submit_takes_its_classes_from_the_archive(
     loaded = tmp_path / "loaded"
     jvm = f"{options(settings, folder)} -Xlog:class+load:file={loaded}"
     jars = os.pathsep.join(map(str, spark_jars()))
-    command = [SUBMIT, f"--conf=spark.driver.extraClassPath={jars}", f"--driver-java-options={jvm}", "none.py"]
-    subprocess.run(command, capture_output=True, timeout=120, check=False)  # there is no none.py: it ends soon
+    job = tmp_path / "job.py"
+    job.write_text(
+        f"""
+import sys
+from pathlib import Path
+from infra.local import class_archive
+from infra.settings import Settings
+class_archive.CLASSES = Path({str(few_classes)!r})
+sys.stdout.write(str(class_archive.archive(Settings(home=Path({str(tmp_path)!r})), Path({str(folder)!r}))))
+"""
+    )
+    command = [SUBMIT, f"--conf=spark.driver.extraClassPath={jars}", f"--driver-java-options={jvm}", str(job)]
+    environment = os.environ | {"PYTHONPATH": str(PROJECT), "PYSPARK_PYTHON": sys.executable}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout.strip() == str(made), f"spark-submit has a pyspark of its own: {done.stderr}"
     assert "org.apache.spark.deploy.SparkSubmit source: shared objects file" in loaded.read_text()
 
 
