@@ -239,7 +239,12 @@ def _default_policy() -> dict[ErrorClass, Backoff]:
 class DeadLetters(_Strict):
     """`policy` always holds every error class: one that a contract does not mention has the default."""
 
-    storm_share: float = Field(0.5, gt=0, le=1, description="Share of bad records in a batch that halts the ingest.")
+    storm_share: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="Share of bad records in a batch, not counting replayed ones, that halts the ingest.",
+    )
     storm_minimum: int = Field(1000, ge=1, description="Batches with fewer records than this never count as a storm.")
     policy: dict[ErrorClass, Backoff] = Field(default_factory=_default_policy)
 

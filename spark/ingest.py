@@ -129,14 +129,18 @@ class Ingest:
 
     def _stop_poison(self, written: batches.Written, number: int) -> None:
         stream, batch_id = self.contract.stream, checkpoints.batch_id_of(number)
-        total, rejected = written.rows, written.rows_rejected
         if self.storm_accepted(number):
-            log.warning("%s batch %d: its %d bad records were accepted", stream, batch_id, rejected)
+            log.warning("%s batch %d: its %d bad records were accepted", stream, batch_id, written.rows_rejected)
             return
+        # What a replay sent again says nothing about who produces now: if it is bad still, its policy decides.
+        first = F.col("attempt") == 0
+        bad = written.rejected.where(first)
+        rejected = bad.count()
+        total = rejected + written.accepted.where(first).count()
         # Letters whose schema is registered by now come back by replay, and then they are not bad.
         lacking = (F.col("error_class") == "unknown_schema") & F.col("schema_id").isin(*self.writers.asked().schemas)
-        if not self.contract.dead_letters.is_storm(total, rejected - written.rejected.where(lacking).count()):
-            log.warning("%s batch %d: the schemas that it lacked are registered now", stream, batch_id)
+        if not self.contract.dead_letters.is_storm(total, rejected - bad.where(lacking).count()):
+            log.warning("%s batch %d: its bad records were replayed or lacked schemas that are there", stream, batch_id)
             return
         raise PoisonStorm(
             f"{rejected:,} of the {total:,} records of batch {batch_id} of stream {stream} are bad: more than the "

@@ -249,7 +249,10 @@ def storm(contract: Contract, settings: Settings) -> Storm | None:
     settled = checkpoints.settled_batch(contract, settings)
     if batch is None or (settled is not None and batch <= settled) or is_accepted(settings, contract.stream, batch):
         return None
-    counts = "select error_class, reason, count(*) from bronze where batch = $batch group by all order by 3 desc"
+    counts = (
+        "select error_class, reason, count(*) from bronze where batch = $batch and attempt = 0 "
+        "group by all order by 3 desc"
+    )
     rows = _bronze(contract, settings, counts, {"batch": batch})
     records = sum(count for _, _, count in rows)
     bad = {(class_, reason): count for class_, reason, count in rows if class_ is not None}

@@ -275,6 +275,11 @@ MECHANISMS = (
          "::test_an_approved_letter_goes_through_the_ingest_as_it_was_any_number_of_times",),
     ),
     Mechanism(
+        "P8", "what a replay sent again is no storm", "spark/ingest.py",
+        'first = F.col("attempt") == 0', "first = F.lit(True)",
+        ("tests/integration/lake/test_ingest_batch.py::test_letters_that_a_replay_sent_again_are_no_storm",),
+    ),
+    Mechanism(
         "P6", "Spark's classes come from an archive", "spark/session.py",
         '{collector}{compiler}{classes}"', '{collector}{compiler}"',
         ("tests/integration/test_platform.py::test_the_driver_has_its_classes_from_the_archive",),

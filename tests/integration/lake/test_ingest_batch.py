@@ -223,6 +223,23 @@ def test_a_poison_storm_stops_before_anything_is_sent_onward(spark: SparkSession
     assert (len(bronze), sum(row["count_of_rows"] for row in by_origin), len(pipeline.outbox.sent)) == (5, 2, 3)
 
 
+def test_letters_that_a_replay_sent_again_are_no_storm(spark: SparkSession, tmp_path: Path) -> None:
+    """As after an accepted storm: all of it comes back at once, as bad as it was."""
+    strict = {"storm_minimum": 4, "storm_share": 0.5}
+    contract = FLIGHTS.model_copy(update={"dead_letters": FLIGHTS.dead_letters.model_copy(update=strict)})
+    pipeline = Pipeline(spark, tmp_path, contract)
+    again = [
+        Row(b"x", FLIGHTS.retry_topic, n, headers=[("dl-id", f"flights/0/{n}".encode()), ("dl-attempt", b"1")])
+        for n in range(9)
+    ]
+    pipeline.batch(0, good(range(2)) + again)
+    bronze, by_origin, _ = pipeline.contents().values()
+    assert {row["attempt"] for row in bronze if not row["accepted"]} == {1}
+    assert (sum(row["count_of_rows"] for row in by_origin), len(pipeline.outbox.sent)) == (2, 9)
+    with pytest.raises(PoisonStorm, match="3 of the 4 records of batch 1 "):
+        pipeline.batch(1, good(range(2, 3)) + [Row(b"x", "flights", 50 + i) for i in range(3)] + again)
+
+
 def expected(window: str, since: datetime) -> str:
     return f"""
         select time_bucket(interval '{window}', event_time) as window_start, origin, count(*), count(dep_delay),
