@@ -77,7 +77,8 @@ def test_a_driver_is_known_again_when_the_clock_was_set(home: Settings, monkeypa
     boot = psutil.boot_time()
     for step in (3600, -7200):
         monkeypatch.setattr(f"{psutil._psplatform.__name__}.boot_time", lambda step=step: boot + step)
-        assert abs(psutil.Process(it.pid).create_time() - boot) > 1800, "psutil tells times by the clock of now"
+        told = psutil.Process(it.pid).create_time() - boot
+        assert told == pytest.approx(it.created + step), "psutil tells times by the clock of now"
         assert driver.running(home) == it
         assert it.processes()
 
