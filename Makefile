@@ -44,8 +44,8 @@ format: environment  ## let ruff rewrite the code
 unit: environment  ## tests without servers
 	$(RUN) pytest tests/unit --numprocesses=2 --dist=loadgroup
 
-integration: environment  ## tests on real lakes, and beside them tests against real servers on ports of their own
-	$(RUN) pytest tests/integration -m "not long" --numprocesses=2 --dist=loadgroup
+integration: environment  ## tests against real servers on ports of their own
+	$(RUN) pytest tests/integration -m "not long"
 
 long: environment  ## the tests that make test leaves out for their length, and many more examples of the properties
 	$(RUN) pytest tests/unit -m hypothesis --hypothesis-profile=search --numprocesses=2 --dist=loadgroup

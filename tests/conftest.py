@@ -1,4 +1,4 @@
-"""Which tests run in one process, and its Spark session for those that need one."""
+"""One Spark session for all tests that need one in their own process."""
 
 from __future__ import annotations
 
@@ -18,12 +18,9 @@ settings.load_profile("same")  # `make test` says the same of the same code; `ma
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where tests run in several processes, those that share something share one process: in `unit` the session; in
-    `integration` the tests on lakes alone are one process, and those with servers another."""
+    """Where tests run in several processes, those that use the session share one process."""
     for item in items:
-        if "integration" in item.path.parts:
-            item.add_marker(pytest.mark.xdist_group("lake" if "lake" in item.path.parts else "servers"))
-        elif "spark" in getattr(item, "fixturenames", ()):
+        if "spark" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.xdist_group("spark"))
 
 
