@@ -282,7 +282,7 @@ MECHANISMS = (
     Mechanism(
         "P6", "Spark's classes come from an archive", "spark/session.py",
         '{collector}{compiler}{classes}"', '{collector}{compiler}"',
-        ("tests/integration/test_platform.py::test_the_driver_has_its_classes_from_the_archive",),
+        ("tests/integration/test_faults.py::test_the_driver_has_its_classes_from_the_archive",),
     ),
     Mechanism(
         "P6", "what a killed scheduler or triggerer had in hand is taken over at once", "infra/local/component.py",

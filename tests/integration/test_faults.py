@@ -1,13 +1,16 @@
 """The quick part of the fault matrix: a driver and a replay are killed under load, on a stack of their own, which the
-stories of other tests do not disturb. The longer tests kill the broker, pause a driver and set
-its clock. `make faults` runs all of it; `docs/reliability.md` tells what it counts."""
+stories of other tests do not disturb. The longer tests kill the broker, pause a driver and set its clock. `make faults`
+runs all of it; `docs/reliability.md` tells what it counts."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
+import psutil
 import pytest
 
+from infra.local import class_archive
 from tests import stacks
 from tests.faults.catalogue import FAKETIME, FAULTS
 from tests.faults.matrix import cell
@@ -20,6 +23,12 @@ pytestmark = pytest.mark.timeout(600)
 def pulses() -> Iterator[World]:
     with stacks.running("millrace-faults-", CONTRACTS) as settings, world(settings) as it:
         yield it
+
+
+def test_the_driver_has_its_classes_from_the_archive(pulses: World) -> None:
+    """`up` made it; the JVM maps it only if it fits its Java and its jars."""
+    mapped = {Path(found.path) for found in psutil.Process(pulses.driver().pid).memory_maps()}
+    assert class_archive.archive(pulses.settings) in mapped
 
 
 @pytest.mark.parametrize(

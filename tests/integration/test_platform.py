@@ -33,7 +33,6 @@ from tenacity import retry, retry_if_result, stop_after_delay, wait_fixed
 from infra import driver
 from infra.airflow_api import Airflow, Run, RunFailed
 from infra.ingested import wait_until_ingested
-from infra.local import class_archive
 from infra.offsets import heartbeat
 from infra.settings import PROJECT, Settings
 from producers.codec import Codec, registry
@@ -152,14 +151,6 @@ def test_stream_ingests_every_record_once(stack: Settings, airflow: Airflow, con
     wait_until_ingested(stack, list(contracts.values()))
     for contract in contracts.values():
         assert_conserved(stack, contract)
-
-
-def test_the_driver_has_its_classes_from_the_archive(stack: Settings, airflow: Airflow) -> None:
-    """`up` made it; the JVM maps it only if it fits its Java and its jars."""
-    started = driver.running(stack)
-    assert started
-    mapped = {Path(found.path) for found in psutil.Process(started.pid).memory_maps()}
-    assert class_archive.archive(stack) in mapped
 
 
 def test_driver_killed_in_mid_batch_comes_back_and_nothing_is_lost_or_doubled(
