@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -121,19 +122,20 @@ class Airflow:
         log cannot be had."""
         try:
             newest = self._tasks.get_task_instance(run.dag_id, run.run_id, task_id).try_number
-            log = self._tasks.get_log(run.dag_id, run.run_id, task_id, newest, full_content=True).content
-        except (ApiException, HTTPError):
+            # The client's own model of an entry drops what its exception said.
+            answer = self._tasks.get_log_without_preload_content(
+                run.dag_id, run.run_id, task_id, newest, full_content=True, accept="application/json"
+            )
+            entries = json.loads(answer.read())["content"]
+        except (ApiException, HTTPError, ValueError, KeyError):
             return []
-        entries = [
-            (entry, {}) if isinstance(entry, str) else (entry.event, entry.additional_properties)
-            for entry in log.actual_instance or ()
-        ]
+        told: list[dict[str, Any]] = [{"event": one} if isinstance(one, str) else one for one in entries]
         errors = [
             f"{error.get('exc_type')}: {error.get('exc_value')}"
-            for _, more in entries
-            for error in more.get("error_detail") or ()
+            for entry in told
+            for error in entry.get("error_detail") or ()
         ]
-        return (errors or [event for event, _ in entries])[-LAST_WORDS:]
+        return (errors or [str(entry.get("event")) for entry in told])[-LAST_WORDS:]
 
     def xcom(self, run: Run, task_id: str, key: str = "return_value") -> Any:
         """What a task of `run` returned; None when it returned nothing."""
