@@ -243,7 +243,7 @@ class DeadLetters(_Strict):
         0.5,
         gt=0,
         le=1,
-        description="Share of bad records in a batch, not counting replayed ones, that halts the ingest.",
+        description="Share of bad records in a batch that halts the ingest; replayed ones alone never do.",
     )
     storm_minimum: int = Field(1000, ge=1, description="Batches with fewer records than this never count as a storm.")
     policy: dict[ErrorClass, Backoff] = Field(default_factory=_default_policy)

@@ -10,7 +10,7 @@ from typing import Literal
 from pyspark.sql import SparkSession
 
 from infra.local import class_archive
-from infra.local.jars import spark_jars
+from infra.local.jars import spark_class_path, spark_jars
 from infra.settings import Settings
 from schemas.catalog import catalog
 
@@ -89,14 +89,13 @@ def submit_conf(settings: Settings, role: Role, rows: int | None = None) -> dict
     compiler = " -XX:TieredStopAtLevel=1" if rows is not None and rows < FEW_ROWS else ""
     collector = _stream_collector(settings.stream_memory) if streaming else "-XX:+UseSerialGC"
     master, slots = _with_lanes(settings) if streaming else (settings.spark_batch_master, {})
-    jars = [str(path) for path in spark_jars()]
     always = f"{_AVRO_LIMITS} -Djava.net.preferIPv4Stack=true"
     classes = class_archive.options(settings) if master.startswith("local") else ""
     # A local JVM reads the jars where they are; a cluster gets copies.
     shipped = (
-        {"spark.driver.extraClassPath": os.pathsep.join(jars)}
+        {"spark.driver.extraClassPath": spark_class_path()}
         if master.startswith("local")
-        else {"spark.jars": ",".join(jars)}
+        else {"spark.jars": ",".join(map(str, spark_jars()))}
     )
     return {
         "spark.master": master,

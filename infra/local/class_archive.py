@@ -10,18 +10,14 @@ which uses it only if it fits (same Java, same jars at the same places) and else
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import distribution
 from pathlib import Path
 
-from infra.local.jars import spark_jars
+from infra.local.jars import only_one, spark_class_path, spark_jars
 from infra.local.java import java_executable
 from infra.local.supervisor import program_environment
 from infra.settings import Settings
@@ -63,7 +59,7 @@ def make(settings: Settings, folder: Path = FOLDER) -> Path:
     found = archive(settings, folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _only_one(folder):
+        with only_one(folder):
             if not found.is_file():
                 _dump(settings, found)
                 for old in set(folder.glob("spark-*.jsa")) - {found}:
@@ -87,7 +83,7 @@ def _dump(settings: Settings, place: Path) -> None:
         ]
         submit = [
             str(SPARK / "bin" / "spark-submit"),
-            f"--conf=spark.driver.extraClassPath={_class_path()}",
+            f"--conf=spark.driver.extraClassPath={spark_class_path()}",
             f"--driver-java-options={' '.join(jvm)}",
             "never-run.py",
         ]
@@ -96,15 +92,3 @@ def _dump(settings: Settings, place: Path) -> None:
         if done.returncode != 0 or not made.is_file():
             raise NoArchive(f"java -Xshare:dump failed: {(done.stderr + done.stdout).strip()[-500:]}")
         made.replace(place)
-
-
-def _class_path() -> str:
-    """As in the conf `spark.driver.extraClassPath`."""
-    return os.pathsep.join(str(path) for path in spark_jars())
-
-
-@contextmanager
-def _only_one(folder: Path) -> Iterator[None]:
-    with (folder / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

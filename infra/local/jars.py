@@ -74,6 +74,11 @@ def spark_jars(on_progress: Progress | None = None) -> list[Path]:
     return fetch(settings(), locked()["spark"], on_progress)
 
 
+def spark_class_path() -> str:
+    """`spark_jars` as Spark's `spark.driver.extraClassPath` takes them."""
+    return os.pathsep.join(str(path) for path in spark_jars())
+
+
 def kafka_classpath(on_progress: Progress | None = None) -> list[Path]:
     """All jars of the Kafka broker and its tools, fetched if missing."""
     return fetch(settings(), locked()["kafka"], on_progress)
@@ -85,7 +90,7 @@ def registry_home(on_progress: Progress | None = None) -> Path:
     (archive,) = fetch(configured, locked()["registry"], on_progress)
     home = archive.with_name(archive.name.removesuffix(".tar.gz"))
     if not home.is_dir():
-        with _only_one(configured.jar_cache):
+        with only_one(configured.jar_cache):
             if not home.is_dir():
                 with tempfile.TemporaryDirectory(dir=configured.jar_cache, prefix=".unpacking-") as scratch:
                     unpacked = Path(scratch) / "content"
@@ -108,7 +113,7 @@ def fetch(configured: Settings, jars: Iterable[Jar], on_progress: Progress | Non
             cache.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise JarError(f"the jar cache {cache} cannot be made: {error}; set MILLRACE_JAR_CACHE") from error
-        with _only_one(cache):
+        with only_one(cache):
             missing = [jar for jar in wanted if not _verified(cache / jar.file_name, jar.sha256)]
             if missing:
                 with tempfile.TemporaryDirectory(dir=cache, prefix=".incoming-") as scratch:
@@ -184,9 +189,9 @@ def _admit(arrived: Path, place: Path, jar: Jar) -> None:
 
 
 @contextmanager
-def _only_one(cache: Path) -> Iterator[None]:
-    """Holds the cache's lock file: other processes wait here and then find the files."""
-    with (cache / ".lock").open("w") as file:
+def only_one(folder: Path) -> Iterator[None]:
+    """Holds the folder's lock file: other processes wait here and then find the files."""
+    with (folder / ".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

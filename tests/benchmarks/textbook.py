@@ -10,7 +10,6 @@ people would run, with the same heap and cores.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 
 from delta.tables import DeltaTable
@@ -19,7 +18,7 @@ from pyspark.sql import functions as F
 from pyspark.sql.avro.functions import from_avro
 from pyspark.sql.streaming.query import StreamingQuery
 
-from infra.local.jars import spark_jars
+from infra.local.jars import spark_class_path
 from infra.settings import Settings
 from schemas.model import Contract
 
@@ -38,7 +37,7 @@ def default_session(settings: Settings) -> SparkSession:
         SparkSession.builder.appName("bench-defaults")
         .master(settings.spark_master)
         .config("spark.driver.memory", settings.stream_memory)
-        .config("spark.driver.extraClassPath", os.pathsep.join(str(jar) for jar in spark_jars()))
+        .config("spark.driver.extraClassPath", spark_class_path())
         .config("spark.sql.extensions", "io.delta.sql.DeltaSparkSessionExtension")
         .config("spark.sql.catalog.spark_catalog", "org.apache.spark.sql.delta.catalog.DeltaCatalog")
         .config("spark.sql.session.timeZone", "UTC")

@@ -11,7 +11,7 @@ import pytest
 
 from infra.local import class_archive
 from infra.local.class_archive import NoArchive, archive, make, options
-from infra.local.jars import spark_jars
+from infra.local.jars import spark_class_path
 from infra.settings import PROJECT, Settings
 
 KNOWN = ("org/apache/spark/deploy/SparkSubmit", "io/delta/sql/DeltaSparkSessionExtension")
@@ -51,7 +51,6 @@ def test_a_jvm_of_spark_submit_takes_its_classes_from_the_archive(
 
     loaded = tmp_path / "loaded"
     jvm = f"{options(settings, folder)} -Xlog:class+load:file={loaded}"
-    jars = os.pathsep.join(map(str, spark_jars()))
     job = tmp_path / "job.py"
     job.write_text(
         f"""
@@ -63,7 +62,12 @@ class_archive.CLASSES = Path({str(few_classes)!r})
 sys.stdout.write(str(class_archive.archive(Settings(home=Path({str(tmp_path)!r})), Path({str(folder)!r}))))
 """
     )
-    command = [SUBMIT, f"--conf=spark.driver.extraClassPath={jars}", f"--driver-java-options={jvm}", str(job)]
+    command = [
+        SUBMIT,
+        f"--conf=spark.driver.extraClassPath={spark_class_path()}",
+        f"--driver-java-options={jvm}",
+        str(job),
+    ]
     environment = os.environ | {"PYTHONPATH": str(PROJECT), "PYSPARK_PYTHON": sys.executable}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.stdout.strip() == str(made), f"spark-submit has a pyspark of its own: {done.stderr}"
