@@ -42,13 +42,13 @@ format: environment  ## let ruff rewrite the code
 	$(RUN) ruff format
 
 unit: environment  ## tests without servers
-	$(RUN) pytest tests/unit --numprocesses=2 --dist=loadgroup
+	$(RUN) pytest tests/unit --numprocesses=2
 
 integration: environment  ## tests against real servers on ports of their own
-	$(RUN) pytest tests/integration -m "not long"
+	$(RUN) pytest tests/integration -m "not long" --numprocesses=2
 
 long: environment  ## the tests that make test leaves out for their length, and many more examples of the properties
-	$(RUN) pytest tests/unit -m hypothesis --hypothesis-profile=search --numprocesses=2 --dist=loadgroup
+	$(RUN) pytest tests/unit -m hypothesis --hypothesis-profile=search --numprocesses=2
 	$(RUN) pytest tests -m long
 
 mechanisms: environment  ## take each promise's mechanism away and watch its test fail

@@ -14,8 +14,6 @@ import pytest
 
 from infra.settings import PROJECT
 
-pytestmark = pytest.mark.xdist_group("dags")  # the folder is parsed once
-
 JOBS = {"reconcile": "reconcile", "data_quality": "quality", "backfill": "backfill"}
 
 SPARK_JOBS = {"SparkJob", "Backfill"}
