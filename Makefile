@@ -42,7 +42,7 @@ format: environment  ## let ruff rewrite the code
 	$(RUN) ruff format
 
 unit: environment  ## tests without servers
-	$(RUN) pytest tests/unit --numprocesses=2
+	$(RUN) pytest tests/unit -m "not long" --numprocesses=2
 
 integration: environment  ## tests against real servers on ports of their own
 	$(RUN) pytest tests/integration -m "not long" --numprocesses=2

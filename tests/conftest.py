@@ -1,4 +1,4 @@
-"""One Spark session for all tests that need one in their own process, and one process for those that share something."""
+"""One Spark session for all tests that need one in their process; tests that share something share a process."""
 
 from __future__ import annotations
 
