@@ -11,6 +11,15 @@ from pyspark.sql import SparkSession
 from tests.integration.lake.feed import Feed, contract, hours_of_sales
 
 
+@pytest.fixture(autouse=True)
+def forgotten(spark: SparkSession) -> Iterator[None]:
+    """Delta keeps what it knows of a table for an hour, with a session of its own: the tables of the tests so far would
+    fill the heap."""
+    yield
+    spark.catalog.clearCache()
+    spark._jvm.org.apache.spark.sql.delta.DeltaLog.clearCache()
+
+
 @pytest.fixture(scope="module")
 def batch_semantics(spark: SparkSession) -> Iterator[None]:
     mine = {
@@ -29,10 +38,9 @@ def batch_semantics(spark: SparkSession) -> Iterator[None]:
 
 
 @pytest.fixture
-def feed(spark: SparkSession, batch_semantics: None, tmp_path: Path) -> Iterator[Feed]:
+def feed(spark: SparkSession, batch_semantics: None, tmp_path: Path) -> Feed:
     """An empty stream with one aggregate, `by_shop`."""
-    yield Feed(spark, f"file:{tmp_path}/lake", contract(aggregates=contract().model_dump()["aggregates"][:1]))
-    spark.catalog.clearCache()
+    return Feed(spark, f"file:{tmp_path}/lake", contract(aggregates=contract().model_dump()["aggregates"][:1]))
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +58,6 @@ def first(spark: SparkSession, batch_semantics: None, tmp_path_factory: pytest.T
 
 
 @pytest.fixture
-def published(spark: SparkSession, first: str, tmp_path: Path) -> Iterator[Feed]:
+def published(spark: SparkSession, first: str, tmp_path: Path) -> Feed:
     """A copy of `first` to go on with."""
-    yield Feed.copied(spark, first, tmp_path)
-    spark.catalog.clearCache()
+    return Feed.copied(spark, first, tmp_path)
