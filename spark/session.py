@@ -78,6 +78,10 @@ _ROLE: dict[Role, dict[str, str]] = {
 FEW_ROWS = 200_000
 """With fewer rows than this to read, most of a batch job is code that runs once."""
 
+QUICK_COMPILER = "-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=240m"
+"""The JVM's quick compiler alone, with the room for code that both together have by default: in the fifth that it would
+get, a longer run of Spark spends a core on throwing code out and compiling it again."""
+
 
 def submit_conf(settings: Settings, role: Role, rows: int | None = None) -> dict[str, str]:
     """Spark configuration of the streaming driver or of a batch job, as `spark-submit --conf` and the session builder
@@ -86,7 +90,7 @@ def submit_conf(settings: Settings, role: Role, rows: int | None = None) -> dict
     For few rows the JVM compiles with its quick compiler alone. On the month of the demo (29,000 records) that took
     56 s of CPU instead of 80 for `reconcile`, 51 instead of 75 for `quality`; what runs long needs the slow one."""
     streaming = role == "stream"
-    compiler = " -XX:TieredStopAtLevel=1" if rows is not None and rows < FEW_ROWS else ""
+    compiler = f" {QUICK_COMPILER}" if rows is not None and rows < FEW_ROWS else ""
     collector = _stream_collector(settings.stream_memory) if streaming else "-XX:+UseSerialGC"
     master, slots = _with_lanes(settings) if streaming else (settings.spark_batch_master, {})
     always = f"{_AVRO_LIMITS} -Djava.net.preferIPv4Stack=true"

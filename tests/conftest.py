@@ -12,7 +12,7 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
 from infra.settings import Settings
-from spark.session import session
+from spark.session import QUICK_COMPILER, session
 
 settings.register_profile("same", derandomize=True, deadline=None)
 settings.register_profile("search", max_examples=2000, deadline=None)
@@ -40,7 +40,7 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
     """The streaming driver's own session, with a small heap."""
     home = tmp_path_factory.mktemp("spark")
     # The quick compiler alone: the slow one would spend half of the tests' CPU on code that runs once.
-    os.environ["SPARK_SUBMIT_OPTS"] = "-XX:TieredStopAtLevel=1"
+    os.environ["SPARK_SUBMIT_OPTS"] = QUICK_COMPILER
     found = session(Settings(home=home, stream_memory="800m"), "stream", "millrace-tests")
     yield found
     found.stop()

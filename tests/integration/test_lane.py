@@ -35,6 +35,7 @@ from schemas.verdict import Judge
 from spark import tables
 from spark.alert_log import AlertLog
 from spark.serving.duck import connect
+from spark.session import QUICK_COMPILER
 from tests import stacks
 from tests.integration.test_ingest import power_out
 from tests.integration.test_produce import read
@@ -59,7 +60,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
     shutil.copytree(PROJECT / "schemas" / "uses" / "transactions", contracts / "transactions")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MILLRACE_ALERT_CHECKPOINT", "5")
-        patch.setenv("SPARK_SUBMIT_OPTS", "-XX:TieredStopAtLevel=1")
+        patch.setenv("SPARK_SUBMIT_OPTS", QUICK_COMPILER)
         with stacks.running("millrace-lane-", contracts, ["kafka", "registry"]) as config:
             found = Desk(config)
             yield found

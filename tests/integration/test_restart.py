@@ -36,7 +36,7 @@ from schemas.model import Contract
 from spark import checkpoints, restart, tables
 from spark.ingest import Ingest
 from spark.jobs import stream as driver
-from spark.session import session
+from spark.session import QUICK_COMPILER, session
 from tests.integration.test_ingest import NOON, V1, V2, click, read, schema_id
 from tests.kafka_rows import wire
 
@@ -46,7 +46,7 @@ NAMES = (f"restart_{RUN}_{number}" for number in itertools.count())
 
 @pytest.fixture(scope="module")
 def spark(stack: Settings) -> Iterator[SparkSession]:
-    os.environ["SPARK_SUBMIT_OPTS"] = "-XX:TieredStopAtLevel=1"
+    os.environ["SPARK_SUBMIT_OPTS"] = QUICK_COMPILER
     found = session(stack, "stream", "test-restart")
     # Compiling a plan costs more than these few rows.
     found.conf.set("spark.sql.codegen.wholeStage", "false")

@@ -9,9 +9,7 @@ from deltalake import write_deltalake
 
 from infra.settings import Settings
 from spark import tables
-from spark.session import FEW_ROWS, submit_conf
-
-QUICK = "-XX:TieredStopAtLevel=1"
+from spark.session import FEW_ROWS, QUICK_COMPILER, submit_conf
 
 
 def test_only_a_batch_job_with_few_rows_is_compiled_quickly(tmp_path: Path) -> None:
@@ -19,8 +17,8 @@ def test_only_a_batch_job_with_few_rows_is_compiled_quickly(tmp_path: Path) -> N
     options = {
         rows: submit_conf(config, "batch", rows)["spark.driver.extraJavaOptions"] for rows in (0, FEW_ROWS, None)
     }
-    assert [QUICK in option for option in options.values()] == [True, False, False]
-    assert QUICK not in submit_conf(config, "stream")["spark.driver.extraJavaOptions"]
+    assert [QUICK_COMPILER in option for option in options.values()] == [True, False, False]
+    assert QUICK_COMPILER not in submit_conf(config, "stream")["spark.driver.extraJavaOptions"]
 
 
 def test_rows_are_counted_from_the_log(tmp_path: Path) -> None:
