@@ -186,6 +186,18 @@ MECHANISMS = (
         ("tests/integration/lake/test_reconcile.py::test_a_failing_expectation_publishes_nothing",),
     ),
     Mechanism(
+        "P5", "what a contract refers to is looked up", "spark/suites.py",
+        "    for name, lookup in contract.quality.references.items():\n",
+        "    for name, lookup in dict[str, Any]().items():\n",
+        ("tests/integration/lake/test_suites.py::test_each_thing_that_is_wrong_is_found_and_named",),
+    ),
+    Mechanism(
+        "P5", "expectations on rows share a job", "spark/quality.py",
+        'else "BOOLEAN_ONLY"', 'else "SUMMARY"',
+        ("tests/integration/lake/test_suites.py"
+         "::test_good_events_are_found_good_and_more_expectations_are_no_more_jobs",),
+    ),
+    Mechanism(
         "P5", "nothing unexplained of velocity, sessions and joins is published", "spark/derivation.py",
         "            self._refuse(found.where(\"cause = 'unexplained'\"))\n", "            pass\n",
         ("tests/integration/lake/test_derived.py"

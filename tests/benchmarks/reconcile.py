@@ -1,9 +1,11 @@
-"""What the exact batch costs: an hour of many events, and one late event in a long history: `millrace bench reconcile`.
+"""What the exact batch and the audit before it cost: an hour of many events, and one late event in a long history:
+`millrace bench reconcile`.
 
 The lake is written as the streaming driver would have written it, from seeded readings: bronze, partials, and a commit
 log that says that all of it is settled; one reading in a thousand is there twice. Measured is the job as Airflow starts
 it, from its start to its end: Python, JVM, recomputation, ledger, Great Expectations, publication. What it published is
-compared with DuckDB over the generator's own arrays.
+compared with DuckDB over the generator's own arrays. Of the audit it is the proof that bronze has each offset once,
+with no earlier proof to go on from; there is no broker to ask, and no gap to ask it about.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ from rich.table import Table
 from infra.settings import PROJECT, Settings
 from schemas.catalog import load as load_contract
 from schemas.model import Contract
-from spark import checkpoints, tables
+from spark import checkpoints, conservation, tables
+from spark.coordinates import Coordinates
 from spark.serving.duck import connect
 from tests import stacks
 from tests.benchmarks import readings
@@ -49,6 +52,8 @@ MEASURES = [
 ]
 """Beside those of the contract: what costs the exact batch most."""
 SAMPLE_SECONDS = 0.1
+PLACE = (readings.STREAM, 0)
+"""Topic and partition of all records."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,8 @@ class Lake:
         self._config, self.contract = config, contract
         [self._aggregate] = contract.aggregates
         self._next = 0
+        self.offsets = 0
+        """Where the topic's only partition ends."""
         tables.create(config.lake_uri, contract)
 
     def add(self, numbers: np.ndarray, times: np.ndarray) -> None:
@@ -75,9 +82,10 @@ class Lake:
         batch = checkpoints.batch_number(1, batch_id)
         frame = table(numbers, times)
         rows = frame.append_column("batch", pyarrow.array(np.full(len(numbers), batch)))
-        rows = rows.append_column("topic", pyarrow.array(["readings"] * len(numbers)))
-        rows = rows.append_column("partition", pyarrow.array(np.zeros(len(numbers), np.int32)))
-        rows = rows.append_column("offset", pyarrow.array(batch_id * 10 * BATCH + np.arange(len(numbers))))
+        rows = rows.append_column("topic", pyarrow.array([PLACE[0]] * len(numbers)))
+        rows = rows.append_column("partition", pyarrow.array(np.full(len(numbers), PLACE[1], np.int32)))
+        rows = rows.append_column("offset", pyarrow.array(self.offsets + np.arange(len(numbers))))
+        self.offsets += len(numbers)
         rows = rows.append_column("attempt", pyarrow.array(np.zeros(len(numbers), np.int32)))
         rows = rows.append_column("accepted", pyarrow.array(np.ones(len(numbers), bool)))
         place = (self._config.lake_uri, self.contract.stream)
@@ -173,6 +181,7 @@ def one_hour(config: Settings, contract: Contract, events: int, console: Console
         lake.add(numbers, times)
     lake.add(np.array([0]), np.array([BEGINNING + 3 * HOUR]))  # closes the hour
     console.print(f"one hour of {events:,} events is written")
+    seconds = audited(config, contract, lake.offsets)
     figures = run(config, "one-hour")
     windows = compared(config, contract, events)
     return {
@@ -180,7 +189,20 @@ def one_hour(config: Settings, contract: Contract, events: int, console: Console
         **asdict(figures),
         "cpu_us_per_event": round(figures.cpu_seconds * 1e6 / events, 2),
         "windows_equal": windows,
+        "audit_seconds": seconds,
     }
+
+
+def audited(config: Settings, contract: Contract, offsets: int) -> float:
+    """The seconds in which it is found that bronze has each of so many offsets once. Raises RuntimeError if it is
+    not."""
+    began = time.monotonic()
+    with Coordinates(config.lake_uri, contract.stream) as bronze:
+        found, rows = conservation.held(bronze.breaks({PLACE: offsets}, -1)), bronze.all_rows()
+    seconds = time.monotonic() - began
+    if (found, rows) != ({PLACE: conservation.Held(0, offsets - 1)}, offsets):
+        raise RuntimeError(f"of {offsets:,} offsets bronze has {found} in {rows:,} rows")
+    return round(seconds, 1)
 
 
 def compared(config: Settings, contract: Contract, events: int) -> int:
@@ -277,7 +299,8 @@ def show(result: dict[str, dict[str, object]], console: Console) -> None:
         )  # fmt: skip
     console.print(table)
     console.print(
-        f"{hour['windows_equal']:,} windows equal; the long history costs {result['late_ratio']} times as much"
+        f"{hour['windows_equal']:,} windows equal; the long history costs {result['late_ratio']} times as much; "
+        f"the audit proves the hour in {hour['audit_seconds']} s"
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import polars
 import pytest
 from deltalake import DeltaTable
 from pyspark.sql import SparkSession
@@ -140,3 +141,17 @@ def test_a_publication_names_the_versions_that_it_made_final(published: Feed) ->
             row["run_id"] for row in DeltaTable(path, version=first.versions[aggregate]).to_pyarrow_table().to_pylist()
         }
         assert runs == {"r1"}
+
+
+def test_polars_and_pandas_read_the_published_windows_as_the_view_serves_them(published: Feed) -> None:
+    columns = ["shop", "window_start", "window_end", "sales", "priced", "mean_price", "p95_price", "buyers"]
+    with connect(Settings(home=Path("/nowhere"), lake=published.lake_uri), [published.contract]) as served:
+        asked = served.execute(f"select {', '.join(columns)} from by_shop_1h where final order by all").to_arrow_table()
+    rows = [tuple(row.values()) for row in asked.to_pylist()]
+    assert len(rows) == 6
+    path = tables.local_path(tables.batch(published.lake_uri, "sales", "by_shop"))
+    in_polars = polars.read_delta(path).filter(polars.col("window") == "1h").select(columns).sort(columns)
+    in_pandas = DeltaTable(path).to_pandas(filters=[("window", "=", "1h")], columns=columns).sort_values(columns)
+    assert polars.DataFrame(asked).rows() == in_polars.rows() == rows
+    assert list(asked.to_pandas().itertuples(index=False, name=None)) == rows
+    assert list(in_pandas.itertuples(index=False, name=None)) == rows
