@@ -19,8 +19,12 @@ settings.register_profile("search", max_examples=2000, deadline=None)
 settings.load_profile("same")  # `make test` says the same of the same code; `make long` searches for more
 
 
-SHARE = ("tests/unit/transforms/", "tests/unit/test_dags.py", "tests/integration/lake/", "tests/integration/")
-"""Whose tests share what takes long to start: a Spark session, the parsed DAGs, a stack of servers."""
+SHARE = (
+    "tests/unit/transforms/", "tests/unit/test_dags.py", "tests/integration/lake/", "tests/integration/test_faults.py",
+    "tests/integration/test_lane.py", "tests/integration/",
+)  # fmt: skip
+"""Whose tests share what takes long to start: a Spark session, the parsed DAGs, a stack of servers. The first that fits
+counts."""
 
 
 class BySharing(LoadScopeScheduling):
