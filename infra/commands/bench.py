@@ -18,7 +18,7 @@ def about() -> None:
 
 @bench.command()
 def ingest(
-    events: Annotated[int, typer.Option(min=1000, help="Events to be timed; a quarter more make the JVMs warm.")] = (
+    events: Annotated[int, typer.Option(min=1000, help="Events to be timed; as many more make the JVMs warm.")] = (
         4_000_000
     ),
     partitions: Annotated[int, typer.Option(min=1, max=64, help="Partitions of the topic.")] = 4,
