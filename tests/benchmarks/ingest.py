@@ -38,7 +38,7 @@ from tests.benchmarks import readings, textbook
 
 RIVALS = ("textbook", "defaults")
 
-HEAP = "2g"
+HEAP = "1600m"
 SAMPLE_SECONDS = 0.2
 
 
