@@ -20,8 +20,8 @@ settings.load_profile("same")  # `make test` says the same of the same code; `ma
 
 
 SHARE = (
-    "tests/unit/transforms/", "tests/unit/test_dags.py", "tests/integration/lake/", "tests/integration/test_faults.py",
-    "tests/integration/test_lane.py", "tests/integration/",
+    "tests/unit/transforms/", "tests/unit/test_dags.py", "tests/unit/test_suites.py", "tests/integration/lake/",
+    "tests/integration/test_faults.py", "tests/integration/test_lane.py", "tests/integration/",
 )  # fmt: skip
 """Whose tests share what takes long to start: a Spark session, the parsed DAGs, a stack of servers. The first that fits
 counts."""
