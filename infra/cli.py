@@ -23,6 +23,7 @@ from infra.commands.lineage import lineage
 from infra.commands.logs import logs
 from infra.commands.metrics import metrics
 from infra.commands.produce import produce
+from infra.commands.provision import provision
 from infra.commands.query import query
 from infra.commands.sql import sql
 from infra.commands.status import status
@@ -72,7 +73,7 @@ def _options(
 for panel, commands in {
     "Run it": (demo, up, down),
     "Look at it": (status, query, sql, tables, lineage, audit, metrics, logs, doctor, soak),
-    "Streams": (produce, backfill, check),
+    "Streams": (check, provision, produce, backfill),
 }.items():
     for command in commands:
         app.command(rich_help_panel=panel)(command)

@@ -10,7 +10,8 @@ from confluent_kafka import IsolationLevel, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from infra.settings import Principal, Settings
-from schemas.errors import TransientError
+from schemas.errors import Halt, TransientError
+from schemas.model import Contract
 
 Offsets = dict[tuple[str, int], int]
 """(topic, partition) to an offset."""
@@ -40,6 +41,22 @@ def broker_offsets(
         return {(p.topic, p.partition): answer.result().offset for p, answer in answers.items()}
     except KafkaException as error:
         raise TransientError(f"Kafka at {settings.bootstrap} is not reachable: {error}; is the stack up?") from error
+
+
+class NotProvisioned(Halt):
+    """A topic of the stream does not exist."""
+
+
+def require_topics(settings: Settings, contract: Contract, principal: Principal = "admin") -> None:
+    """Raises `NotProvisioned` while a topic of the stream that the driver needs is missing, and `TransientError` as
+    `broker_offsets` does."""
+    needed = [*contract.ingest_topics, contract.dlq_topic]
+    there = {topic for topic, _ in broker_offsets(settings, needed, principal=principal)}
+    if missing := [topic for topic in needed if topic not in there]:
+        raise NotProvisioned(
+            f"stream {contract.stream} is not provisioned: there is no topic {', '.join(missing)}; `millrace "
+            "provision` makes what its contract says"
+        )
 
 
 def heartbeat(settings: Settings) -> dict[str, Any] | None:

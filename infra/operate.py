@@ -64,6 +64,7 @@ def operate(settings: Settings, action: Action, by: str, because: str) -> Done:
     _require_supervisor(settings)
     if action == "deploy":
         require_startable(settings)
+        _require_topics(settings)
     return _replaced(settings, action)
 
 
@@ -110,6 +111,15 @@ def _require_supervisor(settings: Settings) -> None:
             f"the DAG stream_supervisor is paused, so nobody would start the next driver; unpause it at "
             f"{settings.airflow_url} first"
         )
+
+
+def _require_topics(settings: Settings) -> None:
+    """A stream without topics would only halt itself, but who deploys it wants it to run."""
+    from infra.offsets import require_topics
+    from schemas.catalog import catalog
+
+    for contract in catalog(settings.contracts).values():
+        require_topics(settings, contract)
 
 
 def require_startable(settings: Settings) -> None:

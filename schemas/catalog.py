@@ -10,6 +10,7 @@ import fastavro
 from fastavro.schema import SchemaParseException, UnknownType
 from pydantic import ValidationError
 
+from schemas import named
 from schemas.document import Document, read_json, read_yaml
 from schemas.model import Contract
 from schemas.problem import ContractError, Problem
@@ -48,13 +49,17 @@ def catalog(root: Path | None = None) -> dict[str, Contract]:
 
 
 def load(folder: Path) -> Contract:
-    """The contract in `folder`, whose name is the stream's. Raises `ContractError` with every problem of its shape;
-    `schemas.check` looks deeper."""
-    return load_with_lines(folder)[0]
+    """The contract in `folder`, whose name is the stream's. Raises `ContractError` with every problem of its shape and
+    of the names that its tables are made of; `schemas.check` looks deeper."""
+    contract, document = load_with_lines(folder)
+    if problems := list(named.problems(contract, document)):
+        raise ContractError(problems)
+    return contract
 
 
 def load_with_lines(folder: Path) -> tuple[Contract, Document]:
-    """`load`, and the document that knows the lines of its fields."""
+    """The contract, and the document that knows the lines of its fields. Raises `ContractError` with every problem of
+    its shape."""
     document = read_yaml(folder / "stream.yaml")
     if not isinstance(document.data, dict):
         raise ContractError([document.problem((), "must be a mapping of keys to values")])

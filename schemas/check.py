@@ -6,24 +6,19 @@ from collections.abc import Collection, Iterator
 from datetime import timedelta
 from pathlib import Path
 
-from schemas import derived, examples, references
+from schemas import derived, examples, named, references
 from schemas.catalog import documents, folders, load_with_lines
 from schemas.compatibility import incompatibilities
 from schemas.document import Document, Step
-from schemas.fields import DIMENSION, NUMERIC, kind, logical_type, nullable
-from schemas.model import RESERVED, Aggregate, Contract
-from schemas.operands import operand_fault, unknown
+from schemas.fields import NUMERIC, kind
+from schemas.model import RESERVED, Contract
+from schemas.operands import unknown
 from schemas.predicates import Alerts, PredicateError, Rules
 from schemas.problem import ContractError, Problem
 from schemas.verdict import Judge
 
 RESERVED_AGGREGATES = frozenset({"alerts"})
 """Names of tables that the speed layer keeps beside those of the aggregates."""
-
-RESERVED_IN_AGGREGATES = frozenset({"hour"})
-"""Columns of the batch tables that a field may have but a dimension or a measure may not."""
-
-IDENTITY = frozenset({"integer", "string", "boolean", "date", "timestamp", "decimal"})
 
 
 def check(root: Path, streams: Collection[str] | None = None) -> list[Problem]:
@@ -55,7 +50,7 @@ def check(root: Path, streams: Collection[str] | None = None) -> list[Problem]:
 
 def _contract(contract: Contract, document: Document, others: list[Contract]) -> Iterator[Problem]:
     yield from _names(contract)
-    yield from _identity(contract, document)
+    yield from named.identity(contract, document)
     yield from _dead_letters(contract, document)
     yield from _quality(contract, document)
     taken = {aggregate.name: other.stream for other in others for aggregate in other.aggregates}
@@ -68,7 +63,7 @@ def _contract(contract: Contract, document: Document, others: list[Contract]) ->
         if aggregate.name in RESERVED_AGGREGATES:
             yield document.problem((*loc, "name"), f"{aggregate.name!r} is reserved: a table of the speed layer has it")
         taken[aggregate.name] = contract.stream
-        yield from _aggregate(contract, document, aggregate, loc)
+        yield from named.aggregate(contract, document, aggregate, loc)
     yield from derived.problems(contract, document, others)
     yield from _compatibility(contract)
     wrong_rules = list(_rules(contract, document))
@@ -96,64 +91,6 @@ def _names(contract: Contract) -> Iterator[Problem]:
                 loc, f"{name!r} may only be the name of the event time, which is {contract.event_time!r}"
             )
         seen[name.lower()] = name
-
-
-def _identity(contract: Contract, document: Document) -> Iterator[Problem]:
-    """`key`, `event_id` and `event_time`: they exist, are never null, and are of types that can identify and order."""
-    for setting in ("key", "event_id"):
-        names: list[str] = getattr(contract, setting)
-        for index, name in enumerate(names):
-            loc = (setting, index)
-            if name in names[:index]:
-                yield document.problem(loc, f"{name!r} is listed twice")
-            elif name not in contract.fields:
-                yield document.problem(loc, unknown(contract, name))
-            elif nullable(contract.fields[name]):
-                yield document.problem(loc, f"field {name!r} may be null, so it cannot identify anything")
-            elif kind(contract.fields[name]) not in IDENTITY:
-                yield document.problem(
-                    loc, f"field {name!r} is of kind {kind(contract.fields[name])}, which cannot identify anything"
-                )
-    if contract.event_time not in contract.fields:
-        yield document.problem(("event_time",), unknown(contract, contract.event_time))
-    elif logical_type(contract.fields[contract.event_time]) not in ("timestamp-micros", "timestamp-millis"):
-        yield document.problem(
-            ("event_time",),
-            f"field {contract.event_time!r} must be of logical type timestamp-micros or -millis and not null",
-        )
-
-
-def _aggregate(
-    contract: Contract, document: Document, aggregate: Aggregate, loc: tuple[Step, ...]
-) -> Iterator[Problem]:
-    for index, name in enumerate(aggregate.dimensions):
-        at = (*loc, "dimensions", index)
-        if name not in contract.fields:
-            yield document.problem(at, unknown(contract, name))
-        elif name in RESERVED_IN_AGGREGATES:
-            yield document.problem(at, f"{name!r} is reserved: the batch tables have a column of that name")
-        elif kind(contract.fields[name]) not in DIMENSION:
-            yield document.problem(
-                at, f"field {name!r} is of kind {kind(contract.fields[name])} and cannot be a dimension"
-            )
-        if name in aggregate.dimensions[:index]:
-            yield document.problem(at, f"{name!r} is listed twice")
-    if len(set(aggregate.windows)) < len(aggregate.windows) or not aggregate.windows:
-        yield document.problem((*loc, "windows"), "must list each window once, and at least one")
-    names: set[str] = set()
-    for index, measure in enumerate(aggregate.measures):
-        at = (*loc, "measures", index)
-        if measure.name in names:
-            yield document.problem((*at, "name"), f"measure {measure.name!r} is defined twice")
-        if measure.name in aggregate.dimensions:
-            yield document.problem((*at, "name"), f"{measure.name!r} is also a dimension")
-        if measure.name in RESERVED_IN_AGGREGATES:
-            yield document.problem(
-                (*at, "name"), f"{measure.name!r} is reserved: the batch tables have a column of that name"
-            )
-        names.add(measure.name)
-        if fault := operand_fault(contract, measure):
-            yield document.problem((*at, "of"), fault)
 
 
 def _dead_letters(contract: Contract, document: Document) -> Iterator[Problem]:
@@ -246,7 +183,7 @@ def _lookup_fault(contract: Contract, name: str) -> str | None:
     if name not in contract.fields:
         return unknown(contract, name)
     what = kind(contract.fields[name])
-    allowed = IDENTITY - {"decimal"}
+    allowed = named.IDENTITY - {"decimal"}
     if what not in allowed:
         return f"a key needs a field of kind {' or '.join(sorted(allowed))}; {name!r} is of kind {what}"
     return None

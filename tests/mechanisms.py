@@ -216,6 +216,12 @@ MECHANISMS = (
         ("tests/unit/test_dag_reports.py::test_reconciles_again_what_was_published_without_its_join",),
     ),
     Mechanism(
+        "P6", "a stream without topics halts alone", "spark/jobs/stream.py",
+        '            require_topics(settings, self.contract, "stream")\n', "            pass\n",
+        ("tests/integration/test_restart.py"
+         "::test_a_stream_that_nobody_provisioned_halts_alone_and_starts_when_it_is",),
+    ),
+    Mechanism(
         "P6", "a checkpoint that does not fit bronze is refused", "spark/restart.py",
         "    if misfit:\n", "    if False:\n",
         ("tests/unit/test_restart.py::test_an_old_copy_of_the_checkpoint_is_refused",),

@@ -39,10 +39,12 @@ def backfill(
     from rich.console import Console
 
     from infra.backfill import backfill as work
+    from infra.commands.produce import contract_of
     from infra.settings import settings
     from spark.reconcile import utc, whole_hours
 
     console = Console(stderr=json_)
+    contract_of(stream)
     try:
         hours = whole_hours(utc(since), utc(until))
     except ValueError as error:
@@ -76,6 +78,8 @@ def _show(done: dict[str, Any], console: Console) -> None:
         for change in changes[:SHOWN]:
             table.add_row(*(str(change[name]) for name in columns))
         console.print(table)
+    elif not done["applied"]:
+        console.print("No served number would change.")
     if done["final_through"]:
         console.print(f"Hours from {done['final_through']} on are not closed yet; reconcile takes them when they are.")
     if not done["applied"]:

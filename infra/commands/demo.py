@@ -12,7 +12,6 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from infra.airflow_api import Airflow
     from infra.commands.progress import Say
     from infra.settings import Settings
     from producers.generators import Generated
@@ -27,6 +26,9 @@ DUTIES = {
     "replay_dead_letters": "what may come back comes back",
 }
 """The scheduled DAGs that the demo triggers once instead of waiting for their hour, and what the operator reads."""
+
+LATER = ("decide_parked_letters", "maintain", "backfill", "operate_stream")
+"""DAGs that are taken into service at the end: they do something at their hour, or when somebody asks for it."""
 
 
 def demo(
@@ -91,6 +93,7 @@ def _run(
     """Every step of the demo, told on `console`."""
     from infra.airflow_api import Airflow
     from infra.commands.progress import narrated
+    from infra.commands.provision import provisioned
     from infra.ingested import wait_until_ingested, wait_until_running
     from infra.local import stack
     from infra.offsets import heartbeat
@@ -106,9 +109,9 @@ def _run(
             run = airflow.trigger(dag_id)
             return lambda say: airflow.wait(run)
 
-        dags = ("provision", "stream_supervisor", *DUTIES, "decide_parked_letters")
+        dags = ("provision", "stream_supervisor", *DUTIES, *LATER)
         step("Airflow reads the DAGs", lambda say: airflow.wait_for_dags(dags))
-        step("provision: topics, schemas, tables", partial(_provisioned, airflow, streams))
+        step("provision: topics, schemas, tables", partial(provisioned, airflow, streams))
         airflow.unpause("stream_supervisor")
         if (beat := heartbeat(config)) and beat.get("state") == "running" and not set(streams) <= set(beat["queries"]):
             (config.run_dir / "stream" / "stop").touch()  # the next driver reads the streams that are new
@@ -127,24 +130,8 @@ def _run(
         for dag_id in ("reconcile", "data_quality"):
             step(f"{dag_id}: {DUTIES[dag_id]}", waiting(dag_id))
         step(f"replay_dead_letters: {DUTIES['replay_dead_letters']}", beside)
-        airflow.unpause("decide_parked_letters")  # asks at its next hour, if there is something to ask
-
-
-def _provisioned(airflow: Airflow, streams: list[str], say: Say) -> None:
-    """Runs `provision` until a run had a task for each of `streams`: Airflow sees a new contract within a minute."""
-    from tenacity import retry, retry_if_result, stop_after_delay
-
-    airflow.unpause("provision")
-
-    @retry(stop=stop_after_delay(300), retry=retry_if_result(lambda missing: bool(missing)))
-    def missing() -> set[str]:
-        run = airflow.wait(airflow.trigger("provision"))
-        left = set(streams) - set(airflow.task_states(run))
-        if left:
-            say(f"provision: Airflow has not seen {', '.join(sorted(left))} yet")
-        return left
-
-    missing()
+        for dag_id in LATER:
+            airflow.unpause(dag_id)
 
 
 def _replay(contract: Contract, days: int, events: int, faults: Faults, speed: float, again: bool, say: Say) -> None:

@@ -10,9 +10,9 @@ its epoch is still the newest. It ends
 - with exit code 1 when any query fails, the lease is lost or the machine's clock was set back (see `spark.clock`), with
   the reason in the heartbeat and on standard error.
 
-A stream that needs a person's decision (`Halt`: its checkpoint is refused, or a poison storm) only halts itself: the
-heartbeat says so, the other streams go on, and it is tried again each `RETRY_HALTED` seconds, so it resumes soon after
-the decision.
+A stream that needs a person's decision (`Halt`: its topics are missing, its checkpoint is refused, or a poison storm)
+only halts itself: the heartbeat says so, the other streams go on, and it is tried again each `RETRY_HALTED` seconds, so
+it resumes soon after the decision.
 
 Between batches it merges the small files of its tables (see `spark.upkeep`).
 
@@ -28,7 +28,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -40,9 +40,10 @@ from pyspark.sql.streaming.query import StreamingQuery
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_exponential_jitter
 
 from infra.lease import Lease, LeaseUnreachable
+from infra.offsets import require_topics
 from infra.settings import Settings, settings
 from schemas.catalog import catalog
-from schemas.errors import Halt, MillraceError
+from schemas.errors import Halt, MillraceError, TransientError
 from schemas.model import Contract
 from spark import checkpoints, derived, lineage, restart, retention, source, tables
 from spark.clock import Clock
@@ -100,6 +101,8 @@ class Stream:
 
     def _start(self, spark: SparkSession) -> None:
         name, settings = self.contract.stream, self.configured
+        with suppress(TransientError):  # a broker that is away is waited for by the query
+            require_topics(settings, self.contract, "stream")
         opening = restart.opening(self.contract, settings)
         if opening.unfinished is not None:
             ingest = self._ingest(checkpoints.generation_of(opening.unfinished))

@@ -76,7 +76,10 @@ def of_run(lake_uri: str, contracts: Iterable[Contract], run_id: str) -> Snapsho
     log = tables.system(lake_uri, "publications")
     total, low, high = _rows_of(lake_uri, run_id, None), 0, _newest(log) or 0
     if not total:
-        raise NoSuchSnapshot(f"no run {run_id!r} has published; `from publications` lists those that did")
+        raise NoSuchSnapshot(
+            f"no run {run_id!r} has published (`from publications` lists those that did); a time is written "
+            "2026-01-31T12:00"
+        )
     while low < high:  # rows are only ever added
         middle = (low + high) // 2
         low, high = (low, middle) if (_rows_of(lake_uri, run_id, middle) or 0) == total else (middle + 1, high)
@@ -92,7 +95,10 @@ def taken(lake_uri: str, contracts: Iterable[Contract], as_of: datetime | str | 
         moment = datetime.fromisoformat(as_of) if isinstance(as_of, str) else as_of
     except ValueError:
         return of_run(lake_uri, contracts, str(as_of))
-    return at(lake_uri, contracts, moment if moment.tzinfo else moment.replace(tzinfo=UTC))
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    if moment > datetime.now(UTC):
+        raise NoSuchSnapshot(f"{moment:%Y-%m-%d %H:%M} UTC has not come yet")
+    return at(lake_uri, contracts, moment)
 
 
 def _rows_of(lake_uri: str, run_id: str, version: int | None) -> int | None:

@@ -29,9 +29,11 @@ from confluent_kafka.schema_registry import Schema
 from deltalake import DeltaTable
 from prometheus_client.parser import text_string_to_metric_families
 from tenacity import retry, retry_if_result, stop_after_delay, wait_fixed
+from typer.testing import CliRunner
 
 from infra import driver
 from infra.airflow_api import Airflow, Run, RunFailed
+from infra.cli import app
 from infra.ingested import wait_until_ingested
 from infra.offsets import heartbeat
 from infra.settings import PROJECT, Settings
@@ -135,7 +137,8 @@ def send_january(stack: Settings, contract: Contract, faults: Faults) -> None:
 def test_provision_makes_everything_and_a_second_run_changes_nothing(
     stack: Settings, airflow: Airflow, contracts: dict[str, Contract]
 ) -> None:
-    run(airflow, "provision")
+    told = CliRunner().invoke(app, ["provision"])
+    assert told.exit_code == 0, told.output
     topics = AdminClient(stack.kafka_client("admin")).list_topics(timeout=10).topics
     for contract in contracts.values():
         assert set(contract.topics) <= set(topics)

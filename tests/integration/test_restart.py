@@ -27,7 +27,7 @@ from deltalake import DeltaTable
 from pyspark.sql import DataFrame, SparkSession
 from tenacity import retry, retry_if_result, stop_after_delay, wait_fixed
 
-from infra.offsets import broker_offsets, flat
+from infra.offsets import NotProvisioned, broker_offsets, flat, require_topics
 from infra.provisioning import provision_subject, provision_topics
 from infra.settings import Settings
 from producers.codec import registry
@@ -501,6 +501,30 @@ def test_a_halted_stream_is_tried_again_in_place(site: Site) -> None:
     assert life.progress()["halted"] is None
     site.stop()
     site.assert_exact()
+
+
+def test_a_stream_that_nobody_provisioned_halts_alone_and_starts_when_it_is(
+    stack: Settings, spark: SparkSession
+) -> None:
+    new = Site(stack, spark, contract(next(NAMES)))
+    tables.create(stack.lake_uri, new.contract)  # the driver does it
+    life = new.start()
+    try:
+        wait_for(lambda: life.halted)
+        assert life.error() is None, "nothing that ends the driver"
+        halted = life.progress()["halted"]
+        assert f"there is no topic {new.contract.stream}" in halted["why"]
+        assert "`millrace provision`" in halted["why"]
+        with pytest.raises(NotProvisioned, match=f"there is no topic {new.contract.stream}"):
+            require_topics(stack, new.contract)
+        new.provision()
+        new.send(range(5))
+        life.start(spark)
+        wait_for(new.ingested)
+        assert life.progress()["halted"] is None
+    finally:
+        new.stop()
+    new.assert_exact()
 
 
 @pytest.mark.long

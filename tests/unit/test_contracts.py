@@ -138,6 +138,24 @@ def test_check_names_what_is_wrong(
     assert problem.line == expected
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "field"),
+    [
+        ("of: tailnum", "of: tail_num", "aggregates[0].measures[4].of"),
+        ("dimensions: [origin]", "dimensions: [orgin]", "aggregates[0].dimensions[0]"),
+        ("event_id: [event_time, carrier, flight]", "event_id: [event_tim]", "event_id[0]"),
+        ("event_time: event_time", "event_time: evnt_time", "event_time"),
+    ],
+)
+def test_a_name_that_tables_are_made_of_is_an_error_for_everybody(
+    root: Path, edit: Callable[[str, str, str], Path], old: str, new: str, field: str
+) -> None:
+    path = edit("flights/stream.yaml", old, new)
+    with pytest.raises(ContractError, match="has no field") as caught:
+        catalog(root)
+    assert (path, field) in [(problem.file, problem.field) for problem in caught.value.problems]
+
+
 DERIVED = """velocity:
   - {name: many_departures, description: d, key: [origin], within: 10m, more_than: 5}
 sessions:

@@ -1,0 +1,49 @@
+"""`millrace provision`: topics, schemas and tables as the contracts say."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from infra.airflow_api import Airflow
+    from infra.commands.progress import Say
+
+
+def provision() -> None:
+    """Make the topics, schemas and tables of all streams as their contracts say, by a run of the DAG of that name.
+
+    What is there already stays as it is; what differs from its contract is told by the run, and fails it. A stream that
+    is new is waited for until Airflow has seen it.
+    """
+    from rich.console import Console
+
+    from infra.airflow_api import Airflow
+    from infra.commands.progress import narrated
+    from infra.settings import settings
+    from schemas.catalog import catalog
+
+    config = settings()
+    streams = list(catalog(config.contracts))
+    with narrated(Console()) as step:
+        step("provision: topics, schemas, tables", partial(provisioned, Airflow(config), streams))
+    typer.echo("Streams that are new are read by the next driver: millrace stream deploy")
+
+
+def provisioned(airflow: Airflow, streams: list[str], say: Say) -> None:
+    """Runs `provision` until a run had a task for each of `streams`: Airflow sees a new contract within a minute."""
+    from tenacity import retry, retry_if_result, stop_after_delay
+
+    airflow.unpause("provision")
+
+    @retry(stop=stop_after_delay(300), retry=retry_if_result(lambda missing: bool(missing)))
+    def missing() -> set[str]:
+        run = airflow.wait(airflow.trigger("provision"))
+        left = set(streams) - set(airflow.task_states(run))
+        if left:
+            say(f"provision: Airflow has not seen {', '.join(sorted(left))} yet")
+        return left
+
+    missing()
