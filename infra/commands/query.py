@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 Format = Literal["table", "csv", "json", "parquet"]
 
+FEW_COLUMNS = 6
+"""So many are printed beside each other however long their values are: what is too long for its place is folded."""
+
 
 def query(
     sql: Annotated[str, typer.Argument(help='For example "from departures_by_origin_1h where final limit 5".')],
@@ -108,11 +111,13 @@ def _write_parquet(cursor: duckdb.DuckDBPyConnection, file: IO[bytes]) -> None:
 
 
 def text(value: object) -> str:
-    """How a value that JSON has no type for is written: times as ISO-8601, bytes as hex."""
+    """How a value is written that the format has no type for: times as ISO-8601, bytes as hex."""
     from datetime import date, datetime
 
     if isinstance(value, (date, datetime)):
         return value.isoformat()
+    if isinstance(value, bool):
+        return str(value).lower()
     return value.hex() if isinstance(value, bytes) else str(value)
 
 
@@ -121,30 +126,52 @@ def _write_csv(names: list[str], rows: list[tuple[object, ...]], file: IO[str]) 
 
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(names)
-    writer.writerows(
-        [value if value is None or isinstance(value, (int, float, str)) else text(value) for value in row]
-        for row in rows
-    )
+    writer.writerows([value if value is None or type(value) in (int, float, str) else text(value) for value in row]
+                     for row in rows)  # fmt: skip
+
+
+def _shown(value: object) -> str:
+    """How people read a value: times without what all have, numbers without what nobody looks at."""
+    from datetime import datetime
+
+    if value is None or isinstance(value, str):
+        return value or ""
+    if isinstance(value, datetime):
+        return value.replace(tzinfo=None).isoformat(" ").removesuffix(":00")
+    if isinstance(value, float) and value == value and 1e-3 <= abs(value) < 1e15:
+        return f"{value:.3f}".rstrip("0").rstrip(".")
+    return text(value)
 
 
 def print_table(
     names: list[str], rows: list[tuple[object, ...]], limit: int = 1_000_000, file: IO[str] | None = None
 ) -> None:
-    """Rows as a table for people, `limit` of them at most, and their number, to `file` (default: standard output)."""
+    """Rows as a table for people, `limit` of them at most, and their number, to `file` (default: standard output).
+    Many columns that the terminal has no room for are printed below each other, each row by itself."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(header_style="bold")
-    for name in names:
-        table.add_column(Text(name), overflow="fold")
-    for row in rows[:limit]:
-        # As text: brackets in data are no markup.
-        cells = ("" if value is None else value if isinstance(value, str) else text(value) for value in row)
-        table.add_row(*(Text(cell) for cell in cells))
+    # As text: brackets in data are no markup.
+    shown = [[Text(_shown(value), overflow="fold") for value in row] for row in rows[:limit]]
     console = Console(file=file)
     if not console.is_terminal:
         console.width = 10_000  # a file or a pipe has no edge
-    console.print(table)
+    table = Table(header_style="bold")
+    for column, name in enumerate(names):
+        numbers = bool(rows) and all(type(row[column]) in (int, float, type(None)) for row in rows[:limit])
+        table.add_column(Text(name), justify="right" if numbers else "left")
+    for cells in shown:
+        table.add_row(*cells)
+    needed = console.measure(table, options=console.options.update(width=10_000)).maximum
+    if needed <= console.width or len(names) <= FEW_COLUMNS:
+        console.print(table)
+    else:
+        for number, cells in enumerate(shown, 1):
+            console.rule(f"{number}", align="left", style="dim")
+            record = Table.grid(padding=(0, 2))
+            for name, cell in zip(names, cells, strict=True):
+                record.add_row(Text(name, "bold"), cell)
+            console.print(record)
     more = f", {len(rows) - limit:,} more not shown (--limit)" if len(rows) > limit else ""
-    console.print(f"{min(len(rows), limit):,} rows{more}", style="dim")
+    console.print(f"{len(shown):,} {'row' if len(shown) == 1 else 'rows'}{more}", style="dim")

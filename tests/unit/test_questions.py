@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
+import re
+from datetime import UTC, datetime
+from io import StringIO
 from pathlib import Path
 
 import pyarrow.parquet
 import pytest
 
+from infra.commands.query import print_table
 from infra.settings import Settings
 from spark.serving.questions import QueryError, ask
 from tests.unit.test_cli import millrace
@@ -86,3 +90,26 @@ def test_what_cannot_be_written_or_asked_is_one_message(tmp_path: Path) -> None:
         done = millrace(tmp_path, "query", "select 1", *arguments)
         assert (done.returncode, done.stdout) == (1, "")
         assert message in done.stderr
+
+
+def test_many_columns_are_shown_below_each_other_where_the_terminal_is_narrow(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names = ["window_start", "window_end", "origin", "scheduled", "mean_dep_delay", "final", "source"]
+    moment = datetime(2013, 1, 9, 14, tzinfo=UTC)
+    row = (moment, moment, "EWR", 12, 69.42105263157895, True, None)
+
+    def shown(columns: int) -> list[str]:
+        monkeypatch.setenv("COLUMNS", str(columns))
+        printed = StringIO()
+        print_table(names, [row], file=printed)
+        return re.sub(r"\x1b\[[\d;]*m", "", printed.getvalue()).splitlines()
+
+    monkeypatch.setenv("FORCE_COLOR", "1")  # for rich, that is a terminal
+    wide = "│ 2013-01-09 14:00 │ 2013-01-09 14:00 │ EWR    │        12 │         69.421 │ true  │        │"
+    assert wide in shown(200)
+    narrow = [line.split() for line in shown(80)]
+    assert ["window_start", "2013-01-09", "14:00"] in narrow
+    assert ["mean_dep_delay", "69.421"] in narrow
+    assert max(map(len, shown(80))) <= 80
+    assert shown(80)[-1] == "1 row"
