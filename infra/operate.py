@@ -95,10 +95,11 @@ def _started(settings: Settings, action: Action, said: str, before: driver.Drive
         retry_error_callback=lambda _: None,
     )(beat)
     if found is None:
-        why = restarts.waits(settings, datetime.now(UTC)) or driver.log_end(settings)
+        why = restarts.waits(settings, datetime.now(UTC)) or (
+            f"is the DAG stream_supervisor at {settings.airflow_url} paused?"
+        )
         raise NotStarted(
-            f"no driver runs after {STARTING:.0f} s. Is the DAG stream_supervisor at {settings.airflow_url} paused? "
-            f"Last words: {why}"
+            f"no driver runs after {STARTING:.0f} s: {why}. The last one's last words: {driver.log_end(settings)}"
         )
     return Done(action, said, before.epoch if before else None, found["epoch"])
 

@@ -101,7 +101,7 @@ def whole_hours(since: datetime, until: datetime) -> Range:
     first, last = floor_hour(since), floor_hour(until)
     last += HOUR if last < until else timedelta()
     if first >= last:
-        raise EmptyRange(f"from {since.isoformat()} to {until.isoformat()} there is no hour")
+        raise EmptyRange(f"from {since.isoformat()} to {until.isoformat()} there is no hour: the end must be later")
     return first, last
 
 

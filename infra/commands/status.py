@@ -178,8 +178,8 @@ def show(document: dict[str, Any]) -> None:
         f"Stream driver  {driver['state'] or 'not started'}" + (f": {driver['error']}" if driver["error"] else "")
     )
     if driver["breaker"]["state"] != "closed" or driver["waits"]:
-        state = f"The circuit breaker is {driver['breaker']['state']}. " if driver["breaker"]["deaths"] else ""
-        console.print(Text(f"{state}{driver['waits'] or 'A driver is being tried'}", "red"), soft_wrap=True)
+        trying = f"The circuit breaker is {driver['breaker']['state']}: a driver is being tried"
+        console.print(Text(driver["waits"] or trying, "red"), soft_wrap=True)
     for name, stream in streams.items():
         if stream["halted"]:
             console.print(Text(f"{name} is halted: {stream['halted']}", "red"), soft_wrap=True)
