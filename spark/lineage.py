@@ -5,6 +5,7 @@ Names: `topic <name>`, the table's path under the lake (`bronze/flights`), and `
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -41,22 +42,34 @@ def edges(contracts: Iterable[Contract]) -> list[Edge]:
 
 
 def around(everything: Iterable[Edge], name: str) -> list[Edge]:
-    """The edges on the ways to and from `name`, which may leave `topic` or `view` out. Raises `NoSuchName`."""
+    """The edges on the ways to and from `name`, which may leave `topic` or `view` out. All streams write and read the
+    logs in `system/`, so a way leads on over one only where there is no other. Raises `NoSuchName`."""
     everything = list(everything)
     names = {end for edge in everything for end in (edge.source, edge.target)}
     full = next((one for one in (name, f"topic {name}", f"view {name}") if one in names), None)
     if full is None:
-        raise NoSuchName(f"there is no topic, table or view {name}; there are: {', '.join(sorted(names))}")
-    before = _closure({full}, [(edge.target, edge.source) for edge in everything])
-    after = _closure({full}, [(edge.source, edge.target) for edge in everything])
+        near = difflib.get_close_matches(name, [one.split(" ")[-1] for one in sorted(names)], cutoff=0.5)
+        like = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise NoSuchName(f"there is no topic, table or view {name}{like} There are: {', '.join(sorted(names))}")
+    before = _closure(full, [(edge.target, edge.source) for edge in everything])
+    after = _closure(full, [(edge.source, edge.target) for edge in everything])
     return [edge for edge in everything if edge.target in before or edge.source in after]
 
 
-def _closure(start: set[str], steps: list[tuple[str, str]]) -> set[str]:
-    reached = set(start)
-    while more := {to for from_, to in steps if from_ in reached} - reached:
-        reached |= more
+def _closure(start: str, steps: list[tuple[str, str]]) -> set[str]:
+    on: dict[str, set[str]] = {}
+    for from_, to in steps:
+        on.setdefault(from_, set()).add(to)
+    reached, new = {start}, {start}
+    while new:
+        ways = [on.get(name, set()) for name in new]
+        new = {to for way in ways for to in (_not_logs(way) or way)} - reached
+        reached |= new
     return reached
+
+
+def _not_logs(names: set[str]) -> set[str]:
+    return {name for name in names if not name.startswith("system/")}
 
 
 def _of_topics(contract: Contract) -> set[Edge]:
