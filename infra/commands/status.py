@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -139,7 +139,9 @@ def _stream(name: str) -> dict[str, Any]:
     return found
 
 
-def _runs(dag_ids: Iterable[str]) -> dict[str, Any]:
+def _runs(dag_ids: Collection[str]) -> dict[str, Any]:
+    from concurrent.futures import ThreadPoolExecutor
+
     from infra.airflow_api import Airflow
     from infra.settings import settings
     from schemas.errors import MillraceError
@@ -148,11 +150,12 @@ def _runs(dag_ids: Iterable[str]) -> dict[str, Any]:
         airflow = Airflow(settings())
     except MillraceError as error:
         return {"error": str(error)}
-    last = {dag_id: next(iter(airflow.runs(dag_id)), None) for dag_id in dag_ids}
-    return {
-        dag_id: run and {"state": run.state, "started": _plain(run.started), "ended": _plain(run.ended)}
-        for dag_id, run in last.items()
-    }
+    with ThreadPoolExecutor(4) as pool:  # each is a request that mostly waits
+        last = pool.map(lambda dag_id: next(iter(airflow.runs(dag_id)), None), dag_ids)
+        return {
+            dag_id: run and {"state": run.state, "started": _plain(run.started), "ended": _plain(run.ended)}
+            for dag_id, run in zip(dag_ids, last, strict=True)
+        }
 
 
 def _plain(value: Any) -> Any:
