@@ -45,6 +45,13 @@ class Run:
     ended: datetime | None
 
 
+DAGS = (
+    "provision", "stream_supervisor", "reconcile", "data_quality", "replay_dead_letters", "decide_parked_letters",
+    "maintain", "backfill", "operate_stream",
+)  # fmt: skip
+"""Every DAG of the platform."""
+
+
 class Airflow:
     """A logged-in session of the user `admin`. Raises `AirflowUnreachable` when the API cannot be reached."""
 

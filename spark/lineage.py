@@ -49,8 +49,8 @@ def around(everything: Iterable[Edge], name: str) -> list[Edge]:
     full = next((one for one in (name, f"topic {name}", f"view {name}") if one in names), None)
     if full is None:
         near = difflib.get_close_matches(name, [one.split(" ")[-1] for one in sorted(names)], cutoff=0.5)
-        like = f"; did you mean {' or '.join(near)}?" if near else ""
-        raise NoSuchName(f"there is no topic, table or view {name}{like} There are: {', '.join(sorted(names))}")
+        like = f" (did you mean {' or '.join(near)}?)" if near else ""
+        raise NoSuchName(f"there is no topic, table or view {name}{like}; there are: {', '.join(sorted(names))}")
     before = _closure(full, [(edge.target, edge.source) for edge in everything])
     after = _closure(full, [(edge.source, edge.target) for edge in everything])
     return [edge for edge in everything if edge.target in before or edge.source in after]

@@ -217,7 +217,7 @@ MECHANISMS = (
     ),
     Mechanism(
         "P6", "a stream without topics halts alone", "spark/jobs/stream.py",
-        '            require_topics(settings, self.contract, "stream")\n', "            pass\n",
+        '                require_topics(settings, self.contract, "stream")\n', "                pass\n",
         ("tests/integration/test_restart.py"
          "::test_a_stream_that_nobody_provisioned_halts_alone_and_starts_when_it_is",),
     ),

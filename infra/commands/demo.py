@@ -27,9 +27,6 @@ DUTIES = {
 }
 """The scheduled DAGs that the demo triggers once instead of waiting for their hour, and what the operator reads."""
 
-LATER = ("decide_parked_letters", "maintain", "backfill", "operate_stream")
-"""DAGs that are taken into service at the end: they do something at their hour, or when somebody asks for it."""
-
 
 def demo(
     speed: Annotated[float, typer.Option(min=0, help="Event seconds per second of the replay; 0 is flat out.")] = 0,
@@ -91,7 +88,7 @@ def _run(
     console: Console,
 ) -> None:
     """Every step of the demo, told on `console`."""
-    from infra.airflow_api import Airflow
+    from infra.airflow_api import DAGS, Airflow
     from infra.commands.progress import narrated
     from infra.commands.provision import provisioned
     from infra.ingested import wait_until_ingested, wait_until_running
@@ -109,8 +106,7 @@ def _run(
             run = airflow.trigger(dag_id)
             return lambda say: airflow.wait(run)
 
-        dags = ("provision", "stream_supervisor", *DUTIES, *LATER)
-        step("Airflow reads the DAGs", lambda say: airflow.wait_for_dags(dags))
+        step("Airflow reads the DAGs", lambda say: airflow.wait_for_dags(DAGS))
         step("provision: topics, schemas, tables", partial(provisioned, airflow, streams))
         airflow.unpause("stream_supervisor")
         if (beat := heartbeat(config)) and beat.get("state") == "running" and not set(streams) <= set(beat["queries"]):
@@ -130,7 +126,7 @@ def _run(
         for dag_id in ("reconcile", "data_quality"):
             step(f"{dag_id}: {DUTIES[dag_id]}", waiting(dag_id))
         step(f"replay_dead_letters: {DUTIES['replay_dead_letters']}", beside)
-        for dag_id in LATER:
+        for dag_id in DAGS:  # the others do something at their hour, or when somebody asks for it
             airflow.unpause(dag_id)
 
 

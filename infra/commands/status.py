@@ -11,12 +11,6 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
-DAGS = (
-    "provision", "stream_supervisor", "reconcile", "data_quality", "replay_dead_letters", "decide_parked_letters",
-    "maintain", "backfill", "operate_stream",
-)  # fmt: skip
-"""Whose last runs are told."""
-
 
 def facts() -> dict[str, Any]:
     """One JSON-ready document: services, streams, runs and addresses. Parts that cannot be reached say so in `error`.
@@ -37,7 +31,7 @@ def facts() -> dict[str, Any]:
         "services": stack.status(config),
         "stream_driver": _driver(),
         "streams": {name: _stream(name) for name in contracts},
-        "runs": _runs(DAGS),
+        "runs": _runs(),
         "urls": {"airflow": config.airflow_url, "data_docs": config.data_docs_url},
     }
 
@@ -139,10 +133,10 @@ def _stream(name: str) -> dict[str, Any]:
     return found
 
 
-def _runs(dag_ids: Collection[str]) -> dict[str, Any]:
+def _runs() -> dict[str, Any]:
     from concurrent.futures import ThreadPoolExecutor
 
-    from infra.airflow_api import Airflow
+    from infra.airflow_api import DAGS, Airflow
     from infra.settings import settings
     from schemas.errors import MillraceError
 
@@ -151,10 +145,10 @@ def _runs(dag_ids: Collection[str]) -> dict[str, Any]:
     except MillraceError as error:
         return {"error": str(error)}
     with ThreadPoolExecutor(4) as pool:  # each is a request that mostly waits
-        last = pool.map(lambda dag_id: next(iter(airflow.runs(dag_id)), None), dag_ids)
+        last = pool.map(lambda dag_id: next(iter(airflow.runs(dag_id)), None), DAGS)
         return {
             dag_id: run and {"state": run.state, "started": _plain(run.started), "ended": _plain(run.ended)}
-            for dag_id, run in zip(dag_ids, last, strict=True)
+            for dag_id, run in zip(DAGS, last, strict=True)
         }
 
 

@@ -101,8 +101,9 @@ class Stream:
 
     def _start(self, spark: SparkSession) -> None:
         name, settings = self.contract.stream, self.configured
-        with suppress(TransientError):  # a broker that is away is waited for by the query
-            require_topics(settings, self.contract, "stream")
+        if checkpoints.settled_batch(self.contract, settings) is None:  # else it costs each recovery a connection
+            with suppress(TransientError):  # a broker that is away is waited for by the query
+                require_topics(settings, self.contract, "stream")
         opening = restart.opening(self.contract, settings)
         if opening.unfinished is not None:
             ingest = self._ingest(checkpoints.generation_of(opening.unfinished))

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from infra.airflow_api import DAGS
 from infra.settings import PROJECT
 
 JOBS = {"reconcile": "reconcile", "data_quality": "quality", "backfill": "backfill"}
@@ -112,6 +113,10 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def dag(request: pytest.FixtureRequest, seen: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = seen["dags"][request.param] | {"id": request.param}
     return found
+
+
+def test_the_commands_know_every_dag() -> None:
+    assert set(DAGS) == SCHEDULES.keys()
 
 
 def test_every_file_parses_to_the_dag_of_its_name(seen: dict[str, Any]) -> None:

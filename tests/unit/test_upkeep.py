@@ -297,7 +297,6 @@ def test_files_and_log_of_alerts_are_bounded(tmp_path: Path, monkeypatch: pytest
     assert entries <= 4 * upkeep.LOOK
 
 
-@pytest.mark.long
 def bounded(lake: Lake, batches: int) -> None:
     files, entries = run_for(lake, batches)
     assert files <= 2 * (upkeep.MANY + upkeep.LOOK)
