@@ -71,11 +71,12 @@ def stamp(number: int) -> Column:
 
 @dataclass(frozen=True)
 class Written:
-    """What bronze holds of a batch: the number of rows, and the `accepted` and `rejected` ones of them (columns of
-    bronze without `accepted`)."""
+    """What bronze holds of a batch: the number of rows, whether replays may have sent some of them, and the `accepted`
+    and `rejected` ones (columns of bronze without `accepted`)."""
 
     rows: int
     rows_rejected: int
+    replays: bool
     accepted: DataFrame
     rejected: DataFrame
 
@@ -96,11 +97,15 @@ def written(spark: SparkSession, lake_uri: str, contract: Contract, number: int)
             return spark.read.schema(columns).parquet(*places) if places else spark.createDataFrame([], columns)
 
         counts = {of: sum(file["num_records"] for file in mine if file[accepted] is of) for of in (True, False)}
-        return Written(sum(counts.values()), counts[False], rows(True), rows(False))
+        replays = any(file.get("max.attempt") != 0 for file in mine)  # one without statistics may have some
+        return Written(sum(counts.values()), counts[False], replays, rows(True), rows(False))
     found = spark.read.format("delta").load(uri).where(F.col("batch") == number)
-    total, rejected = found.agg(F.count("*"), F.count_if(~F.col("accepted"))).head() or (0, 0)
+    [counted] = found.agg(F.count("*"), F.count_if(~F.col("accepted")), F.count_if(F.col("attempt") > 0)).collect()
+    total, rejected, again = counted
     verdict = F.col("accepted")
-    return Written(total, rejected, found.where(verdict).drop("accepted"), found.where(~verdict).drop("accepted"))
+    return Written(
+        total, rejected, again > 0, found.where(verdict).drop("accepted"), found.where(~verdict).drop("accepted")
+    )
 
 
 def _may_hold(file: Mapping[str, Any], number: int) -> bool:

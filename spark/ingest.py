@@ -97,7 +97,9 @@ class Ingest:
         number = checkpoints.batch_number(self.generation, batch_id)
         application = checkpoints.application(self.contract.stream, self.generation)
         written = batches.written(spark, self.lake_uri, self.contract, number)
-        if self.contract.dead_letters.is_storm(written.rows, written.rows_rejected):
+        policy = self.contract.dead_letters
+        # What replays sent again is no storm, and must not hide one: where there is some, it is told apart by counting.
+        if policy.is_storm(policy.storm_minimum if written.replays else written.rows, written.rows_rejected):
             self._stop_poison(written, number)
         if written.rows_rejected < written.rows:
             self._append_partials(written.accepted, application, batch_id, number)

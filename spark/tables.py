@@ -313,8 +313,8 @@ def uris(lake_uri: str, contract: Contract) -> list[str]:
 def _wanted(lake_uri: str, contract: Contract) -> list[tuple[str, StructType, list[str], str | None]]:
     """URI, schema, partition columns and statistics columns (None: all) of each table."""
     wanted: list[tuple[str, StructType, list[str], str | None]] = [
-        # Statistics on every column of a wide table cost a third of the append; pruning needs only these two.
-        (bronze(lake_uri, contract.stream), bronze_schema(contract), ["accepted"], "batch,event_time")
+        # Statistics on every column of a wide table cost a third of the append; who reads it needs only these three.
+        (bronze(lake_uri, contract.stream), bronze_schema(contract), ["accepted"], "batch,event_time,attempt")
     ]
     for aggregate in contract.aggregates:
         place = (lake_uri, contract.stream, aggregate.name)

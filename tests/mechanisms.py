@@ -293,6 +293,11 @@ MECHANISMS = (
          "::test_an_approved_letter_goes_through_the_ingest_as_it_was_any_number_of_times",),
     ),
     Mechanism(
+        "P8", "good letters that come back do not hide a storm", "spark/ingest.py",
+        "policy.storm_minimum if written.replays else written.rows", "written.rows",
+        ("tests/integration/lake/test_ingest_batch.py::test_good_letters_that_come_back_do_not_hide_a_storm",),
+    ),
+    Mechanism(
         "P8", "what a replay sent again is no storm", "spark/ingest.py",
         'first = F.col("attempt") == 0', "first = F.lit(True)",
         ("tests/integration/lake/test_ingest_batch.py::test_letters_that_a_replay_sent_again_are_no_storm",),

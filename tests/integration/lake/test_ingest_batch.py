@@ -240,6 +240,25 @@ def test_letters_that_a_replay_sent_again_are_no_storm(spark: SparkSession, tmp_
         pipeline.batch(1, good(range(2, 3)) + [Row(b"x", "flights", 50 + i) for i in range(3)] + again)
 
 
+@pytest.mark.parametrize("compacted", [False, True])
+def test_good_letters_that_come_back_do_not_hide_a_storm(spark: SparkSession, tmp_path: Path, compacted: bool) -> None:
+    strict = {"storm_minimum": 4, "storm_share": 0.5}
+    contract = FLIGHTS.model_copy(update={"dead_letters": FLIGHTS.dead_letters.model_copy(update=strict)})
+    pipeline = Pipeline(spark, tmp_path, contract)
+    mended = [
+        Row(row.value, FLIGHTS.retry_topic, n, headers=[("dl-id", f"flights/0/{n}".encode()), ("dl-attempt", b"1")])
+        for n, row in enumerate(good(range(10, 20)))
+    ]
+    pipeline.batch(0, good(range(20, 30)))
+    rows = good(range(1)) + [Row(b"x", "flights", 50 + i) for i in range(3)] + mended
+    with pytest.raises(PoisonStorm, match="3 of the 4 records of batch 1 "):
+        pipeline.batch(1, rows)
+    if compacted:  # files that hold rows of other batches too are searched
+        DeltaTable(tables.local_path(tables.bronze(pipeline.settings.lake_uri, "flights"))).optimize.compact()
+    with pytest.raises(PoisonStorm, match="3 of the 4 records of batch 1 "):
+        pipeline.batch(1, rows)
+
+
 def expected(window: str, since: datetime) -> str:
     return f"""
         select time_bucket(interval '{window}', event_time) as window_start, origin, count(*), count(dep_delay),
