@@ -54,8 +54,8 @@ long: environment  ## the tests that make test leaves out for their length, and 
 mechanisms: environment  ## take each promise's mechanism away and watch its test fail
 	$(RUN) python -m tests.mechanisms
 
-faults: environment  ## harm a platform of its own in every known way, three seeds each; docs/reliability.md has the result
-	$(RUN) millrace fault all --seeds 3 --report
+faults: environment  ## harm a platform of its own in every known way with several seeds (three hours); docs/reliability.md has the result
+	$(RUN) millrace fault all --report
 
 # Where Python may not keep what it has compiled, each process would compile pandas and Spark's Python anew.
 COMPILED := $(if $(PYTHONDONTWRITEBYTECODE),--compile-bytecode)

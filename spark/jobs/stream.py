@@ -262,11 +262,12 @@ def _run(
     may_commit = _patient(lambda: lease.check(epoch))
     may_commit()
     spark = session(configured, "stream", "millrace-stream")
-    for name, contract in catalog(configured.contracts).items():
+    contracts = catalog(configured.contracts)
+    for name, contract in contracts.items():
         for change in tables.create(configured.lake_uri, contract):
             log.info("%s", change)
         streams[name] = Stream(contract, configured, told_to_stop, may_commit)
-    for contract in catalog(configured.contracts).values():
+    for contract in contracts.values():
         for one in contract.derived:
             streams[derived.title(contract, one)] = StatefulQuery(contract, one, configured, may_commit)
     clock = Clock()
@@ -274,7 +275,7 @@ def _run(
         heartbeat.beat("starting", {})
         stream.start(spark)
     log.info("running: %s", ", ".join(streams))
-    for contract in catalog(configured.contracts).values():
+    for contract in contracts.values():
         runs.enter_context(told(configured, "ingest", contract, lineage.DRIVER, "STREAMING"))
 
     renewal, retry = 0.0, time.monotonic() + RETRY_HALTED

@@ -27,7 +27,7 @@ from confluent_kafka.schema_registry.error import SchemaRegistryError
 
 from infra import driver
 from infra import operate as operating
-from infra.lease import Lease
+from infra.lease import Lease, LeaseHeld
 from infra.local import airflow, stack
 from infra.local.leftovers import leftovers
 from infra.local.supervisor import Supervisor
@@ -44,20 +44,24 @@ Act = Callable[[World, Random], None]
 
 @dataclass(frozen=True)
 class Fault:
-    """`act` does the harm and returns at its end. `publishes`: the harm is about published windows."""
+    """`act` does the harm and returns at its end, or says when that was and waits for more. `publishes`: the harm is
+    about published windows. `seeds`: how many the whole matrix gives it. `lacks`: what this machine has not that it
+    needs, "" if it has all."""
 
     name: str
     about: str
     act: Act
     publishes: bool = False
+    seeds: int = 3
+    lacks: str = ""
 
 
 FAULTS: dict[str, Fault] = {}
 
 
-def fault(name: str, about: str, publishes: bool = False) -> Callable[[Act], Act]:
+def fault(name: str, about: str, publishes: bool = False, seeds: int = 3, lacks: str = "") -> Callable[[Act], Act]:
     def known(act: Act) -> Act:
-        FAULTS[name] = Fault(name, about, act, publishes)
+        FAULTS[name] = Fault(name, about, act, publishes, seeds, lacks)
         return act
 
     return known
@@ -108,35 +112,44 @@ def _crash(instant: str) -> Act:
 
 
 for _instant, (_about, _) in INSTANTS.items():
-    fault(f"driver-{_instant}", f"kill -9 of the driver {_about}")(_crash(_instant))
+    fault(f"driver-{_instant}", f"kill -9 of the driver {_about}", seeds=5)(_crash(_instant))
 
 
 def _second_driver(world: World) -> driver.Driver:
     """What a second supervisor that lost sight of the first one's driver does: takes the lease and starts another,
     which has this process's environment."""
-    lease = Lease(world.settings)
-    epoch = lease.acquire(driver.holder(world.settings))
-    lease.close()
+    with contextlib.closing(Lease(world.settings)) as lease:
+        epoch = lease.acquire(driver.holder(world.settings))
     conf = [f"--conf={key}={value}" for key, value in submit_conf(world.settings, "stream").items()]
     submit = str(Path(sys.executable).with_name("spark-submit"))
     return driver.start(world.settings, epoch, [submit, *conf, str(driver.APPLICATION), "--epoch", str(epoch)])
 
 
-@fault("driver-paused", "SIGSTOP of the driver in mid-batch, another takes over, SIGCONT: the first is fenced")
+@fault("driver-paused", "SIGSTOP of the driver in mid-batch past its lease, another takes over, SIGCONT: it is fenced")
 def _paused(world: World, rng: Random) -> None:
     world.airflow.pause("stream_supervisor")
     old = world.driver()
     instant = rng.choice(["planned", "writing", "between", "unnoted"])
     at_instant(world, instant, lambda: os.killpg(old.pid, signal.SIGSTOP), rng.randrange(3))
     try:
+        wait_for("the lease is free", lambda: _free(world), 2 * world.settings.lease_seconds, every=0.5)
         new = _second_driver(world)
         driver.wait_started(world.settings, new, timeout=180)
         done = world.traces().committed
         wait_for("the new driver commits", lambda: world.traces().committed > done + rng.randrange(3), 180)
     finally:
         os.killpg(old.pid, signal.SIGCONT)
+        world.harm_is_over()
         world.airflow.unpause("stream_supervisor")
     wait_for("the fenced driver leaves", lambda: not old.processes(), 60)
+
+
+def _free(world: World) -> bool:
+    """Whether anybody may take the lease; if so somebody does, for no time."""
+    with contextlib.closing(Lease(world.settings, seconds=0)) as lease, contextlib.suppress(LeaseHeld):
+        lease.acquire("another installation")
+        return True
+    return False
 
 
 @fault("driver-twice", "a second driver on the same checkpoint, while the first one runs")
@@ -145,7 +158,9 @@ def _twice(world: World, rng: Random) -> None:
     old = world.driver()
     pause(rng.uniform(0, 3))
     try:
-        driver.wait_started(world.settings, _second_driver(world), timeout=180)
+        second = _second_driver(world)
+        world.harm_is_over()
+        driver.wait_started(world.settings, second, timeout=180)
     finally:
         world.airflow.unpause("stream_supervisor")
     wait_for("the fenced driver leaves", lambda: not old.processes(), 60)
@@ -155,10 +170,12 @@ FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
 """Debian's package libfaketime: shows a process another time."""
 
 
-@fault("clock-jumps", "the driver's clock jumps an hour and more ahead, and back again")
+@fault(
+    "clock-jumps",
+    "the driver's clock jumps an hour and more ahead, and back again",
+    lacks="" if FAKETIME else "libfaketime: apt-get install libfaketime",
+)
 def _clock_jumps(world: World, rng: Random) -> None:
-    if FAKETIME is None:
-        raise AssertionError("this fault needs libfaketime: apt-get install libfaketime")
     clock = world.settings.home / "clock"
     show = {
         "LD_PRELOAD": str(FAKETIME),
@@ -183,6 +200,7 @@ def _clock_jumps(world: World, rng: Random) -> None:
         done = world.traces().committed
         wait_for("a batch begins", lambda done=done: world.traces().committed > done, 60)
         clock.write_text(f"+{seconds}")
+    world.harm_is_over()
     wait_for("the driver whose clock was set back ends", lambda: not faked.alive, 60)
 
 
@@ -202,6 +220,7 @@ def _supervisors_twice(world: World, rng: Random) -> None:
     pause(rng.uniform(0, 3))
     world.kill_driver()
     others = [world.python("-c", SUPERVISE) for _ in range(2)]
+    world.harm_is_over()
     for other in others:
         other.communicate(timeout=180)  # it may well say that another one was quicker
 
@@ -270,9 +289,10 @@ def _registry_killed(world: World, rng: Random) -> None:
 def _registry_down(world: World, rng: Random) -> None:
     _stopped(world, "registry")
     try:
-        pause(rng.uniform(0, 20))
+        first = rng.uniform(0, 40)
+        pause(first)
         world.kill_driver()
-        pause(40)
+        pause(60 - first)
     finally:
         Supervisor(world.settings).start("registry")
 
@@ -289,6 +309,7 @@ def _component(program: str) -> Act:
         pause(rng.uniform(0, 3))
         _kill(world, program)
         world.kill_driver()
+        world.harm_is_over()
 
         def healthy() -> bool:
             try:
@@ -323,6 +344,7 @@ def _worker_killed(world: World, rng: Random) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):  # the scheduler may end its workers meanwhile
             if "stream.py" not in " ".join(child.cmdline()):
                 child.kill()
+    world.harm_is_over()
 
 
 # -- batch jobs and replays --------------------------------------------------------------------------------------------
@@ -387,10 +409,18 @@ importlib.import_module("replay_dead_letters").replayed("pulses", f"fault-{uuid.
 
 @fault("replay-killed", "kill -9 of a replay before, within or after a transaction; then it runs again")
 def _replay_killed(world: World, rng: Random) -> None:
-    at = rng.choice(["before", "within", "after"])
-    killed = world.python("-c", REPLAY, at, str(rng.randrange(2)))
-    output, _ = killed.communicate(timeout=180)
-    assert killed.returncode in (-signal.SIGKILL, 0), output[-3000:]
+    at, nth = rng.choice(["before", "within", "after"]), rng.randrange(2)
+
+    def killed() -> bool:
+        """Whether the replay had a transaction to be killed at; what is due moves all the time."""
+        nonlocal nth
+        run = world.python("-c", REPLAY, at, str(nth))
+        output, _ = run.communicate(timeout=180)
+        assert run.returncode in (-signal.SIGKILL, 0), output[-3000:]
+        nth = 0
+        return run.returncode == -signal.SIGKILL
+
+    wait_for("a replay was killed", killed, every=1)
     _replayed(world)
 
 
@@ -414,7 +444,7 @@ def _replayed(world: World) -> None:
 # -- the machine -------------------------------------------------------------------------------------------------------
 
 
-@fault("machine-down", "kill -9 of every process, as by a power cut; then `millrace up`")
+@fault("machine-down", "kill -9 of every process; then `millrace up`")
 def _machine_down(world: World, rng: Random) -> None:
     pause(rng.uniform(0, 3))
     manager = Supervisor(world.settings).process()
@@ -423,16 +453,17 @@ def _machine_down(world: World, rng: Random) -> None:
     for process in [*world.driver().processes(), *leftovers(world.settings)]:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
+    world.harm_is_over()
     stack.up(world.settings)
 
 
-def _full(folder: str) -> Act:
+def _full(folder: str, log: str) -> Act:
     def act(world: World, rng: Random) -> None:
-        """Nothing is left of the disk for a while; what is there stays."""
-        place = world.settings.home / folder
-        if not place.is_mount():
-            raise AssertionError("only root can make a small disk for this fault")
+        """Nothing is left of the disk for a while; what is there stays. Who needed it says so in its `log`."""
+        place, told = world.settings.home / folder, world.settings.log_dir / log
+        assert place.is_mount(), f"{place} is no disk of its own"
         pause(rng.uniform(0, 3))
+        before = told.stat().st_size
         filler = place / "filler"
         with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
             while True:
@@ -441,12 +472,23 @@ def _full(folder: str) -> Act:
             pause(rng.uniform(10, 20))
         finally:
             filler.unlink()
+        with told.open("rb") as said:
+            said.seek(before)
+            assert b"No space left on device" in said.read(), f"{log} does not say that the disk is full"
 
     return act
 
 
-for _folder, _what in (("lake", "tables"), ("checkpoints", "checkpoints"), ("data", "Kafka's log and PostgreSQL")):
-    fault(f"disk-full-{_folder}", f"the disk of the {_what} is full for 10 to 20 s")(_full(_folder))
+for _folder, _what, _log in (
+    ("lake", "tables", "stream.log"),
+    ("checkpoints", "checkpoints", "stream.log"),
+    ("data", "Kafka's log and PostgreSQL", "kafka.log"),
+):
+    fault(
+        f"disk-full-{_folder}",
+        f"the disk of the {_what} is full for 10 to 20 s",
+        lacks="" if os.geteuid() == 0 else "root, who alone can make a small disk",
+    )(_full(_folder, _log))
 
 
 # -- the checkpoint and the events -------------------------------------------------------------------------------------
@@ -474,6 +516,7 @@ def _checkpoint_damaged(world: World, rng: Random) -> None:
     reset = world.python(str(Path(sys.executable).with_name("millrace")), "checkpoint", "reset", STREAM)
     output, _ = reset.communicate(timeout=120)
     assert reset.returncode == 0, output
+    world.harm_is_over()
     operate("start")
 
 

@@ -112,6 +112,7 @@ class World:
     airflow: Airflow
     network: Network | None = None
     """Where there is one that can stand still."""
+    _over: tuple[float, int] | None = None
     _reported: Counter[str] = field(default_factory=Counter)
 
     # -- what goes on --------------------------------------------------------------------------------------------
@@ -146,10 +147,15 @@ class World:
         places = [self.load.acknowledged.get(number) for number in range(since, self.load.next_number)]
         return any(place and ends.get((STREAM, place.partition), 0) > place.offset for place in places)
 
+    def harm_is_over(self) -> None:
+        """Says when the harm ends, for an act that then waits for more than `recovery` does."""
+        self._over = time.monotonic(), self.load.next_number
+
     def recovery(self, timeout: float = 240) -> float:
-        """Seconds from now until a record that is sent from now on is settled: from the producer to the checkpoint
-        everything works."""
-        began, since = time.monotonic(), self.load.next_number
+        """Seconds from the end of the harm (if nobody has said when it was: from now) until a record that was sent
+        after it is settled: from the producer to the checkpoint everything works."""
+        began, since = self._over or (time.monotonic(), self.load.next_number)
+        self._over = None
         wait_for("a record sent after the fault is settled", lambda: self.settled(since), timeout, every=0.1)
         return time.monotonic() - began
 

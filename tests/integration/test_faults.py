@@ -1,6 +1,6 @@
-"""The quick part of the fault matrix: a driver and a replay are killed under load, on a stack of their own, which the
-stories of other tests do not disturb. The longer tests kill the broker, pause a driver and set its clock. `make faults`
-runs all of it; `docs/reliability.md` tells what it counts."""
+"""The quick part of the fault matrix: a driver, a broker and a replay are killed under load, on a stack of their own,
+which the stories of other tests do not disturb. The longer tests pause a driver and set its clock. `make faults` runs
+all of it; `docs/reliability.md` tells what it counts."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_the_driver_has_its_classes_from_the_archive(pulses: World) -> None:
     [
         "driver-between",
         "replay-killed",
-        pytest.param("broker-killed", marks=pytest.mark.long),
+        "broker-killed",
         pytest.param("driver-paused", marks=pytest.mark.long),
         pytest.param(
             "clock-jumps", marks=[pytest.mark.long, pytest.mark.skipif(not FAKETIME, reason="no libfaketime")]
