@@ -47,13 +47,14 @@ with DAG(
 
     @task(execution_timeout=timedelta(minutes=6), retries=0)
     @duty
-    def operate(params: dict[str, Any]) -> dict[str, Any]:
+    def operate(params: dict[str, Any], dag_run: Any = None) -> dict[str, Any]:
         """Returns the action, what it did, the epochs and the gap."""
         from dataclasses import asdict
 
         from infra import operate
         from infra.settings import settings
 
-        return asdict(operate.operate(settings(), params["action"], "somebody in Airflow", params["because"]))
+        who = getattr(dag_run, "triggering_user_name", None) or "somebody"
+        return asdict(operate.operate(settings(), params["action"], f"{who} (in Airflow)", params["because"]))
 
     operate()

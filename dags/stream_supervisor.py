@@ -8,8 +8,9 @@ is the history of incidents: a red run is a life that ended by accident, with th
 **What it does.** `drive` takes the lease and finds the running driver again or starts a new one, in a session of its
 own, so that neither this task's end nor a restart of Airflow touches it. `watch` then waits in the triggerer, without
 a worker slot, and ends when the driver does: *exited*, *failed* (it said why), *stalled* (no heartbeat), *lag*
-(records wait and no batch finishes). It kills what is left of the driver, fails, and the next run starts another one,
-which goes on where the last committed batch ended: nothing is lost and nothing is doubled.
+(records wait and no batch is finished within the contract's `progress_within`, by default 15 minutes). It kills what
+is left of the driver, fails, and the next run starts another one, which goes on where the last committed batch ended:
+nothing is lost and nothing is doubled.
 
 **A run that waits in `drive`** (deferred, its log says why) starts no driver yet. Either somebody has stopped the
 stream; or drivers die within a minute of their start, time after time: the next one waits 2, 4, 8 … seconds, and after
@@ -43,6 +44,9 @@ registry away, no memory.
 | stop streaming, start again | `millrace stream stop`, `millrace stream start` |
 | stop everything | `millrace down` |
 
+*more records come than are ingested*: the driver is well and lives on, but too slow. Give it more cores
+(`MILLRACE_SPARK_MASTER`), or the stream's topic fewer records. It is said again as long as it is so.
+
 *lease … is held by …* in `drive`: another installation streams into the same lake. Stop one of them.
 """
 
@@ -60,32 +64,46 @@ class Drive(BaseOperator):
     """Finds the running driver or starts one, once nothing keeps it from that; returns its epoch."""
 
     def execute(self, context: Context) -> int:
+        return self.begun()
+
+    def allowed(self, context: Context, event: Any = None) -> int:
+        return self.begun()
+
+    def begun(self) -> int:
+        """The epoch; or waits for the time when a driver may start, and begins again with `allowed`."""
         from infra import driver
         from infra.restarts import waits
         from infra.settings import settings
         from infra.watch import MayStart
 
         config = settings()
-        if driver.running(config) is None and (why := waits(config, datetime.now(UTC))):
-            self.log.warning("no driver is started: %s", why)
-            self.defer(trigger=MayStart(str(config.home)), method_name="allowed")
-        return self.started()
-
-    def allowed(self, context: Context, event: Any = None) -> int:
-        return self.started()
+        while True:
+            if driver.running(config) is None and (why := waits(config, datetime.now(UTC))):
+                self.log.warning("no driver is started: %s", why)
+                self.defer(trigger=MayStart(str(config.home)), method_name="allowed")
+            if (epoch := self.started()) is not None:
+                return epoch
 
     @staticmethod
     @duty
-    def started() -> int:
+    def started() -> int | None:
+        """The epoch; None if somebody has stopped the stream while the driver was started, which then is killed: who
+        stops notes that first and looks for a driver then, and here it is the other way round."""
         from infra import driver
         from infra.lease import Lease
+        from infra.restarts import held
         from infra.settings import settings
         from spark.session import submit_conf
 
         config = settings()
-        return driver.ensure(
+        before = driver.running(config)
+        found = driver.ensure(
             config, Lease(config), lambda epoch: driver.submit_command(submit_conf(config, "stream"), epoch)
-        ).epoch
+        )
+        if found != before and held(config):
+            driver.stop(config, timeout=0, epoch=found.epoch)
+            return None
+        return found.epoch
 
 
 class Watch(BaseOperator):
@@ -118,7 +136,7 @@ class Watch(BaseOperator):
 
         if event["reason"] == "stopped":
             return event
-        if event["reason"] == "halted":  # the driver goes on with the other streams, and the next run finds it
+        if event["reason"] in ("halted", "behind"):  # the driver goes on, and the next run finds it
             raise AirflowFailException(event["detail"])
         driver.stop(settings(), timeout=0, epoch=event["epoch"])
         message = f"driver with epoch {event['epoch']} {event['reason']}: {event['detail']}"

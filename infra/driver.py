@@ -188,7 +188,7 @@ def start(settings: Settings, epoch: int, command: Sequence[str]) -> Driver:
         )
     created = _created(psutil.Process(process.pid))
     driver = Driver(epoch=epoch, pid=process.pid, created=created, started_at=_now(), crashes=crashes)
-    _write(folder / "driver.json", asdict(driver))
+    put(folder / "driver.json", asdict(driver))
     return driver
 
 
@@ -265,7 +265,7 @@ def forgive(folder: Path) -> None:
     """Forgets the early deaths of the drivers up to the last one, its own too if it is dead."""
     driver = recorded(folder)
     if driver is not None:
-        _write(folder / "driver.json", asdict(replace(driver, crashes=0 if driver.alive else -1)))
+        put(folder / "driver.json", asdict(replace(driver, crashes=0 if driver.alive else -1)))
 
 
 def log_end(settings: Settings, lines: int = 25) -> str:
@@ -315,7 +315,8 @@ def _read(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def _write(path: Path, document: dict[str, Any]) -> None:
+def put(path: Path, document: dict[str, Any]) -> None:
+    """Writes `document` as JSON in place of what is there, whole or not at all."""
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     scratch.write_text(json.dumps(document))
     scratch.replace(path)

@@ -74,9 +74,11 @@ def _replaced(settings: Settings, action: Action) -> Done:
         raise NotOperated(f"there is no driver to {action}; the supervisor is just about to start one")
     driver.stop(settings, PATIENCE, before.epoch)
     stopped = datetime.now(UTC)
+    last = driver.heartbeat(driver.place(settings), before.epoch) or {}
+    left = "has finished its batch" if last.get("state") == "stopped" else "was killed in a batch, which runs again"
     done = _started(settings, action, "", before)
     gap = (datetime.now(UTC) - stopped).total_seconds()
-    said = f"driver {before.epoch} has finished its batch, driver {done.after} runs; nothing streamed for {gap:.0f} s"
+    said = f"driver {before.epoch} {left}, driver {done.after} runs; nothing streamed for {gap:.0f} s"
     return Done(action, said, before.epoch, done.after, round(gap, 1))
 
 

@@ -78,7 +78,7 @@ def hold(settings: Settings, by: str, because: str) -> None:
     """No driver is started from now on. What runs is left alone."""
     place = driver.place(settings)
     place.mkdir(parents=True, exist_ok=True)
-    _held_file(settings).write_text(json.dumps(asdict(Held(by, because, datetime.now(UTC).isoformat()))))
+    driver.put(_held_file(settings), asdict(Held(by, because, datetime.now(UTC).isoformat())))
 
 
 def let_go(settings: Settings) -> bool:

@@ -2,7 +2,8 @@
 ends.
 
 A life is judged by progress, not by the process alone: a driver that lives but no longer beats, or beats but no longer
-finishes batches while records wait, is as good as dead.
+finishes batches while records wait, is as good as dead. One that finishes batches and still falls behind is told to
+people: another driver would be no quicker.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from infra.driver import Driver, heartbeat, recorded
 from infra.restarts import waits
 from infra.settings import Settings
 
-Reason = Literal["exited", "stalled", "failed", "stopped", "lag", "halted"]
+Reason = Literal["exited", "stalled", "failed", "stopped", "lag", "behind", "halted"]
 Event = dict[str, Any]
 """{reason, detail, epoch, at}: why the life ended, in words, of which driver, and when it was noticed (ISO, UTC)."""
 
@@ -29,8 +30,8 @@ EVERY = 1.0
 """Seconds between looks."""
 
 SLOW = 5
-"""A batch may take so many times `stall_after`: the beat shows that the driver lives, and killing it in the middle of
-a batch that is only slow would make it begin again, and again."""
+"""A batch may take so many times `stall_after`, if its stream's contract says nothing else: the beat shows that the
+driver lives, and killing it in the middle of a batch that is only slow would make it begin again, and again."""
 
 
 class MayStart(BaseTrigger):
@@ -59,9 +60,12 @@ class DriverWatch(BaseTrigger):
     | failed | it reported an error |
     | exited | its process is gone without a word, or another driver has taken its place |
     | stalled | no heartbeat for `stall_after` seconds |
-    | lag | records wait, and a stream has finished no batch for `SLOW` times `stall_after` seconds |
+    | lag | a stream has finished no batch for too long (`limit`), though records wait or it is busy with one |
+    | behind | the driver is well, but the records that wait for a stream have become more for as long |
     | halted | the driver is well, but a stream has halted since `since` (ISO-8601, UTC; None: at all): somebody must \
       decide |
+
+    The limit is the contract's `progress_within`, else `SLOW` times `stall_after`.
     """
 
     def __init__(self, folder: str, epoch: int, stall_after: float, since: str | None = None) -> None:
@@ -92,6 +96,7 @@ class DriverWatch(BaseTrigger):
 
     def _event(self, driver: Driver | None, beat: Event | None, progress: Progress, now: datetime) -> Event | None:
         reason: Reason
+        queries, limit = (beat or {}).get("queries") or {}, SLOW * self.stall_after
         if driver is None or driver.epoch != self.epoch:
             reason, detail = "exited", f"driver.json is now that of {f'epoch {driver.epoch}' if driver else 'nobody'}"
         elif beat and beat["state"] == "failed":
@@ -104,10 +109,12 @@ class DriverWatch(BaseTrigger):
                 reason, detail = "exited", f"process {driver.pid} is gone; {seen}"
         elif (silence := progress.silence((beat or {}).get("updated_at") or driver.started_at, now)) > self.stall_after:
             reason, detail = "stalled", f"no heartbeat for {silence:.0f} s (limit {self.stall_after:.0f} s)"
-        elif stuck := progress.stuck((beat or {}).get("queries") or {}, now, limit := SLOW * self.stall_after):
-            reason, detail = "lag", f"records wait, but no batch was finished for {limit:.0f} s: {stuck}"
-        elif halted := self._halted((beat or {}).get("queries") or {}):
+        elif stuck := progress.stuck(queries, now, limit):
+            reason, detail = "lag", f"no batch was finished in time: {stuck}"
+        elif halted := self._halted(queries):
             reason, detail = "halted", halted
+        elif behind := progress.behind(queries, now, limit):
+            reason, detail = "behind", f"more records come than are ingested: {behind}"
         else:
             return None
         return {"reason": reason, "detail": detail, "epoch": self.epoch, "at": now.isoformat()}
@@ -124,6 +131,7 @@ class Progress:
     """Since when the driver has been silent, and each stream at its present batch. The clock is the caller's."""
 
     _since: dict[str, tuple[Any, datetime]] = field(default_factory=dict)
+    _least: dict[str, tuple[int, datetime]] = field(default_factory=dict)
     _sign: tuple[str, datetime] | None = None
 
     def silence(self, sign: str, now: datetime) -> float:
@@ -136,15 +144,30 @@ class Progress:
         return (now - self._sign[1]).total_seconds()
 
     def stuck(self, queries: dict[str, Any], now: datetime, limit: float) -> str:
-        """The streams that have records waiting and the same batch for more than `limit` seconds, as text; or ''.
-        A batch that waits for the schema registry is not stuck: another driver would wait as well."""
+        """The streams that have the same batch for more than their limit of seconds (`limit`, if they have none of
+        their own), though records wait or they were busy whenever somebody looked, as text; or ''. A batch that waits
+        for the schema registry is not stuck: another driver would wait as well."""
         late = []
         for stream, query in queries.items():
             batch, since = self._since.get(stream, (None, now))
             excused = query.get("halted") or query.get("waiting")
-            if batch != query.get("batch_id") or not query.get("lag") or excused:
+            if batch != query.get("batch_id") or not (query.get("lag") or query.get("busy")) or excused:
                 batch, since = query.get("batch_id"), now
             self._since[stream] = (batch, since)
-            if (now - since).total_seconds() > limit:
-                late.append(f"{stream} at batch {batch}, {query['lag']} records behind")
+            if (seconds := (now - since).total_seconds()) > (query.get("within") or limit):
+                late.append(f"{stream} at batch {batch} for {seconds:.0f} s, {query['lag']:,} records wait")
+        return "; ".join(late)
+
+    def behind(self, queries: dict[str, Any], now: datetime, limit: float) -> str:
+        """The streams that finish batches, but for more than their limit of seconds had never as few records waiting as
+        at its begin, as text; or ''."""
+        late = []
+        for stream, query in queries.items():
+            lag = query.get("lag") or 0
+            least, since = self._least.get(stream, (lag, now))
+            if lag <= least or query.get("halted"):
+                least, since = lag, now
+            self._least[stream] = (least, since)
+            if (seconds := (now - since).total_seconds()) > (query.get("within") or limit):
+                late.append(f"{lag:,} wait for {stream}, {seconds:.0f} s ago it was {least:,}")
         return "; ".join(late)

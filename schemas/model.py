@@ -318,6 +318,11 @@ class Contract(_Strict):
         description="How far an event's time may be ahead of its arrival in Kafka. One that is further ahead is a dead "
         "letter of class rule: it would close every hour before it.",
     )
+    progress_within: Duration | None = Field(
+        None,
+        description="Records may wait so long for a batch to be finished; then the streaming driver counts as stuck, "
+        "and the supervisor starts another one. Default: five times MILLRACE_STALL_AFTER.",
+    )
     rules: list[Rule] = []
     aggregates: list[Aggregate] = []
     velocity: list[Velocity] = []

@@ -119,7 +119,7 @@ def _fitted(frame: DataFrame, table: DeltaTable, uri: str) -> DataFrame:
     wanted = {field.name: field.dataType for field in StructType.fromJson(json.loads(table.schema().to_json()))}
     present = {field.name: field.dataType for field in frame.schema}
     if foreign := present.keys() - wanted.keys():
-        raise ValueError(f"{uri} has no column {', '.join(sorted(foreign))}; `millrace deploy` adds new ones")
+        raise ValueError(f"{uri} has no column {', '.join(sorted(foreign))}; `millrace stream deploy` adds new ones")
     return frame.select(
         *(
             F.col(f"`{name}`")

@@ -40,17 +40,18 @@ class Heartbeat:
         scratch.replace(self._path)
 
 
-NO_PROGRESS: dict[str, Any] = {"batch_id": None, "lag": 0, "rows": 0, "offsets": {}}
+NO_PROGRESS: dict[str, Any] = {"batch_id": None, "lag": 0, "busy": False, "rows": 0, "offsets": {}}
 """The `progress` of a query that has not begun."""
 
 
 def progress(query: StreamingQuery, running: bool) -> dict[str, Any]:
     """How far a query is: batch_id of the last finished batch (None before the first), rows the last trigger took,
-    offsets (topic to partition to the next offset to read), and lag: records on the broker that were not ingested
-    then, at least 1 while a batch is `running`."""
+    offsets (topic to partition to the next offset to read), lag: records on the broker that were not ingested then, at
+    least 1 while a batch is `running`; and whether it is busy: with a batch, or with asking what there is for one."""
     last: Any = query.lastProgress
+    busy = running or query.status["isTriggerActive"]
     if last is None:
-        return NO_PROGRESS | {"lag": int(running)}
+        return NO_PROGRESS | {"lag": int(running), "busy": busy}
     source = last["sources"][0]
     offsets, latest = _offsets(source["endOffset"]), _offsets(source["latestOffset"])
     behind = sum(
@@ -63,6 +64,7 @@ def progress(query: StreamingQuery, running: bool) -> dict[str, Any]:
     return {
         "batch_id": finished if finished >= 0 else None,
         "lag": max(behind, int(running)),
+        "busy": busy,
         "rows": last["numInputRows"],
         "offsets": offsets,
     }

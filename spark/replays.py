@@ -94,6 +94,6 @@ def require_none_lost(contract: Contract, counts: Mapping[str, int]) -> None:
     if counts["lost"]:
         raise LettersLost(
             f"{counts['lost']:,} letters of stream {contract.stream} were sent to {contract.retry_topic} and passed by "
-            "the ingest, but bronze does not have them. The records are still on the topic: find their offsets in the "
-            f"view moves, and reset the stream's checkpoint to read them again"
+            "the ingest, but bronze does not have them. The records are still on the topic: `millrace audit --repair` "
+            "ingests what bronze lacks; the view moves has the offsets of the letters"
         )

@@ -101,7 +101,7 @@ def reset(
     if json_:
         typer.echo(json.dumps(document))
         return
-    typer.echo(f"{stream} begins generation {done.generation} at its next start: unpause the DAG stream_supervisor")
+    typer.echo(f"{stream} begins generation {done.generation} at its next start: `millrace stream start`")
     for (topic, partition), offset in sorted(done.start.items()):
         typer.echo(f"  {topic}/{partition} from offset {offset:,}")
     typer.echo("  every other partition from its beginning")
@@ -120,7 +120,7 @@ def _reset_derived(contract: Contract, name: str, config: Settings, json_: bool)
         check()
         generation = stateful.reset(contract, known[name], config)
     told = f"{contract.stream}.{name} begins generation {generation} with the first row of bronze at its next start"
-    typer.echo(json.dumps({"generation": generation}) if json_ else f"{told}: unpause the DAG stream_supervisor")
+    typer.echo(json.dumps({"generation": generation}) if json_ else f"{told}: `millrace stream start`")
 
 
 @checkpoint.command("accept-storm")

@@ -177,11 +177,17 @@ class Stream:
         return not self.active and isinstance(self.failure, Halt)
 
     def progress(self) -> dict[str, Any]:
-        """As `spark.heartbeat.progress`, and `halted`: why and since when (ISO-8601, UTC), None while it runs; and
-        `waiting`: why a batch waits for the schema registry, None while none does."""
+        """As `spark.heartbeat.progress`, and `halted`: why and since when (ISO-8601, UTC), None while it runs;
+        `waiting`: why a batch waits for the schema registry, None while none does; and `within`: the seconds in which
+        its contract wants a batch finished, None if it does not say."""
         found = progress(self.query, self.running) if self.query else dict(NO_PROGRESS)
         halted = {"why": self.told[0], "since": self.told[1].isoformat()} if self.halted and self.told else None
-        return found | {"halted": halted, "waiting": self.writers and self.writers.waiting}
+        within = self.contract.progress_within
+        return found | {
+            "halted": halted,
+            "waiting": self.writers and self.writers.waiting,
+            "within": within and within.total_seconds(),
+        }
 
     def error(self) -> str | None:
         """Why the query ended by itself, None while it runs or is halted."""
@@ -345,7 +351,8 @@ def _progress(streams: dict[str, Query]) -> dict[str, dict[str, Any]]:
 def _message(error: BaseException) -> str:
     if isinstance(error, MillraceError):
         return str(error)
-    return f"{type(error).__name__}: {str(error).strip()[:2000]}"
+    words, _, _ = str(error).partition("\n=== Streaming Query ===")  # behind it: the whole plan
+    return f"{type(error).__name__}: {words.strip()[:2000]}"
 
 
 if __name__ == "__main__":

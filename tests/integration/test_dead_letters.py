@@ -331,7 +331,9 @@ def test_a_letter_that_was_sent_and_never_arrived_is_noticed(
     bronze.delete(
         f"topic = '{contract.retry_topic}' and partition = {passed['partition']} and offset = {passed['offset']}"
     )
-    with pytest.raises(LettersLost, match=r"1 letters of stream letters_clicks .* bronze does not have them"):
+    with pytest.raises(
+        LettersLost, match=r"1 letters of stream letters_clicks .* bronze does not have them.*audit --repair"
+    ):
         replayed("lost")
     with connect(mine, [contract]) as served:
         [(lost,)] = served.execute("select lost from replays where run_id = 'lost'").fetchall()

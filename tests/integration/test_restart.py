@@ -316,6 +316,15 @@ def test_a_reset_loses_and_doubles_nothing_wherever_the_last_batch_ended(
     assert checkpoints.generation_of(checkpoints.settled_batch(site.contract, site.stack) or 0) == 2
 
 
+def test_a_batch_is_not_noted_by_a_driver_that_has_lost_its_lease_meanwhile(site: Site) -> None:
+    site.send(range(20))
+    site.crash(at=4)  # bronze and both partials are there, and no record was bad
+    assert (site.checkpoint / "offsets" / "0").exists()
+    assert not (site.checkpoint / "commits" / "0").exists()
+    site.go()
+    site.assert_exact()
+
+
 @pytest.mark.long
 def test_a_second_reset_before_the_first_generation_ran_finishes_the_same_batch(site: Site) -> None:
     site.send(range(20), bad=2)

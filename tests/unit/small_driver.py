@@ -1,7 +1,8 @@
 """A stand-in for nothing: a real process of the driver's shape, small enough to start in a unit test.
 
 Like spark-submit it starts a child in its own session; like `spark/jobs/stream.py` it beats and obeys the stop marker.
-Usage: small_driver.py FOLDER EPOCH [--deaf] [--state STATE] [--beats N] [--lag N] [--halted SINCE]
+Usage: small_driver.py FOLDER EPOCH [--deaf | --slow] [--state STATE] [--beats N] [--lag N | --grows]
+    [--halted SINCE]
 """
 
 from __future__ import annotations
@@ -20,14 +21,25 @@ parser = argparse.ArgumentParser()
 parser.add_argument("folder", type=Path)
 parser.add_argument("epoch", type=int)
 parser.add_argument("--deaf", action="store_true", help="ignore the marker and SIGTERM, as a hanging driver would")
+parser.add_argument("--slow", action="store_true", help="ignore the marker, and leave `terminated` at SIGTERM")
 parser.add_argument("--state", default="running")
 parser.add_argument("--beats", type=int, default=-1, help="fall silent after so many heartbeats")
 parser.add_argument("--lag", type=int, default=0)
+parser.add_argument("--grows", action="store_true", help="each beat tells of another batch and of more lag")
 parser.add_argument("--halted", help="the stream stands still since this moment, once the file `storm` is there")
 arguments = parser.parse_args()
 
 if arguments.deaf:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if arguments.slow:
+
+    def leave(*_: object) -> None:
+        (arguments.folder / "terminated").touch()
+        child.kill()
+        sys.exit(0)
+
+    signal.signal(signal.SIGTERM, leave)
+beats = 0
 child = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"])
 sys.stdout.write(f"small driver {arguments.epoch}\n")
 sys.stdout.flush()
@@ -42,6 +54,10 @@ def beat(state: str) -> None:
         "error": "made to fail" if state == "failed" else None,
         "queries": {"flights": {"batch_id": 1, "lag": arguments.lag}},
     }
+    if arguments.grows:
+        global beats
+        beats += 1
+        document["queries"] = {"flights": {"batch_id": beats, "lag": 100 + beats}}
     if arguments.halted and (arguments.folder / "storm").exists():
         halted = {"why": "flights waits for a decision", "since": arguments.halted}
         document["queries"] = {"flights": {"batch_id": 1, "lag": arguments.lag, "halted": halted}}
@@ -54,7 +70,7 @@ while True:
     if arguments.beats != 0:
         beat(arguments.state)
         arguments.beats -= 1
-    if (arguments.folder / "stop").exists() and not arguments.deaf:
+    if (arguments.folder / "stop").exists() and not (arguments.deaf or arguments.slow):
         beat("stopped")
         child.terminate()
         child.wait()

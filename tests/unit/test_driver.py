@@ -109,6 +109,12 @@ def test_stop_kills_the_whole_session_of_a_driver_that_does_not_listen(home: Set
     assert not it.processes()
 
 
+def test_a_driver_that_misses_the_marker_is_asked_by_a_signal_before_it_is_killed(home: Settings) -> None:
+    started(home, 1, "--slow")
+    assert driver.stop(home, timeout=0.5) is True
+    assert (driver.place(home) / "terminated").exists()
+
+
 def test_stop_finds_the_child_that_outlived_its_leader(home: Settings) -> None:
     it = started(home, 1)
     leader = psutil.Process(it.pid)

@@ -96,6 +96,26 @@ def test_a_stopped_stream_stays_stopped_until_it_is_started(home: Settings) -> N
     assert restarts.waits(home, datetime.now(UTC)) is None
 
 
+def test_a_stream_that_is_stopped_while_its_driver_is_started_stays_stopped(
+    home: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("infra.settings.settings", lambda: home)
+    monkeypatch.syspath_prepend(str(PROJECT / "dags"))
+    drive = importlib.import_module("stream_supervisor").Drive(task_id="drive")
+
+    def ensure(settings: Settings, lease: Any, command: Any) -> driver.Driver:
+        """What starts a driver, and is overtaken by somebody who stops the stream and finds none yet."""
+        done = operate.operate(settings, "stop", "ann", "broker moves")
+        assert done.before is None
+        return started(settings, 5)
+
+    monkeypatch.setattr(driver, "ensure", ensure)
+    with pytest.raises(TaskDeferred):
+        drive.execute({})
+    assert driver.running(home) is None
+    assert restarts.held(home)
+
+
 def test_a_start_that_waits_holds_no_worker_and_goes_on_when_it_may(
     home: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -106,7 +106,7 @@ def test_records_that_wait_without_progress_are_lag(home: Settings) -> None:
     started(home, "--lag", "5000")
     event = ending(home, stall_after=1)
     assert event["reason"] == "lag"
-    assert "flights at batch 1, 5000 records behind" in event["detail"]
+    assert "flights at batch 1 for " in event["detail"]
 
 
 def test_a_reported_error_is_passed_on(home: Settings) -> None:
@@ -152,6 +152,56 @@ def test_lag_that_shrinks_by_finished_batches_is_progress() -> None:
         assert stuck(batch, lag=1000, after=50 * batch) == ""
     assert "flights" in stuck(9, lag=1000, after=600)
     assert stuck(9, lag=0, after=601) == ""
+
+
+def test_a_query_that_hangs_before_its_batch_is_stuck() -> None:
+    """As one that waits for a dead connection: it was up to date when it last said something."""
+    progress, start = watch.Progress(), datetime.now(UTC)
+
+    def stuck(busy: bool, after: int) -> str:
+        queries = {"flights": {"batch_id": 4, "lag": 0, "busy": busy}}
+        return progress.stuck(queries, start + timedelta(seconds=after), limit=60)
+
+    for after, busy in ((0, True), (50, False), (100, True)):
+        assert stuck(busy, after) == "", "it looks for records each second, and finds none"
+    assert stuck(busy=True, after=120) == "flights at batch 4 for 70 s, 0 records wait"
+
+
+def test_a_contract_says_how_long_a_batch_may_take() -> None:
+    progress, start = watch.Progress(), datetime.now(UTC)
+
+    def stuck(after: int) -> list[str]:
+        queries = {
+            "flights": {"batch_id": 4, "lag": 9, "within": 30.0},
+            "weather": {"batch_id": 4, "lag": 9, "within": 300.0},
+            "clicks": {"batch_id": 4, "lag": 9, "within": None},
+        }
+        found = progress.stuck(queries, start + timedelta(seconds=after), limit=100)
+        return [name for name in queries if f"{name} at batch 4" in found]
+
+    assert [stuck(after) for after in (0, 31, 101)] == [[], ["flights"], ["flights", "clicks"]]
+    assert stuck(301) == ["flights", "weather", "clicks"]
+
+
+def test_a_stream_that_falls_behind_is_told_and_one_that_catches_up_is_not() -> None:
+    progress, start = watch.Progress(), datetime.now(UTC)
+
+    def behind(after: int, lag: int) -> str:
+        queries = {"flights": {"batch_id": after, "lag": lag}}
+        return progress.behind(queries, start + timedelta(seconds=after), limit=60)
+
+    assert [behind(*look) for look in ((0, 900), (50, 950), (59, 899), (100, 950), (119, 2000))] == [""] * 5
+    assert behind(120, 1000) == "1,000 wait for flights, 61 s ago it was 899"
+    assert behind(121, 800) == ""
+    assert [behind(after, lag=1) for after in (200, 300, 400)] == [""] * 3, "a batch after the other, and none waits"
+
+
+def test_a_driver_that_falls_behind_lives(home: Settings) -> None:
+    it = started(home, "--grows")
+    event = ending(home, stall_after=0.1)
+    assert event["reason"] == "behind"
+    assert "wait for flights" in event["detail"]
+    assert it.alive
 
 
 def test_records_that_wait_for_a_decision_are_no_lag() -> None:
