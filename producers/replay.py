@@ -159,6 +159,10 @@ class _Run:
             if starts[last.partition] > last.offset:  # the commit that timed out had arrived
                 self._count(self._unsure)
             self._unsure = []
+        # A broker forgets what nobody commits for `offsets.retention.minutes` (by default a week); then all letters
+        # that there ever were would be moved again.
+        if known := {partition: start for partition, start in starts.items() if start >= 0}:
+            session.transaction([], known)
         self._seen, self._decided = set(self._moved), None
         for partition in sorted(set(self._ends) - self._done):
             quota = -(-(self.max_records - self.report.read) // (len(self._ends) - len(self._done)))
@@ -234,7 +238,8 @@ class _Run:
         for first in range(0, len(moves), TRANSACTION_LETTERS):
             self._unsure = moves[first : first + TRANSACTION_LETTERS]
             sent = [(topics[m.decision.fate], m.decision.letter) for m in self._unsure if m.decision.fate in topics]
-            session.transaction(sent, self._unsure[-1].letter)
+            last = self._unsure[-1].letter
+            session.transaction(sent, {last.partition: last.offset + 1})
             self._count(self._unsure)
             self._unsure = []
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 
 from confluent_kafka import (
     OFFSET_BEGINNING,
@@ -38,6 +38,9 @@ class SessionError(Exception):
 
 class Fenced(Exception):
     """A newer producer with the same transactional id is at work."""
+
+
+NONE: Mapping[int, int] = MappingProxyType({})
 
 
 class Reader:
@@ -177,17 +180,17 @@ class Session(Reader):
             self._producer.purge()
             self._producer.close()
 
-    def transaction(self, letters: Sequence[tuple[str, Letter]], last: Letter | None = None) -> None:
-        """Sends `letters` to the topics beside them and commits the offset after `last`, all or nothing. A letter for
-        the session's topic stays in its partition. Raises KafkaException (the outcome may be unknown: the next
-        session's `committed` tells), and `Fenced`."""
+    def transaction(self, letters: Sequence[tuple[str, Letter]], offsets: Mapping[int, int] = NONE) -> None:
+        """Sends `letters` to the topics beside them and commits the `offsets` to go on from, by partition, all or
+        nothing. A letter for the session's topic stays in its partition. Raises KafkaException (the outcome may be
+        unknown: the next session's `committed` tells), and `Fenced`."""
         with _fencing():
             self._producer.begin_transaction()
             try:
                 for topic, letter in letters:
                     self._send(topic, letter)
-                if last is not None:
-                    self.commit_with(self._producer, last.partition, last.offset + 1)
+                for partition, offset in offsets.items():
+                    self.commit_with(self._producer, partition, offset)
                 self._producer.commit_transaction(SECONDS)
             except Unanswered:
                 self._unanswered = True

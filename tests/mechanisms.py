@@ -434,8 +434,13 @@ MECHANISMS = (
         ("tests/integration/test_restart.py::test_a_storm_goes_onward_once_after_somebody_accepted_it",),
     ),
     Mechanism(
+        "P8", "a broker does not forget how far the replays are", "producers/replay.py",
+        "session.transaction([], known)", "pass",
+        ("tests/integration/test_replay.py::test_each_run_says_again_how_far_they_are",),
+    ),
+    Mechanism(
         "P8", "what is replayed is read in the same transaction", "producers/transactions.py",
-        "                    self.commit_with(self._producer, last.partition, last.offset + 1)\n",
+        "                    self.commit_with(self._producer, partition, offset)\n",
         "                    pass\n",
         ("tests/integration/test_replay.py::test_a_second_run_changes_nothing",
          "tests/integration/test_faults.py::test_nothing_is_lost_or_doubled[replay-killed]"),

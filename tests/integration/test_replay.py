@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -237,6 +239,46 @@ def test_more_waiting_letters_than_are_kept_in_memory(
 
 KILLED_AT = {"before-it-produces": 0, "in-its-transaction": 20, "before-it-commits": 20, "after-it-committed": 40}
 """The moment in the second transaction, and how many of 50 letters are committed by then."""
+
+
+def test_each_run_says_again_how_far_they_are(stack: Settings, contract: Contract, bury: Callable[..., None]) -> None:
+    """Also one that finds nothing: a broker forgets offsets by the age of their commit."""
+    bury({"dl-id": "a"})
+    assert run(contract, stack).retried == 1
+    group = f"replay.{contract.stream}"
+    with closing_consumer(stack) as consumer:
+        partitions = len(consumer.list_topics(OFFSETS, 10).topics[OFFSETS].partitions)
+        mine = TopicPartition(OFFSETS, java_hash(group) % partitions)
+        consumer.assign([TopicPartition(OFFSETS, mine.partition, consumer.get_watermark_offsets(mine, 10)[1])])
+        assert run(contract, stack) == ReplayReport()
+        deadline = time.monotonic() + 20
+        said: set[bytes] = set()
+        while time.monotonic() < deadline and not said:
+            message = consumer.poll(1)
+            if message is not None and message.error() is None and group.encode() in (message.key() or b""):
+                said.add(message.key() or b"")
+    assert said, "nothing was committed"
+    assert len(read(stack, contract.retry_topic)) == 1
+
+
+OFFSETS = "__consumer_offsets"
+
+
+@contextmanager
+def closing_consumer(stack: Settings) -> Iterator[Consumer]:
+    it = Consumer({**stack.kafka_client("admin"), "group.id": "reader", "enable.auto.commit": False})
+    try:
+        yield it
+    finally:
+        it.close()
+
+
+def java_hash(text: str) -> int:
+    """What Kafka finds the partition of a group by: Java's String.hashCode without its sign."""
+    found = 0
+    for letter in text:
+        found = (31 * found + ord(letter)) & 0xFFFFFFFF
+    return found & 0x7FFFFFFF
 
 
 @pytest.mark.parametrize("moment", KILLED_AT)
