@@ -34,10 +34,10 @@ class BatchStore:
 
     # -- reads ---------------------------------------------------------------------------------------------------
 
-    def accepted(self, through: int) -> DataFrame:
-        """Accepted rows of bronze of batches up to `through`."""
-        bronze = self._read(tables.bronze(self.lake_uri, self.contract.stream))
-        return bronze.where("accepted").where(F.col("batch") <= through)
+    def accepted(self, through: int | None = None) -> DataFrame:
+        """Accepted rows of bronze, of batches up to `through` if that is given."""
+        rows = self._read(tables.bronze(self.lake_uri, self.contract.stream)).where("accepted")
+        return rows if through is None else rows.where(F.col("batch") <= through)
 
     def partials(self, aggregate: Aggregate, through: int) -> DataFrame:
         """The speed layer's partials of batches up to `through`."""

@@ -168,15 +168,15 @@ class Derivation:
         different = derived_ledger.differences(exact, served, self.contract, self.one, emitted).localCheckpoint()
         if different.isEmpty():
             return self.spark.createDataFrame([], tables.SYSTEM["ledger"])
-        at_once = self.key if isinstance(self.one, Velocity) else None
-        keys = different.select(*self.key).distinct()
+        keys = different.select(*self.key).distinct() if isinstance(self.one, Velocity) else None
+        # Of all batches: the query may have taken some after the cut together with those up to it.
         arrived = {
             source.stream: derived_ledger.arrivals(
-                self._accepted(source).join(keys, self.key, "left_semi") if at_once else self._accepted(source),
+                BatchStore(self.spark, self.lake_uri, source).accepted(),
                 source,
                 (F.col("batch") > self._through_before[source.stream])
                 & (F.col("event_time") < F.expr(literal(self._before))),
-                at_once,
+                keys,
             )
             for source in self.sources
         }

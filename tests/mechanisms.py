@@ -148,6 +148,35 @@ MECHANISMS = (
          "::test_lost_rows_are_unexplained_and_publish_nothing_and_a_dead_run_is_undone",),
     ),
     Mechanism(
+        "P3", "velocity that the watermark left out is late", "spark/transforms/derived_ledger.py",
+        "    found = _passed(found, rows, [], source.allowed_lateness)\n", "",
+        ("tests/integration/lake/test_derived.py"
+         "::test_who_tells_at_once_is_late_by_the_order_of_the_key_or_by_the_watermark",),
+    ),
+    Mechanism(
+        "P3", "what was done is compared", "spark/transforms/derived_ledger.py",
+        ', "done": F.sum("done")}', "}",
+        ("tests/integration/lake/test_derived.py"
+         "::test_who_tells_at_once_is_late_by_the_order_of_the_key_or_by_the_watermark",),
+    ),
+    Mechanism(
+        "P3", "what a state took again is a duplicate", "spark/transforms/derived_ledger.py",
+        '        .when(F.col("repeats") > 0, "duplicate")\n', "",
+        ("tests/integration/lake/test_derived.py"
+         "::test_what_came_again_is_a_duplicate_and_letters_that_came_too_late_are_replayed",),
+    ),
+    Mechanism(
+        "P3", "letters that came too late for a state are replayed", "spark/transforms/derived_ledger.py",
+        'F.when(F.col("_late_replayed") > 0, "replayed")', 'F.when(F.lit(False), "replayed")',
+        ("tests/integration/lake/test_derived.py"
+         "::test_what_came_again_is_a_duplicate_and_letters_that_came_too_late_are_replayed",),
+    ),
+    Mechanism(
+        "P3", "what a state took from beyond the cut is known", "spark/derivation.py",
+        "BatchStore(self.spark, self.lake_uri, source).accepted(),", "self._accepted(source),",
+        ("tests/integration/lake/test_derived.py::test_what_the_query_took_from_beyond_the_cut_is_late",),
+    ),
+    Mechanism(
         "P4", "sessions, joins and alerts with new events are computed again", "spark/derivation.py",
         'new = F.col("batch") > self._through_before[source.stream]', "new = F.lit(False)",
         ("tests/integration/lake/test_derived.py"

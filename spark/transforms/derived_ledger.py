@@ -1,7 +1,9 @@
 """The ledger of derived results: where the rows that were served differ from the exact ones, and why.
 
-A row is named by `derived.identity`, and compared by a few numbers: of an alert that it is there; of a session its
-`events` and `seconds`; of the join of an event its `rows` and `matches`. What is not there counts 0.
+A row is named by `derived.identity`, and compared by a few numbers: of an alert that it is there, and what was `done`;
+of a session its `events`, `seconds` and measures that are numbers; of the join of an event its `rows` and `matches`. A
+row that is not there has 0 of each; a measure that is null in one that is, which was published before the contract had
+it, is not compared.
 
 The cause is found among the events that the row is made of, in the order in which they came: `replayed` if a replayed
 dead letter came too late for the state, `late` if another event did, `duplicate` if an event came again. A difference
@@ -16,6 +18,7 @@ from functools import reduce
 
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
+from pyspark.sql.types import NumericType
 
 from schemas.model import Contract, Derived, Join, Sessions, Velocity
 from spark import derived
@@ -25,14 +28,16 @@ SLACK = timedelta(seconds=1)
 """Watermarks have milliseconds and pass through operators one by one: so much later a row has surely been emitted."""
 
 
-def numbers(one: Derived) -> dict[str, Column]:
+def numbers(one: Derived, contract: Contract) -> dict[str, Column]:
     """What is compared of the rows with one identity: aggregates, by measure."""
     match one:
         case Velocity():
-            return {"alerts": F.count("*")}
+            return {"alerts": F.count("*"), "done": F.sum("done")}
         case Sessions():
+            types = derived.columns(contract, one)
+            measured = [m.name for m in one.measures if isinstance(types[m.name], NumericType)]
             seconds = (F.unix_micros("session_end") - F.unix_micros("session_start")) / 1e6
-            return {"events": F.sum("events"), "seconds": F.sum(seconds)}
+            return {name: F.sum(name) for name in [*measured, "events"]} | {"seconds": F.sum(seconds)}
         case Join():
             return {"rows": F.count("*"), "matches": F.count(f"{one.other}_event_time")}
 
@@ -55,12 +60,12 @@ def differences(
 
     A row that was not served is a difference if it closed before `emitted`, up to where the speed layer has come (null:
     nowhere)."""
-    names = derived.identity(one, contract)
+    names, compared_by = derived.identity(one, contract), numbers(one, contract)
     sides = []
     for side, frame in (("e", exact), ("s", served)):
         of_side = frame.groupBy(*names).agg(
             F.max(derived.CLOSES_AT).alias(f"{side}_closes_at"),
-            *(column.cast("double").alias(f"{side}_{measure}") for measure, column in numbers(one).items()),
+            *(column.cast("double").alias(f"{side}_{measure}") for measure, column in compared_by.items()),
         )
         sides.append(of_side)
     both = sides[0].join(sides[1], names, "full")
@@ -70,37 +75,41 @@ def differences(
         *(
             F.struct(
                 F.lit(measure).alias("measure"),
-                F.coalesce(f"s_{measure}", F.lit(0.0)).alias("speed"),
-                F.coalesce(f"e_{measure}", F.lit(0.0)).alias("exact"),
+                *(
+                    F.when(F.col(f"{side}_closes_at").isNull(), 0.0).otherwise(F.col(f"{side}_{measure}")).alias(name)
+                    for side, name in (("s", "speed"), ("e", "exact"))
+                ),
             )
-            for measure in numbers(one)
+            for measure in compared_by
         )
     )
     closes_at = F.greatest("e_closes_at", "s_closes_at").alias(derived.CLOSES_AT)
     return compared.select(*names, closes_at, F.inline(pairs)).where("speed <> exact")
 
 
-def arrivals(rows: DataFrame, source: Contract, after_all: Column, by: list[str] | None) -> DataFrame:
+def arrivals(rows: DataFrame, source: Contract, after_all: Column, keys: DataFrame | None = None) -> DataFrame:
     """Accepted rows of bronze with `repeat` (their event came before) and `behind` (they came too late for the state,
     as far as the order of batches tells, or `after_all`: after the rows that they belong to had been published).
 
-    Too late is what is not newer than the newest event of an earlier batch less the allowed lateness; with `by`
-    (fields) than the newest of those with the same values, which is the order that matters to who tells at once."""
+    Too late is what is not newer than the newest event of an earlier batch less the allowed lateness, the watermark.
+    With `keys` (values of fields) only rows with those are returned, and too late is also what is not newer than the
+    newest of an earlier batch with the same values, which is the order that matters to who tells at once."""
     order = Window.partitionBy(*source.event_id).orderBy("batch", "topic", "partition", "offset")
-    lateness = timedelta() if by else source.allowed_lateness
-    names = by or []
-    newest = rows.groupBy(*names, "batch").agg(F.max("event_time").alias("_newest"))
+    told = rows if keys is None else rows.join(keys, keys.columns, "left_semi")
+    found = told.withColumns({"repeat": F.row_number().over(order) > 1, "behind": after_all})
+    found = _passed(found, rows, [], source.allowed_lateness)
+    return found if keys is None else _passed(found, told, keys.columns, timedelta())
+
+
+def _passed(found: DataFrame, rows: DataFrame, names: list[str], lateness: timedelta) -> DataFrame:
+    """`found` with `behind` also where an earlier batch of `rows`, those with the same values of `names`, has an event
+    that is `lateness` newer, or as new."""
     before = Window.partitionBy(*names).orderBy("batch").rowsBetween(Window.unboundedPreceding, -1)
-    earlier = newest.select(
-        *names, "batch", (F.max("_newest").over(before) - F.expr(interval(lateness))).alias("_newest")
-    )
+    newest = rows.groupBy(*names, "batch").agg(F.max("event_time").alias("_newest"))
+    earlier = newest.withColumn("_newest", F.max("_newest").over(before) - F.expr(interval(lateness)))
     passed = F.coalesce(F.col("event_time") <= F.col("_newest"), F.lit(False))
-    return (
-        rows.withColumn("repeat", F.row_number().over(order) > 1)
-        .join(earlier, [*names, "batch"], "left")
-        .withColumn("behind", passed | after_all)
-        .drop("_newest")
-    )
+    joined = found.join(earlier, [*names, "batch"], "left")
+    return joined.withColumn("behind", F.col("behind") | passed).drop("_newest")
 
 
 def explained(differences: DataFrame, arrived: Mapping[str, DataFrame], contract: Contract, one: Derived) -> DataFrame:
