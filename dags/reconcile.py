@@ -17,7 +17,9 @@ table at the end of its log).
 
 **When it fails.** The log and the result say for which streams. Nothing was published of those, and their served
 numbers are as they were; the next run tries the same hours again together with the newer ones. The other streams are
-published. A stream that the audit found a residual in is withheld: numbers that lack records must not become final.
+published. If velocity, sessions or joins failed (`<stream>.<name>` in the log), everything else of the stream is
+published as well. A stream that the audit found a residual in is withheld: numbers that lack records must not become
+final.
 
 | message | do |
 |---|---|
@@ -27,6 +29,7 @@ published. A stream that the audit found a residual in is withheld: numbers that
 | *is not audited in this run* | the task `audit` says why |
 | an expectation on staged rows failed | the new numbers are wrong: see the Data Docs and `staged/<stream>/…` |
 | `unexplained` differences | a defect: see the view `ledger`; if the exact values are right, `backfill` publishes |
+| the same of `<stream>.<name>` | if the exact rows are right: `millrace checkpoint reset <stream>.<name>` |
 | anything else | the end of the task's log holds Spark's own error |
 
 One retry is made: a run can be repeated, and streams that were published are left out of it. With `{"force": true}` a

@@ -157,7 +157,13 @@ MECHANISMS = (
         "P3", "what was done is compared", "spark/transforms/derived_ledger.py",
         ', "done": F.sum("done")}', "}",
         ("tests/integration/lake/test_derived.py"
-         "::test_who_tells_at_once_is_late_by_the_order_of_the_key_or_by_the_watermark",),
+         "::test_who_tells_at_once_is_late_by_the_order_of_the_key_or_by_the_watermark",
+         "tests/integration/lake/test_derived.py::test_results_that_are_refused_keep_no_other_from_its_turn"),
+    ),
+    Mechanism(
+        "P3", "what sessions measure is compared", "spark/transforms/derived_ledger.py",
+        '[*measured, "events"]', '["events"]',
+        ("tests/integration/lake/test_derived.py::test_results_that_are_refused_keep_no_other_from_its_turn",),
     ),
     Mechanism(
         "P3", "what a state took again is a duplicate", "spark/transforms/derived_ledger.py",
@@ -175,6 +181,11 @@ MECHANISMS = (
         "P3", "what a state took from beyond the cut is known", "spark/derivation.py",
         "BatchStore(self.spark, self.lake_uri, source).accepted(),", "self._accepted(source),",
         ("tests/integration/lake/test_derived.py::test_what_the_query_took_from_beyond_the_cut_is_late",),
+    ),
+    Mechanism(
+        "P5", "a refused result keeps no other from its turn", "spark/jobs/reconcile.py",
+        "            failures.append(error)\n", "            raise\n",
+        ("tests/integration/lake/test_derived.py::test_results_that_are_refused_keep_no_other_from_its_turn",),
     ),
     Mechanism(
         "P4", "sessions, joins and alerts with new events are computed again", "spark/derivation.py",

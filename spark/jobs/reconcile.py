@@ -6,7 +6,8 @@ For each stream it recomputes the closed hours that are new or that new rows hav
 and from bronze, at the cut of the newest settled batch; stages the result; explains where it differs from what was
 served (`spark.transforms.ledger`); audits the staged rows and their events with Great Expectations; and publishes: the
 hours in one commit per aggregate, the ledger, and last the row of `publications` that moves `final_through`. Then come
-the velocity, sessions and joins that the stream has a part in (`spark.derivation`).
+the velocity, sessions and joins that the stream has a part in (`spark.derivation`), each for itself: one that fails
+keeps back neither the hours nor the others.
 
 A run may die at any point and be run again. Until the last step nothing counts as published: what a dead run left in
 the batch tables is recognised by a run id without a publication, compared as if it were not there, and replaced; its
@@ -38,10 +39,11 @@ from pyspark.sql import functions as F
 from infra.exclusive import exclusive
 from infra.settings import PROJECT, Settings
 from schemas.catalog import catalog, load
+from schemas.errors import TerminalError, TransientError
 from schemas.model import Aggregate, Contract
 from spark import checkpoints, lineage, quality, suites, tables
 from spark.batch_store import BatchStore
-from spark.derivation import derivations
+from spark.derivation import Derivation, derivations
 from spark.jobs import each
 from spark.publications import Publication, publications, published_without, unique_run_id
 from spark.reconcile import Plan, Range, TouchedHour, UnexplainedDifference, literal, plan, utc, whole_hours
@@ -458,12 +460,29 @@ def _reconcile(
         found = derivations(spark, config, catalog(config.contracts), stream, run_id, now, may_commit)
         for contract in {derivation.contract.stream: derivation.contract for derivation in found}.values():
             tables.create(config.lake_uri, contract)
-        done = summary | {"derived": [derivation.run() for derivation in found]}
-        write_catalog(config)
-        return done
+        return summary | {"derived": publish_derived(config, found)}
     finally:
         for one in auditor:
             one.build_docs()
+
+
+def publish_derived(config: Settings, found: list[Derivation]) -> list[dict[str, Any]]:
+    """Runs them all and returns their summaries. What one raises is raised when the others have had their turn and the
+    catalog shows what was published; several errors as one that tells them all."""
+    summaries, failures = [], []
+    for derivation in found:
+        try:
+            summaries.append(derivation.run())
+        except Exception as error:  # Spark's own, of any kind, as well
+            failures.append(error)
+    write_catalog(config)
+    if len(failures) == 1:
+        raise failures[0]
+    if failures:
+        again = not all(isinstance(error, TerminalError) for error in failures)
+        told = "\n".join(map(str, failures))
+        raise (TransientError if again else TerminalError)(told) from ExceptionGroup("all of them", failures)
+    return summaries
 
 
 def _refuse_writes() -> None:

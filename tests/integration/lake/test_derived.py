@@ -9,6 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pytest
 from deltalake import DeltaTable, Field
 from pyspark.errors.exceptions.base import StreamingQueryException
@@ -16,9 +17,11 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from schemas.catalog import load
+from schemas.errors import TerminalError
 from schemas.model import Join, Sessions, Velocity
 from spark import derived, stateful, tables, upkeep
-from spark.derivation import Derivation
+from spark.derivation import Derivation, derivations
+from spark.jobs.reconcile import publish_derived
 from spark.reconcile import UnexplainedDifference
 from spark.serving.duck import connect
 from spark.transforms.joins import joined
@@ -233,6 +236,31 @@ def test_a_measure_that_published_sessions_lack_is_not_compared(lake: Lake, batc
     assert causes_in(lake, "stays") == {
         ("ann", "events", 1.0, 2.0, "late"), ("ann", "seconds", 900.0, 1200.0, "late"),
     }  # fmt: skip
+
+
+def test_results_that_are_refused_keep_no_other_from_its_turn(lake: Lake, batch_semantics: None) -> None:
+    lake.send("visits", some_events(7)["visits"])
+    close(lake)
+    for name, wrong in (("bursts", "done"), ("spending", None), ("stays", "spent")):
+        lake.query(name)
+        if wrong:
+            speed = tables.local_path(tables.speed(lake.settings.lake_uri, "visits", name))
+            DeltaTable(speed).update({wrong: f"{wrong} + 1"})
+    lake.publish(END)
+    found = derivations(lake.spark, lake.settings, lake.contracts, "visits", "r", NOON)
+    with pytest.raises(TerminalError, match="nothing is published") as refused:
+        publish_derived(lake.settings, found)
+    assert [title for title in ("bursts", "spending", "stays") if f"visits.{title}: served" in str(refused.value)] == [
+        "bursts", "stays",
+    ]  # fmt: skip
+    assert {(row["measure"], row["cause"]) for name in ("bursts", "stays") for row in lake.ledger(name)} == {
+        ("done", "unexplained"), ("spent", "unexplained"),
+    }  # fmt: skip
+    assert as_text(lake.rows(tables.batch, "spending")) == lake.closed("spending", END)
+    with duckdb.connect(lake.settings.catalog_file, read_only=True) as client:
+        assert client.sql("select count(*) from spending where final").fetchall() == [
+            (len(lake.closed("spending", END)),)
+        ]
 
 
 def test_lost_rows_are_unexplained_and_publish_nothing_and_a_dead_run_is_undone(
