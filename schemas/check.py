@@ -17,9 +17,6 @@ from schemas.predicates import Alerts, PredicateError, Rules
 from schemas.problem import ContractError, Problem
 from schemas.verdict import Judge
 
-RESERVED_AGGREGATES = frozenset({"alerts"})
-"""Names of tables that the speed layer keeps beside those of the aggregates."""
-
 
 def check(root: Path, streams: Collection[str] | None = None) -> list[Problem]:
     """Every problem of the contracts under `root` (of `streams` only, if given), by file and line; none: an empty list.
@@ -53,17 +50,9 @@ def _contract(contract: Contract, document: Document, others: list[Contract]) ->
     yield from named.identity(contract, document)
     yield from _dead_letters(contract, document)
     yield from _quality(contract, document)
-    taken = {aggregate.name: other.stream for other in others for aggregate in other.aggregates}
+    yield from named.results(contract, document, others)
     for index, aggregate in enumerate(contract.aggregates):
-        loc = ("aggregates", index)
-        if aggregate.name in taken:
-            yield document.problem(
-                (*loc, "name"), f"{aggregate.name!r} is already an aggregate of stream {taken[aggregate.name]}"
-            )
-        if aggregate.name in RESERVED_AGGREGATES:
-            yield document.problem((*loc, "name"), f"{aggregate.name!r} is reserved: a table of the speed layer has it")
-        taken[aggregate.name] = contract.stream
-        yield from named.aggregate(contract, document, aggregate, loc)
+        yield from named.aggregate(contract, document, aggregate, ("aggregates", index))
     yield from derived.problems(contract, document, others)
     yield from _compatibility(contract)
     wrong_rules = list(_rules(contract, document))

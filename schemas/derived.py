@@ -20,15 +20,10 @@ PLAIN = frozenset({"count", "sum", "avg", "min", "max"})
 
 def problems(contract: Contract, document: Document, others: Sequence[Contract]) -> Iterator[Problem]:
     """Every problem of the contract's derived results. `others` are the contracts of the other streams."""
-    taken = {one.name: f"stream {other.stream}" for other in others for one in (*other.aggregates, *other.derived)}
-    taken |= {aggregate.name: "this stream" for aggregate in contract.aggregates}
     known = {other.stream: other for other in others}
     for sort in ("velocity", "sessions", "joins"):
         for index, one in enumerate(getattr(contract, sort)):
             loc = (sort, index)
-            if one.name in taken:
-                yield document.problem((*loc, "name"), f"{one.name!r} is already a name in {taken[one.name]}")
-            taken[one.name] = "this stream"
             match one:
                 case Velocity():
                     yield from _velocity(contract, document, one, loc)

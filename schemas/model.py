@@ -25,6 +25,9 @@ RESERVED = frozenset(
 )  # fmt: skip
 """Column names of bronze and of the served views; a contract's fields and measures may not use them."""
 
+PLATFORM_VIEWS = frozenset({"publications", "refusals", "ledger", "quality", "moves", "replays", "audits"})
+"""Names of the served views that belong to no stream."""
+
 _UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -113,6 +116,11 @@ class Aggregate(_Strict):
     dimensions: list[str] = Field(min_length=1)
     measures: list[Measure] = Field(min_length=1)
     windows: list[Window] = ["1m", "5m", "1h"]
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """The served views, one a window."""
+        return tuple(f"{self.name}_{window}" for window in self.windows)
 
 
 class Velocity(_Strict):
@@ -391,6 +399,12 @@ class Contract(_Strict):
     def ingest_topics(self) -> tuple[str, str]:
         """The topics that bronze accounts for, offset by offset."""
         return (self.stream, self.retry_topic)
+
+    @property
+    def record_views(self) -> tuple[str, ...]:
+        """The served views of its records, and of its alerts if the contract has any."""
+        kinds = ["events", "dead_letters", "letters", *(["alerts"] if self.alerts else [])]
+        return tuple(f"{self.stream}_{kind}" for kind in kinds)
 
     @property
     def derived(self) -> tuple[Derived, ...]:

@@ -1,24 +1,30 @@
-"""Whether the fields that a contract names are there, and are of types that can do what it wants of them."""
+"""Whether the fields that a contract names are there, and are of types that can do what it wants of them, and whether
+the names that it gives are free."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from schemas.document import Document, Step
 from schemas.fields import DIMENSION, kind, logical_type, nullable
-from schemas.model import Aggregate, Contract
+from schemas.model import PLATFORM_VIEWS, Aggregate, Contract
 from schemas.operands import operand_fault, unknown
 from schemas.problem import Problem
 
 RESERVED_IN_AGGREGATES = frozenset({"hour"})
 """Columns of the batch tables that a field may have but a dimension or a measure may not."""
 
+LANE = "alerts"
+"""The alert lane's name within a stream: its table, checkpoint and query are called so."""
+
 IDENTITY = frozenset({"integer", "string", "boolean", "date", "timestamp", "decimal"})
 
 
 def problems(contract: Contract, document: Document) -> Iterator[Problem]:
-    """Of identity and aggregates, without which no table of the stream has a schema."""
+    """Of identity and aggregates, without which no table of the stream has a schema, and of names, without which two
+    would have one table."""
     yield from identity(contract, document)
+    yield from results(contract, document)
     for index, one in enumerate(contract.aggregates):
         yield from aggregate(contract, document, one, ("aggregates", index))
 
@@ -46,6 +52,39 @@ def identity(contract: Contract, document: Document) -> Iterator[Problem]:
             ("event_time",),
             f"field {contract.event_time!r} must be of logical type timestamp-micros or -millis and not null",
         )
+
+
+def results(contract: Contract, document: Document, others: Sequence[Contract] = ()) -> Iterator[Problem]:
+    """The names of aggregates and derived results, of which tables, checkpoints and views are made: each is taken once,
+    here and in the streams `others`, and no view is called as another one."""
+    names = {one.name: f"stream {other.stream}" for other in others for one in (*other.aggregates, *other.derived)}
+    views = dict.fromkeys(PLATFORM_VIEWS, "the platform")
+    for other in (*others, contract):
+        views |= dict.fromkeys(other.record_views, f"stream {other.stream}")
+    for other in others:
+        views |= {view: f"stream {other.stream}" for _, _, shown in _results(other) for view in shown}
+    for loc, name, shown in _results(contract):
+        if name == LANE:
+            yield document.problem(
+                loc, f"{name!r} is reserved: the alert lane has a table and a checkpoint of that name"
+            )
+        elif name in names:
+            yield document.problem(loc, f"{name!r} is already a name in {names[name]}")
+        else:
+            for view in shown:
+                if view in views:
+                    yield document.problem(loc, f"its view would be {view!r}, which is already one of {views[view]}")
+        names[name] = "this stream"
+        views |= dict.fromkeys(shown, "this stream")
+
+
+def _results(contract: Contract) -> Iterator[tuple[tuple[Step, ...], str, tuple[str, ...]]]:
+    """Where each aggregate and derived result has its name, the name, and its views."""
+    for index, one in enumerate(contract.aggregates):
+        yield ("aggregates", index, "name"), one.name, one.views
+    for sort in ("velocity", "sessions", "joins"):
+        for index, derived in enumerate(getattr(contract, sort)):
+            yield (sort, index, "name"), derived.name, (derived.name,)
 
 
 def aggregate(contract: Contract, document: Document, one: Aggregate, loc: tuple[Step, ...]) -> Iterator[Problem]:

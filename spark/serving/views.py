@@ -52,11 +52,8 @@ _WORDS: dict[Dialect, _Words] = {
 
 def view_names(contract: Contract) -> list[str]:
     """The views of a stream, and those of the platform."""
-    windows = [f"{aggregate.name}_{window}" for aggregate in contract.aggregates for window in aggregate.windows]
-    kinds = ["events", "dead_letters", "letters", *(["alerts"] if contract.alerts else [])]
-    of_records = [f"{contract.stream}_{kind}" for kind in kinds]
-    windows += [one.name for one in contract.derived]
-    return [*windows, *of_records, *tables.SYSTEM]
+    windows = [view for aggregate in contract.aggregates for view in aggregate.views]
+    return [*windows, *(one.name for one in contract.derived), *contract.record_views, *tables.SYSTEM]
 
 
 def views(

@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,8 +17,11 @@ from schemas import examples, references
 from schemas.catalog import catalog, load
 from schemas.check import check
 from schemas.errors import TerminalError
+from schemas.model import PLATFORM_VIEWS
 from schemas.predicates import Alerts
 from schemas.problem import ContractError
+from spark import tables
+from spark.serving.views import view_names, views
 
 ROOT = Path(__file__).resolve().parents[2] / "schemas"
 
@@ -124,7 +127,8 @@ def test_a_broken_shape_names_file_line_and_field(
         ("distance: [1, 6000]", "carrier: [1, 6000]", "quality.ranges.carrier", "needs a number"),
         ("distance: [1, 6000]", "distance: [6000, 1]", "quality.ranges.distance", "above the greatest"),
         ("retention: 30d", "retention: 1d", "dead_letters.policy.unknown_schema", "topic.retention forgets"),
-        ("name: departures_by_carrier", "name: weather_by_origin", "aggregates[1].name", "aggregate of stream weather"),
+        ("name: departures_by_carrier", "name: weather_by_origin", "aggregates[1].name", "a name in stream weather"),
+        ("name: departures_by_carrier", "name: alerts", "aggregates[1].name", "the alert lane has a table"),
     ],
 )
 def test_check_names_what_is_wrong(
@@ -156,6 +160,31 @@ def test_a_name_that_tables_are_made_of_is_an_error_for_everybody(
     assert (path, field) in [(problem.file, problem.field) for problem in caught.value.problems]
 
 
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("alerts", "the alert lane has a table"),
+        ("ledger", "one of the platform"),
+        ("departures_by_origin", "a name in"),
+    ],
+)
+def test_a_name_that_something_else_has_is_an_error_for_everybody(
+    root: Path, edit: Callable[[str, str, str], Path], name: str, says: str
+) -> None:
+    path = edit("flights/stream.yaml", "  - name: flights_with_weather", f"  - name: {name}")
+    with pytest.raises(ContractError, match=says) as caught:
+        load(root / "flights")
+    [problem] = caught.value.problems
+    assert (problem.file, problem.line, problem.field) == (path, line_of(path, f"  - name: {name}"), "joins[0].name")
+
+
+def test_the_names_that_are_taken_are_those_of_the_served_views() -> None:
+    assert frozenset(tables.SYSTEM) == PLATFORM_VIEWS
+    for contract in (catalog() | catalog(ROOT / "uses")).values():
+        served = views(contract, "duckdb", "file:/lake", lambda uri, schema: "t", datetime.now(UTC))
+        assert sorted(served) == sorted(view_names(contract))
+
+
 DERIVED = """velocity:
   - {name: many_departures, description: d, key: [origin], within: 10m, more_than: 5}
 sessions:
@@ -175,6 +204,14 @@ joins:
         ("within: 10m", "within: 0m", "velocity[0].within", "longer than nothing"),
         ("name: rotations", "name: weather_by_origin", "sessions[0].name", "already a name in stream weather"),
         ("name: rotations", "name: many_departures", "sessions[0].name", "already a name in this stream"),
+        ("name: rotations", "name: alerts", "sessions[0].name", "the alert lane has a table and a checkpoint"),
+        ("name: many_departures", "name: alerts", "velocity[0].name", "the alert lane has a table and a checkpoint"),
+        ("name: with_weather", "name: alerts", "joins[0].name", "the alert lane has a table and a checkpoint"),
+        ("name: rotations", "name: ledger", "sessions[0].name", "'ledger', which is already one of the platform"),
+        ("name: rotations", "name: flights_events", "sessions[0].name", "already one of stream flights"),
+        ("name: rotations", "name: weather_letters", "sessions[0].name", "already one of stream weather"),
+        ("name: rotations", "name: departures_by_origin_1h", "sessions[0].name", "already one of this stream"),
+        ("name: rotations", "name: weather_by_origin_1h", "sessions[0].name", "already one of stream weather"),
         ("gap: 6h", "gap: six", "sessions[0].gap", "duration such as"),
         (
             "kind: sum, of: distance",
@@ -198,7 +235,7 @@ def test_check_names_what_is_wrong_with_derived_results(
     text = path.read_text()
     before, after = text.split("velocity:")
     path.write_text(before + "velocity:" + after.replace(old, new, 1))
-    [problem] = check(root)
+    [problem] = check(root, ["flights"])
     assert (problem.file, problem.field) == (path, field)
     assert says in problem.message
     assert problem.line == 1 + before.count("\n") + 1 + 2 * ["velocity", "sessions", "joins"].index(field.split("[")[0])
