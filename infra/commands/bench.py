@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -50,11 +50,17 @@ def latency(
     ] = None,
     seconds: Annotated[float, typer.Option(min=1, max=3600, help="Length of each measurement.")] = 180,
     warm: Annotated[float, typer.Option(min=0.5, max=600, help="Seconds to get warm, before each.")] = 20,
+    only: Annotated[
+        Literal["alone", "beside"] | None, typer.Option(help="Measure only alone, or only beside the ingest.")
+    ] = None,
     json_: Annotated[bool, typer.Option("--json", help="End with one JSON document.")] = False,
 ) -> None:
-    """Measure from producing an event to its alert, end to end, alone and beside the ingest."""
+    """Measure from producing an event to its alert, end to end, alone and beside the ingest.
+
+    The lane makes a checkpoint each minute; a measurement of two minutes or more without one fails."""
     chosen = [str(rate) for rate in rates or (1_000, 5_000, 20_000)]
     arguments = ["--rates", *chosen, "--seconds", str(seconds), "--warm", str(warm)]
+    arguments += ["--only", only] if only else []
     _run("latency", [*arguments, *(["--json"] if json_ else [])])
 
 
