@@ -31,7 +31,8 @@ waits for, and `millrace status` says it too.
   change and restart the driver; or stop streaming (below), `millrace checkpoint reset <stream>`, start it again.
 - *The alert lane of … stands still*: no alerts are told, and the ingest goes on. The lane is tried again every ten
   seconds and makes up for what it missed. The reason is in the message: Kafka or the registry away, a reference file
-  that cannot be read.
+  that cannot be read. If it is a damaged checkpoint: stop streaming, `millrace checkpoint reset <stream>.alerts`, start
+  it again. The message stays until the lane has run for half a minute.
 
 **What to do about a red run.** One: nothing, read the reason. Many in a row: the log of `watch` ends with the
 driver's last lines, the rest is in `<home>/logs/stream.log`. Typical: topics missing (run `provision`), Kafka or the

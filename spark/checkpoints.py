@@ -24,13 +24,15 @@ class NothingSettled(TransientError):
 
 class Start(BaseModel):
     """What a reset notes in a generation's `start.json`: the `offsets` it starts from, nested as Spark does; the newest
-    batch that bronze held then (`after`); and whether that one is `finished` (see `spark.restart`)."""
+    batch that bronze held then (`after`); and whether that one is `finished` (see `spark.restart`). Of an alert lane:
+    the ids of the `schemas` that its query knows, None until it has run (see `spark.lane`)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     offsets: dict[str, dict[str, int]]
     after: int | None
     finished: bool = False
+    schemas: list[int] | None = None
 
 
 def batch_number(generation: int, batch_id: int) -> int:
@@ -47,7 +49,12 @@ def batch_id_of(batch: int) -> int:
 
 def generation(settings: Settings, stream: str) -> int:
     """The newest generation that has a folder, else 1."""
-    return max(numbers(f"{settings.checkpoints_uri}/{stream}", r"g(\d+)"), default=1)
+    return max(generations(settings, stream), default=1)
+
+
+def generations(settings: Settings, stream: str) -> list[int]:
+    """Every generation that has a folder."""
+    return numbers(f"{settings.checkpoints_uri}/{stream}", r"g(\d+)")
 
 
 def location(settings: Settings, stream: str, generation: int) -> str:
@@ -70,7 +77,7 @@ def settled_batch(contract: Contract, settings: Settings) -> int | None:
     """The newest batch whose ingest is complete in every table and on the dead-letter topic: the newest entry of the
     newest generation's commit log, as a `batch` number. None before the first. A new generation without a commit
     answers with the batch that it finished (see `spark.restart`), or with the last of the generation before."""
-    for number in sorted(_generations(contract, settings), reverse=True):
+    for number in sorted(generations(settings, contract.stream), reverse=True):
         if (committed := _committed(contract, settings, number)) is not None:
             return batch_number(number, committed)
         start = begun(location(settings, contract.stream, number))
@@ -90,11 +97,11 @@ def settled_offsets(contract: Contract, settings: Settings, through: int) -> Off
         for place, end in found.items():
             ends[place] = max(end, ends.get(place, 0))
 
-    for number in _generations(contract, settings):
+    for number in generations(settings, contract.stream):
         start = begun(location(settings, contract.stream, number))
         if start and start.finished and start.after is not None and start.after <= through:
             reach(flat(start.offsets))
-    for number in _generations(contract, settings):
+    for number in generations(settings, contract.stream):
         committed = _committed(contract, settings, number)
         if committed is None or (batch := batch_number(number, committed)) > through:
             continue
@@ -107,12 +114,8 @@ def settled_offsets(contract: Contract, settings: Settings, through: int) -> Off
 def first_offsets(contract: Contract, settings: Settings) -> Offsets:
     """Where the oldest generation began to read: what the lake has promised to hold. A partition that is not among
     them was added later, and is read from its beginning. Nothing when that checkpoint is lost."""
-    oldest = min(_generations(contract, settings), default=None)
+    oldest = min(generations(settings, contract.stream), default=None)
     return {} if oldest is None else beginning(location(settings, contract.stream, oldest))
-
-
-def _generations(contract: Contract, settings: Settings) -> list[int]:
-    return numbers(f"{settings.checkpoints_uri}/{contract.stream}", r"g(\d+)")
 
 
 def _committed(contract: Contract, settings: Settings, generation: int) -> int | None:

@@ -3,6 +3,9 @@
 It runs beside the ingest and reads for itself, so an alert does not wait for a batch. Real-time mode knows how far it
 is only at its checkpoints: after a crash it reads the interval since the last one again, and tells the same alerts once
 more, with the same ids.
+
+A query is planned once, with the writer schemas that are registered then. With others it begins a generation of its
+checkpoint anew, which notes them beside where it starts, so a schema that came while no lane ran is noticed as well.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,9 +23,12 @@ from pyspark.sql.streaming.query import StreamingQuery
 from infra.offsets import Offsets, flat, nested
 from infra.settings import Settings
 from schemas import references
+from schemas.errors import MillraceError
 from schemas.model import Contract
 from spark import checkpoint_log, checkpoints, source
 from spark.alert_log import AlertLog
+from spark.checkpoint_log import Unreadable
+from spark.checkpoints import Start
 from spark.heartbeat import NO_PROGRESS
 from spark.transforms.alerts import alerts
 from spark.writers import Writers
@@ -33,7 +40,8 @@ _AT_ONCE = {"kafka.linger.ms": "0", "kafka.acks": "all", "kafka.compression.type
 RETRY = 10.0
 """Seconds between the attempts to start a lane that failed."""
 TOLD_AFTER = 30.0
-"""Seconds that a lane stands still before it counts as halted: a broker that restarts is no news for people."""
+"""Seconds that a lane stands still before it counts as halted: a broker that restarts is no news for people. As long a
+query must have run before its failures are forgotten: it dies a while after it was started, if it does."""
 
 
 class Lane:
@@ -54,9 +62,9 @@ class Lane:
         self._query: StreamingQuery | None = None
         self._schemas: Mapping[int, str] = {}
         self._files: list[tuple[int, int]] = []
-        self._retry = float("-inf")
+        self._retry = self._started_at = float("-inf")
         self._fails_since: tuple[float, datetime] | None = None
-        self._why = ""
+        self._halted: dict[str, str] | None = None
 
     def tend(self, spark: SparkSession) -> None:
         """Starts the query if it does not run, or anew if a schema was registered or a reference file changed, and
@@ -67,22 +75,24 @@ class Lane:
         try:
             self._keep_running(spark)
             self._log.copy()
-            self._fails_since = None
+            if self._clock() - self._started_at >= TOLD_AFTER:
+                self._fails_since = self._halted = None
         except Exception as error:  # Kafka, the registry, Spark, Delta, a lost lease: all of them are told
-            self._fails_since = self._fails_since or (self._clock(), datetime.now(UTC))
-            self._why = f"the alert lane of {self.contract.stream} stands still and is tried again: {_words(error)}"
-            self._retry = self._clock() + RETRY
-            log.error("%s", self._why)
+            now = self._clock()
+            self._fails_since = self._fails_since or (now, datetime.now(UTC))
+            why = f"the alert lane of {self.contract.stream} stands still and is tried again: {_words(error)}"
+            if now - self._fails_since[0] >= TOLD_AFTER:
+                self._halted = {"why": why, "since": self._fails_since[1].isoformat()}
+            self._retry = now + RETRY
+            log.error("%s", why)
 
     def progress(self) -> dict[str, Any]:
-        """As `spark.heartbeat.progress`, of the last checkpoint; `halted` says why the lane stands still, if it has for
-        `TOLD_AFTER` seconds. It has no lag: what is between two checkpoints is unknown."""
+        """As `spark.heartbeat.progress`, of the last checkpoint; `halted` says why the lane stands still, if it has
+        failed for `TOLD_AFTER` seconds, until it has run for as long. It has no lag: what is between two checkpoints is
+        unknown."""
         last: Any = self._query.lastProgress if self._query else None
-        halted = None
-        if self._fails_since is not None and self._clock() - self._fails_since[0] >= TOLD_AFTER:
-            halted = {"why": self._why, "since": self._fails_since[1].isoformat()}
         found = {"batch_id": last["batchId"], "rows": last["numInputRows"]} if last else {}
-        return NO_PROGRESS | found | {"halted": halted}
+        return NO_PROGRESS | found | {"halted": self._halted}
 
     def stop(self) -> None:
         """Ends the query where it is: real-time mode has no batch whose end would be worth waiting for."""
@@ -105,25 +115,22 @@ class Lane:
             self._query = None
             raise failure or RuntimeError("the query ended without a reason")
         schemas, files = self._writers.watched(), self._reference_files()
-        if self._query is not None and schemas != self._schemas:
-            log.info("%s: a schema was registered; the last interval is read again", self._name)
-            self.stop()
-            self._rewind()
-        elif files != self._files:
+        if schemas != self._schemas or files != self._files:
             self.stop()
         self._schemas, self._files = schemas, files
         if self._query is None:
             self._query = self._started(spark)
+            self._started_at = self._clock()
 
     def _started(self, spark: SparkSession) -> StreamingQuery:
-        generation = checkpoints.generation(self._settings, self._name)
+        generation, start = opening(self.contract, self._settings)
+        known = sorted(self._schemas)
+        if start is None or start.schemas not in (None, known):
+            generation, start = begin(self.contract, self._settings)
+            log.info("%s begins generation %d of its checkpoint, with the schemas %s", self._name, generation, known)
         place = checkpoints.location(self._settings, self._name, generation)
-        start = checkpoints.begun(place)
-        if start is None:
-            # What the ingest had settled when alerts came into the contract is history, and alerts nobody any more.
-            settled = checkpoints.settled_batch(self.contract, self._settings)
-            offsets = {} if settled is None else checkpoints.settled_offsets(self.contract, self._settings, settled)
-            start = self._begin(generation, offsets)
+        if start.schemas is None:
+            _note(place, start.model_copy(update={"schemas": known}))
         tables = {
             reference.name: spark.createDataFrame(references.table(self.contract, reference))
             for reference in self.contract.references
@@ -142,30 +149,70 @@ class Lane:
         )
         return query
 
-    def _rewind(self) -> None:
-        """Begins a generation that starts one interval before the last checkpoint. A record of a new schema may have
-        been read, and passed over, a moment before the schema was known here, with a checkpoint in between; the ingest
-        knew the schema, so nothing would bring the record back."""
-        generation = checkpoints.generation(self._settings, self._name)
-        place = checkpoints.location(self._settings, self._name, generation)
-        committed = max(checkpoint_log.numbers(f"{place}/commits", r"(\d+)"), default=0)
-        if committed:
-            self._begin(generation + 1, checkpoint_log.offsets(f"{place}/offsets/{committed - 1}"))
-        elif (start := checkpoints.begun(place)) is not None:
-            self._begin(generation + 1, flat(start.offsets))
-
-    def _begin(self, generation: int, offsets: Offsets) -> checkpoints.Start:
-        """Notes where a generation starts, for its first checkpoint comes late, and a crash may come before."""
-        start = checkpoints.Start(offsets=nested(offsets), after=None, finished=True)
-        place = checkpoints.location(self._settings, self._name, generation)
-        checkpoint_log.put(f"{place}/start.json", start.model_dump_json())
-        return start
-
     def _reference_files(self) -> list[tuple[int, int]]:
         """What tells that a reference file was changed: time and size of each."""
         found = [references.path(self.contract, reference).stat() for reference in self.contract.references]
         return [(file.st_mtime_ns, file.st_size) for file in found]
 
 
+def opening(contract: Contract, settings: Settings) -> tuple[int, Start | None]:
+    """The newest generation of the lane's checkpoint, and how it began: None before the first start, and after a crash
+    that came before it was noted. Changes nothing. Raises `Unreadable`, with the way out, when a file that the lane
+    needs to go on is missing or broken."""
+    name = contract.alerts_topic
+    generation = checkpoints.generation(settings, name)
+    place = checkpoints.location(settings, name, generation)
+    try:
+        checkpoint_log.read(place)
+        return generation, checkpoints.begun(place)
+    except Unreadable as error:
+        way_out = f"Begin a new generation, which loses no alert: `millrace checkpoint reset {name}`"
+        raise Unreadable(f"{error}. {way_out}") from error
+
+
+def begin(contract: Contract, settings: Settings) -> tuple[int, Start]:
+    """Makes the next generation of the lane's checkpoint, which tells every alert that older ones may not have told,
+    and notes where it starts before anything is read, for its first checkpoint comes late, and a crash may come before.
+    The lane must not run. Returns the generation and its start. Raises `Unreadable` if it is the first, and what the
+    ingest has settled cannot be read."""
+    offsets = _told(settings, contract.alerts_topic)
+    if offsets is None:
+        # What the ingest had settled when alerts came into the contract is history, and alerts nobody any more.
+        settled = checkpoints.settled_batch(contract, settings)
+        offsets = {} if settled is None else checkpoints.settled_offsets(contract, settings, settled)
+    generation = max(checkpoints.generations(settings, contract.alerts_topic), default=0) + 1
+    start = Start(offsets=nested(offsets), after=None, finished=True)
+    _note(checkpoints.location(settings, contract.alerts_topic, generation), start)
+    return generation, start
+
+
+def _told(settings: Settings, name: str) -> Offsets | None:
+    """Where the last checkpoint but one ends: the alerts of all before it have been told. Not the last: a record of a
+    new schema may have been read, and passed over, a moment before the schema was known here, with a checkpoint in
+    between; the ingest knew the schema, so nothing would bring the record back. What cannot be read is passed over for
+    what is older; nothing, so everything is told again, if no file can be read. None if no lane has run."""
+    ran = False
+    for generation in sorted(checkpoints.generations(settings, name), reverse=True):
+        place = checkpoints.location(settings, name, generation)
+        committed = sorted(checkpoint_log.numbers(f"{place}/commits", r"(\d+)"), reverse=True)
+        for batch in committed[1:]:
+            with suppress(Unreadable):
+                return checkpoint_log.offsets(f"{place}/offsets/{batch}")
+        try:
+            if (start := checkpoints.begun(place)) is not None:
+                return flat(start.offsets)
+            ran = ran or bool(committed)
+        except Unreadable:
+            ran = True
+    return {} if ran else None
+
+
+def _note(place: str, start: Start) -> None:
+    checkpoint_log.put(f"{place}/start.json", start.model_dump_json())
+
+
 def _words(error: BaseException) -> str:
+    """The first line of what a person reads: of our own errors the message is enough."""
+    if isinstance(error, MillraceError):
+        return str(error)
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:500]

@@ -12,6 +12,7 @@ import typer
 from schemas.errors import TerminalError
 
 if TYPE_CHECKING:
+    from infra.offsets import Offsets
     from infra.settings import Settings
     from schemas.model import Contract
     from spark.restart import Storm
@@ -35,7 +36,7 @@ def show(
     json_: Json = False,
 ) -> None:
     """Generation, fingerprint, last planned and committed batch, offsets and lag, and whether the stream may start; and
-    the same of its velocity, sessions and joins."""
+    the same of its velocity, sessions and joins, and of its alert lane."""
     from infra.commands.produce import contract_of
     from infra.settings import settings
     from schemas.catalog import catalog
@@ -47,7 +48,7 @@ def show(
         typer.echo(json.dumps({"streams": streams}))
         return
     for name, facts in streams.items():
-        derived = facts.pop("derived")
+        lane = {f"{name}.alerts": facts["lane"]} if facts["lane"] else {}
         typer.echo(f"{name}: generation {facts['generation']}, {facts['place']}")
         for key in ("planned", "committed", "bronze", "unfinished"):
             typer.echo(f"  {key:16}{'no batch' if facts[key] is None else f'batch {facts[key]}'}")
@@ -59,7 +60,7 @@ def show(
         typer.echo(f"  {'start':16}{facts['refused'] or 'may start'}")
         if facts["storm"]:
             typer.echo(f"  {'storm':16}{_told(facts['storm'])}; `millrace checkpoint accept-storm {name}`")
-        for title, found in derived.items():
+        for title, found in (facts["derived"] | lane).items():
             typer.echo(f"{title}: generation {found['generation']}, {found['place']}")
             committed = "no batch" if found["committed"] is None else f"batch {found['committed']}"
             typer.echo(f"  {'committed':16}{committed}")
@@ -68,14 +69,20 @@ def show(
 
 @checkpoint.command()
 def reset(
-    stream: Annotated[str, typer.Argument(help="A stream, or a derived result of one: flights, flights.with_weather.")],
+    stream: Annotated[
+        str,
+        typer.Argument(
+            help="A stream, a derived result or the alert lane of one: flights, flights.with_weather, telemetry.alerts."
+        ),
+    ],
     accept_loss: Annotated[
         bool, typer.Option("--accept-loss", help="Go on without records that Kafka has dropped before they were read.")
     ] = False,
     json_: Json = False,
 ) -> None:
     """Begin a new generation of the checkpoint, which goes on where bronze ends: nothing is lost and nothing doubled.
-    That of a velocity, sessions or join begins with the first row of bronze and makes everything again.
+    That of a velocity, sessions or join begins with the first row of bronze and makes everything again. That of an
+    alert lane begins before every record whose alerts may not have been told, and repeats others under the same ids.
 
     The streaming driver must not run: `millrace stream stop` stops it. The old generation's files
     stay where they are.
@@ -87,6 +94,9 @@ def reset(
 
     config, (stream, _, name) = settings(), stream.partition(".")
     contract = contract_of(stream)
+    if contract.alerts and f"{stream}.{name}" == contract.alerts_topic:
+        _reset_lane(contract, config, json_)
+        return
     if name:
         _reset_derived(contract, name, config, json_)
         return
@@ -102,9 +112,7 @@ def reset(
         typer.echo(json.dumps(document))
         return
     typer.echo(f"{stream} begins generation {done.generation} at its next start: `millrace stream start`")
-    for (topic, partition), offset in sorted(done.start.items()):
-        typer.echo(f"  {topic}/{partition} from offset {offset:,}")
-    typer.echo("  every other partition from its beginning")
+    _show_start(done.start)
     for (topic, partition), count in sorted(done.lost.items()):
         typer.echo(f"  lost: {count:,} offsets of {topic}/{partition}")
 
@@ -121,6 +129,27 @@ def _reset_derived(contract: Contract, name: str, config: Settings, json_: bool)
         generation = stateful.reset(contract, known[name], config)
     told = f"{contract.stream}.{name} begins generation {generation} with the first row of bronze at its next start"
     typer.echo(json.dumps({"generation": generation}) if json_ else f"{told}: `millrace stream start`")
+
+
+def _reset_lane(contract: Contract, config: Settings, json_: bool) -> None:
+    from infra.offsets import flat
+    from spark import lane
+
+    with _no_driver(config) as check:
+        check()
+        generation, start = lane.begin(contract, config)
+    if json_:
+        typer.echo(json.dumps({"generation": generation, "start": start.offsets}))
+        return
+    told = f"{contract.alerts_topic} begins generation {generation} at its next start"
+    typer.echo(f"{told}: `millrace stream start`")
+    _show_start(flat(start.offsets))
+
+
+def _show_start(start: Offsets) -> None:
+    for (topic, partition), offset in sorted(start.items()):
+        typer.echo(f"  {topic}/{partition} from offset {offset:,}")
+    typer.echo("  every other partition from its beginning")
 
 
 @checkpoint.command("accept-storm")
@@ -140,7 +169,7 @@ def accept_storm(stream: Stream, json_: Json = False) -> None:
 def _facts(contract: Contract, config: Settings) -> dict[str, Any]:
     """The document of one stream. `planned` and `committed` are batches of its generation, `bronze` and `unfinished`
     name theirs; `offsets` are where it goes on after the last committed batch; `refused` is why it may not start."""
-    from infra.offsets import Offsets, broker_offsets, nested
+    from infra.offsets import broker_offsets, nested
     from schemas.errors import MillraceError
     from spark import checkpoint_log, checkpoints, restart, tables
 
@@ -178,7 +207,7 @@ def _facts(contract: Contract, config: Settings) -> dict[str, Any]:
         facts["lag"] = sum(max(0, end - offsets.get(partition, 0)) for partition, end in ends.items())
     except MillraceError as error:
         facts["error"] = str(error)
-    return facts | {"derived": _derived_facts(contract, config)}
+    return facts | {"derived": _derived_facts(contract, config), "lane": _lane_facts(contract, config)}
 
 
 def _derived_facts(contract: Contract, config: Settings) -> dict[str, dict[str, Any]]:
@@ -200,6 +229,24 @@ def _derived_facts(contract: Contract, config: Settings) -> dict[str, dict[str, 
             facts["refused"] = str(error)
         found[title] = facts
     return found
+
+
+def _lane_facts(contract: Contract, config: Settings) -> dict[str, Any] | None:
+    """The document of the stream's alert lane, None if its contract has no alerts; `committed` is a checkpoint of its
+    generation."""
+    from spark import checkpoint_log, checkpoints, lane
+
+    if not contract.alerts:
+        return None
+    generation = checkpoints.generation(config, contract.alerts_topic)
+    place = checkpoints.location(config, contract.alerts_topic, generation)
+    committed = max(checkpoint_log.numbers(f"{place}/commits", r"(\d+)"), default=None)
+    facts: dict[str, Any] = {"generation": generation, "place": place, "committed": committed, "refused": None}
+    try:
+        lane.opening(contract, config)
+    except checkpoint_log.Unreadable as error:
+        facts["refused"] = str(error)
+    return facts
 
 
 def _words(batch: int | None) -> str | None:

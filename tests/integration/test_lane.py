@@ -8,9 +8,12 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -18,7 +21,8 @@ import pytest
 from confluent_kafka import Message, Producer
 from confluent_kafka.admin import AdminClient
 from deltalake import DeltaTable
-from tenacity import retry, retry_if_result, stop_after_delay, wait_fixed
+from pyspark.sql import SparkSession
+from tenacity import Retrying, retry, retry_if_result, stop_after_delay, wait_fixed
 
 from infra import driver
 from infra.lease import Lease
@@ -32,8 +36,9 @@ from schemas.catalog import load
 from schemas.model import Contract
 from schemas.predicates import Alerts
 from schemas.verdict import Judge
-from spark import tables
+from spark import checkpoints, tables
 from spark.alert_log import AlertLog
+from spark.lane import RETRY, TOLD_AFTER, Lane, begin
 from spark.serving.duck import connect
 from spark.session import QUICK_COMPILER
 from tests import stacks
@@ -52,6 +57,15 @@ LARGE = {
     "amount_cents": 9_999_900,
 }  # fmt: skip
 """Over the limit, and of a watched account."""
+
+
+TERMINAL = {"name": "terminal", "type": ["null", "string"], "default": None}
+"""The field that a newer schema has."""
+
+
+def with_terminal(contract: Contract) -> Contract:
+    fields = [*contract.schema_now["fields"], TERMINAL]
+    return contract.model_copy(update={"versions": (*contract.versions, contract.schema_now | {"fields": fields})})
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +97,15 @@ class Desk:
         found = driver.ensure(self.settings, self.lease, lambda epoch: [*command, str(epoch)])
         driver.wait_started(self.settings, found)
         return found
+
+    def small(self, stream: str) -> Contract:
+        """A stream of that name, like `transactions`, of one partition: its lane fits into the session of the tests."""
+        topic = self.contract.topic.model_copy(update={"partitions": 1})
+        contract = self.contract.model_copy(update={"stream": stream, "topic": topic})
+        provision_topics(AdminClient(self.settings.kafka_client("provision")), contract)
+        provision_subject(registry(self.settings), contract)
+        tables.create(self.settings.lake_uri, contract)
+        return contract
 
     def alerts(self) -> list[Message]:
         return read(self.settings, self.contract.alerts_topic)
@@ -159,10 +182,7 @@ def test_a_replayed_record_alerts_as_its_original(desk: Desk) -> None:
 
 
 def test_a_schema_registered_while_it_runs_is_understood(desk: Desk) -> None:
-    fields = [*desk.contract.schema_now["fields"], {"name": "terminal", "type": ["null", "string"], "default": None}]
-    newer = desk.contract.model_copy(
-        update={"versions": (*desk.contract.versions, desk.contract.schema_now | {"fields": fields})}
-    )
+    newer = with_terminal(desk.contract)
     desk.start()
     desk.wait_for(desk.expected())  # the lane runs with the first schema
     provision_subject(registry(desk.settings), newer)
@@ -172,6 +192,129 @@ def test_a_schema_registered_while_it_runs_is_understood(desk: Desk) -> None:
     assert len(places) == 3
     assert len(read(desk.settings, desk.contract.stream)) == before + 3
     desk.wait_for({f"transactions/{partition}/{offset}/over_limit" for partition, offset in places})
+
+
+@dataclass
+class Life:
+    """A lane in this process, on a clock that only the test moves."""
+
+    contract: Contract
+    settings: Settings
+    spark: SparkSession
+    now: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.lane = Lane(self.contract, self.settings, clock=lambda: self.now)
+
+    @property
+    def checkpoint(self) -> Path:
+        name = self.contract.alerts_topic
+        uri = checkpoints.location(self.settings, name, checkpoints.generation(self.settings, name))
+        return Path(tables.local_path(uri))
+
+    def committed(self) -> int:
+        """How many checkpoints of its generation there are."""
+        return len(list((self.checkpoint / "commits").glob("[0-9]*")))
+
+    def tend(self) -> Any:
+        """Tends the lane. Returns its query, if it has one."""
+        self.lane.tend(self.spark)
+        return self.lane._query
+
+    def die(self) -> None:
+        """Starts the query, which ends by itself, and lets the lane see it."""
+        query = self.tend()
+        wait(lambda: not query.isActive)
+        self.now += 1
+        assert self.tend() is None
+        self.now += RETRY
+
+    def wait_told(self, *transactions: str) -> None:
+        """Returns as soon as there are alerts of these."""
+
+        def told() -> set[str]:
+            messages = read(self.settings, self.contract.alerts_topic)
+            return {json.loads(message.value() or b"")["record"]["transaction"] for message in messages}
+
+        wait(lambda: told() >= set(transactions))
+
+
+def wait(reached: Callable[[], bool], seconds: float = 90) -> None:
+    for attempt in Retrying(stop=stop_after_delay(seconds), wait=wait_fixed(0.05)):
+        with attempt:
+            assert reached()
+
+
+def test_a_schema_registered_before_the_lane_died_is_understood(desk: Desk, spark: SparkSession) -> None:
+    """By a lane that had passed over its records before its last checkpoint."""
+    contract = desk.small("bereft")
+    newer = with_terminal(contract)
+    config = desk.settings.model_copy(update={"alert_checkpoint": 10.0})  # longer than it takes to end the lane
+    desk.send(contract, LARGE | {"transaction": "before"})
+    life = Life(contract, config, spark)
+    life.tend()
+    life.wait_told("before")
+    provision_subject(registry(desk.settings), newer)  # nobody looks: `tend` is not called
+    wait(lambda: life.committed() >= 1)
+    desk.send(newer, LARGE | {"transaction": "passed-over", "terminal": "t1"})
+    desk.send(contract, LARGE | {"transaction": "after"})
+    life.wait_told("after")
+    done = life.committed()
+    wait(lambda: life.committed() > done)
+    life.lane.close()
+
+    life = Life(contract, config, spark)
+    life.tend()
+    try:
+        life.wait_told("before", "passed-over", "after")
+    finally:
+        life.lane.close()
+    assert life.checkpoint.name == "g2"
+    again = Life(contract, config, spark)
+    assert again.tend().isActive
+    again.lane.close()
+    assert again.checkpoint.name == "g2", "it knows the schemas"
+
+
+def test_a_lane_that_dies_after_each_start_is_told_and_a_reset_loses_no_alert(desk: Desk, spark: SparkSession) -> None:
+    contract = desk.small("damaged")
+    desk.send(contract, LARGE | {"transaction": "first"})
+    life = Life(contract, desk.settings, spark)
+    life.tend()
+    life.wait_told("first")
+    wait(lambda: life.committed() >= 2)
+    life.lane.close()
+    desk.send(contract, LARGE | {"transaction": "meanwhile"})
+
+    newest = max((life.checkpoint / "offsets").glob("[0-9]*"), key=lambda path: int(path.name))
+    version, _, offsets = newest.read_text().splitlines()
+    newest.write_text(f"{version}\n{{\n{offsets}")  # only Spark looks at this line
+    newest.with_name(f".{newest.name}.crc").unlink()
+    life = Life(contract, desk.settings, spark)
+    for _ in range(3):
+        assert life.lane.progress()["halted"] is None
+        life.die()
+    assert life.lane.progress()["halted"] is None
+    life.die()
+    assert "the alert lane of damaged stands still" in life.lane.progress()["halted"]["why"]
+
+    newest.write_text(version)
+    assert life.tend() is None
+    assert life.lane.progress()["halted"]["why"].endswith("`millrace checkpoint reset damaged.alerts`")
+
+    life.now += RETRY
+    begin(contract, desk.settings)
+    try:
+        assert life.tend().isActive
+        life.wait_told("first", "meanwhile")
+        life.now += TOLD_AFTER - 1
+        life.tend()
+        assert life.lane.progress()["halted"] is not None, "it may die yet"
+        life.now += 1
+        life.tend()
+        assert life.lane.progress()["halted"] is None
+    finally:
+        life.lane.close()
 
 
 def test_kill_9_loses_no_alert_and_the_lake_has_each_once(desk: Desk) -> None:
@@ -205,6 +348,20 @@ def test_kill_9_loses_no_alert_and_the_lake_has_each_once(desk: Desk) -> None:
     beat = driver.heartbeat(driver.place(desk.settings), last.epoch)
     assert beat is not None
     assert beat["state"] == "stopped"
+
+    reset = [
+        str(Path(sys.executable).with_name("millrace")),
+        "checkpoint",
+        "reset",
+        desk.contract.alerts_topic,
+        "--json",
+    ]
+    done = json.loads(subprocess.run(reset, check=True, capture_output=True, text=True).stdout)
+    assert done["generation"] == checkpoints.generation(desk.settings, desk.contract.alerts_topic)
+    place = checkpoints.location(desk.settings, desk.contract.alerts_topic, done["generation"])
+    start = checkpoints.begun(place)
+    assert start is not None
+    assert start.offsets == done["start"]
 
 
 def test_the_log_has_each_alert_once_whatever_crashes(desk: Desk) -> None:
