@@ -501,6 +501,52 @@ MECHANISMS = (
         ("tests/unit/transforms/test_alerts.py::test_a_replayed_record_keeps_its_name",),
     ),
     Mechanism(
+        "P6", "a lane that dies after each start is told", "spark/lane.py",
+        "            if self._clock() - self._started_at >= TOLD_AFTER:\n", "            if True:\n",
+        ("tests/integration/test_lane.py"
+         "::test_a_lane_that_dies_after_each_start_is_told_and_a_reset_loses_no_alert",),
+    ),
+    Mechanism(
+        "P1", "a lane reads again what a schema that it did not know may have been in", "spark/lane.py",
+        " or start.schemas not in (None, known):", ":",
+        ("tests/integration/test_lane.py::test_a_schema_registered_before_the_lane_died_is_understood",),
+    ),
+    Mechanism(
+        "P1", "a lane that begins again goes back one interval", "spark/lane.py",
+        "for batch in committed[1:]:", "for batch in committed:",
+        ("tests/unit/test_lane.py::test_a_lane_that_begins_again_goes_back_one_interval_and_not_to_where_the_ingest_is",
+         "tests/integration/test_lane.py::test_a_schema_registered_before_the_lane_died_is_understood"),
+    ),
+    Mechanism(
+        "P1", "a lane that begins again does not begin where the ingest is", "spark/lane.py",
+        "    offsets = _told(settings, contract.alerts_topic)\n", "    offsets = None\n",
+        ("tests/unit/test_lane.py::test_a_lane_that_begins_again_goes_back_one_interval_and_not_to_where_the_ingest_is",
+         "tests/unit/test_lane.py::test_what_cannot_be_read_is_passed_over_for_what_is_older",
+         "tests/unit/test_lane.py::test_a_crash_before_the_start_is_noted_loses_no_alert"),
+    ),
+    Mechanism(
+        "P6", "what was settled before there were alerts alerts nobody", "spark/lane.py",
+        "        offsets = {} if settled is None else", "        offsets = {} if True else",
+        ("tests/unit/test_lane.py::test_a_first_lane_starts_where_the_ingest_has_settled",),
+    ),
+    Mechanism(
+        "P6", "a lane whose checkpoint is damaged says how to go on", "spark/lane.py",
+        "        checkpoint_log.read(place)\n", "        pass\n",
+        ("tests/unit/test_lane.py::test_a_damaged_checkpoint_is_refused_with_the_way_out",
+         "tests/integration/test_lane.py"
+         "::test_a_lane_that_dies_after_each_start_is_told_and_a_reset_loses_no_alert"),
+    ),
+    Mechanism(
+        "P9", "no result is called as the alert lane", "schemas/named.py",
+        "        if name == LANE:\n", "        if False:\n",
+        ("tests/unit/test_contracts.py::test_a_name_that_something_else_has_is_an_error_for_everybody",),
+    ),
+    Mechanism(
+        "P9", "no view is called as another one", "schemas/named.py",
+        "                if view in views:\n", "                if False:\n",
+        ("tests/unit/test_contracts.py::test_a_name_that_something_else_has_is_an_error_for_everybody",),
+    ),
+    Mechanism(
         "P6", "a transactional producer knows how far it was", "producers/produce.py",
         "        return max(0, place.offset)\n", "        return 0\n",
         ("tests/integration/test_produce.py::"
