@@ -25,16 +25,17 @@ class Unreadable(TerminalError):
 @dataclass(frozen=True)
 class Log:
     """The newest `planned` batch (its offsets are noted before it runs) and the newest `committed` one, None before
-    the first; `ends`: the offsets where the last two planned batches end."""
+    the first; `ends`: the offsets where the last two planned batches end, if the source is Kafka."""
 
     planned: int | None = None
     committed: int | None = None
     ends: dict[int, Offsets] = field(default_factory=dict)
 
 
-def read(uri: str) -> Log:
+def read(uri: str, *, kafka: bool = True) -> Log:
     """The log of the checkpoint at `uri`; empty if there is none. Raises `Unreadable` when a file that Spark needs to
-    go on is missing or broken, or when the offset log and the commit log do not belong together."""
+    go on is missing or broken, or when the offset log and the commit log do not belong together. `kafka` tells whether
+    the query reads from there."""
     planned = max(numbers(f"{uri}/offsets", r"(\d+)"), default=None)
     committed = max(numbers(f"{uri}/commits", r"(\d+)"), default=None)
     if planned is None:
@@ -48,8 +49,12 @@ def read(uri: str) -> Log:
         _document(f"{uri}/commits/{committed}", 2)
     if planned == 0 and document(f"{uri}/sources/0/0") is not None:
         _document(f"{uri}/sources/0/0", None)
-    ends = {batch: offsets(f"{uri}/offsets/{batch}") for batch in (planned - 1, planned) if batch >= 0}
-    return Log(planned, committed, ends)
+    entries = {batch: f"{uri}/offsets/{batch}" for batch in (planned - 1, planned) if batch >= 0}
+    if kafka:
+        return Log(planned, committed, {batch: offsets(entry) for batch, entry in entries.items()})
+    for entry in entries.values():
+        _document(entry, 3)
+    return Log(planned, committed)
 
 
 def numbers(uri: str, pattern: str) -> list[int]:

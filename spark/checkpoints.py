@@ -13,7 +13,8 @@ from infra.offsets import Offsets, flat
 from infra.settings import Settings
 from schemas.errors import TransientError
 from schemas.model import Contract
-from spark.checkpoint_log import beginning, document, model, numbers, offsets
+from spark import tables
+from spark.checkpoint_log import Log, beginning, document, model, numbers, offsets
 
 _BITS = 40
 
@@ -65,6 +66,23 @@ def location(settings: Settings, stream: str, generation: int) -> str:
 def application(stream: str, generation: int) -> str:
     """The Delta transaction id (and the base of Kafka transaction ids) of a stream's generation."""
     return f"{stream}.g{generation}"
+
+
+def misfit(settings: Settings, stream: str, generation: int, log: Log, uri: str, table: str) -> str | None:
+    """Why the checkpoint of `generation`, whose `log` is given, and the table at `uri`, to which each of its batches is
+    one append, do not belong together; None if they do. The message calls it `table`."""
+    place = location(settings, stream, generation)
+    newest = tables.newest_batch(uri)
+    written = tables.newest_append(uri, application(stream, generation))
+    if newest is not None and (found := generation_of(newest)) > generation:
+        return f"{table} holds batches of generation {found}, but the newest checkpoint is {place}"
+    if written is not None and (log.planned is None or log.planned < written):
+        has = "no batch" if log.planned is None else f"batches up to {log.planned}"
+        return f"{table} holds batch {written} of generation {generation}, but {place}/offsets has {has}"
+    if log.committed is not None and (written is None or written < log.committed):
+        has = "none" if written is None else f"those up to {written}"
+        return f"{place}/commits has batch {log.committed}, but of generation {generation} {table} holds {has}"
+    return None
 
 
 def begun(place: str) -> Start | None:

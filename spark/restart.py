@@ -138,20 +138,11 @@ def _misfit(contract: Contract, settings: Settings, generation: int, log: Log, s
     """Why checkpoint and bronze do not belong together, None if they do."""
     stream = contract.stream
     bronze = tables.bronze(settings.lake_uri, stream)
+    misfit = checkpoints.misfit(settings, stream, generation, log, bronze, "bronze")
+    if misfit or log.planned is not None:
+        return misfit
     place = checkpoints.location(settings, stream, generation)
     newest = tables.newest_batch(bronze)
-    written = tables.newest_append(bronze, checkpoints.application(stream, generation))
-    if newest is not None and checkpoints.generation_of(newest) > generation:
-        found = checkpoints.generation_of(newest)
-        return f"bronze holds batches of generation {found}, but the newest checkpoint is {place}"
-    if written is not None and (log.planned is None or log.planned < written):
-        has = "no batch" if log.planned is None else f"batches up to {log.planned}"
-        return f"bronze holds batch {written} of generation {generation}, but {place}/offsets has {has}"
-    if log.committed is not None and (written is None or written < log.committed):
-        has = "none" if written is None else f"those up to {written}"
-        return f"{place}/commits has batch {log.committed}, but of generation {generation} bronze holds {has}"
-    if log.planned is not None:
-        return None
     if start is None:
         return f"bronze holds records, but {place} has no start.json: a reset was not finished" if newest else None
     if start.after != newest:

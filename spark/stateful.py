@@ -119,22 +119,20 @@ def opening(contract: Contract, one: Derived, settings: Settings) -> int:
     generation = checkpoints.generation(settings, title)
     place = checkpoints.location(settings, title, generation)
     try:
-        planned = max(checkpoint_log.numbers(f"{place}/offsets", r"(\d+)"), default=None)
+        log = checkpoint_log.read(place, kafka=False)
         before = remembered(contract, one, settings, generation)
     except Unreadable as error:
-        raise _refused(title, str(error)) from error
-    application = checkpoints.application(title, generation)
-    written = tables.newest_append(tables.speed(settings.lake_uri, contract.stream, one.name), application)
-    if written is not None and (planned is None or planned < written):
-        has = "no batch" if planned is None else f"batches up to {planned}"
-        raise _refused(title, f"its table holds batch {written} of generation {generation}, but {place} has {has}")
+        raise _refused(title, f"{error}. Put the file back from a copy, or {_reset(title)}") from error
+    uri = tables.speed(settings.lake_uri, contract.stream, one.name)
+    misfit = checkpoints.misfit(settings, title, generation, log, uri, "its table")
+    if misfit:
+        raise _refused(title, f"{misfit}. Put the right checkpoint back from a copy, or {_reset(title)}")
     changed = changes(before, fingerprint(contract, one))
     if changed:
         told = "; ".join(f"{change.name}: {change.before!r} became {change.now!r}" for change in changed)
-        why = f"{contract.folder / 'stream.yaml'} changed what may not change ({told})"
-        if all(change.resettable for change in changed):
-            raise _refused(title, why)
-        raise CheckpointRefused(f"{title} does not start: {why}. Undo it, or give the result a new name")
+        resettable = all(change.resettable for change in changed)
+        way_out = f"Undo it, or {_reset(title) if resettable else 'give the result a new name'}"
+        raise _refused(title, f"{contract.folder / 'stream.yaml'} changed what may not change ({told}). {way_out}")
     return generation
 
 
@@ -161,7 +159,8 @@ def reset(contract: Contract, one: Derived, settings: Settings) -> int:
     """Makes the next generation, which begins with the first row of bronze; what older ones made counts no more in the
     served view. No driver may run. Returns the generation."""
     title = derived.title(contract, one)
-    generation = checkpoints.generation(settings, title) + 1
+    newest = tables.newest_batch(tables.speed(settings.lake_uri, contract.stream, one.name)) or 0
+    generation = max(checkpoints.generation(settings, title), checkpoints.generation_of(newest)) + 1
     known = Fingerprint(tables=fingerprint(contract, one).tables)
     checkpoint_log.put(_noted(checkpoints.location(settings, title, generation)), known.model_dump_json(indent=1))
     return generation
@@ -186,10 +185,11 @@ def _noted(place: str) -> str:
 
 
 def _refused(title: str, why: str) -> CheckpointRefused:
-    return CheckpointRefused(
-        f"{title} does not start: {why}. Undo it, or begin again with the first row of bronze: "
-        f"`millrace checkpoint reset {title}`"
-    )
+    return CheckpointRefused(f"{title} does not start: {why}")
+
+
+def _reset(title: str) -> str:
+    return f"begin again with the first row of bronze: `millrace checkpoint reset {title}`"
 
 
 # -- the running query ---------------------------------------------------------------------------------------------

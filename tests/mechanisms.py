@@ -281,6 +281,25 @@ MECHANISMS = (
          "::test_rows_of_another_kind_or_type_need_another_name_and_a_reset_is_not_offered"),
     ),
     Mechanism(
+        "P6", "a state's checkpoint that does not fit its table is refused", "spark/stateful.py",
+        "    if misfit:\n", "    if False:\n",
+        ("tests/unit/test_stateful_start.py::test_an_old_copy_of_the_lake_is_refused",
+         "tests/unit/test_stateful_start.py::test_an_old_copy_of_the_checkpoint_is_refused",
+         "tests/unit/test_stateful_start.py::test_a_checkpoint_of_an_older_generation_is_refused"),
+    ),
+    Mechanism(
+        "P6", "what a state's checkpoint lacks is noticed before its query starts", "spark/stateful.py",
+        "log = checkpoint_log.read(place, kafka=False)",
+        'log = checkpoint_log.Log(max(checkpoint_log.numbers(f"{place}/offsets", r"(\\d+)"), default=None))',
+        ("tests/unit/test_stateful_start.py::test_what_is_missing_or_broken_is_refused",),
+    ),
+    Mechanism(
+        "P6", "the number of a lost generation is not used again", "spark/stateful.py",
+        "max(checkpoints.generation(settings, title), checkpoints.generation_of(newest)) + 1",
+        "checkpoints.generation(settings, title) + 1",
+        ("tests/unit/test_stateful_start.py::test_a_checkpoint_of_an_older_generation_is_refused",),
+    ),
+    Mechanism(
         "P6", "a deployment looks at states too", "infra/operate.py",
         "            stateful.opening(contract, one, settings)\n", "            pass\n",
         ("tests/unit/test_stateful_start.py"

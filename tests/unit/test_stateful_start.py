@@ -4,9 +4,16 @@ No JVM: the checkpoints are what Spark leaves behind, as far as a start looks at
 from __future__ import annotations
 
 import json
+import re
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pyarrow
 import pytest
+from deltalake import CommitProperties, Transaction, write_deltalake
+from pyspark.sql.pandas.types import to_arrow_schema
 from typer.testing import CliRunner
 
 from infra.cli import app
@@ -14,8 +21,21 @@ from infra.operate import require_startable
 from infra.settings import Settings, settings
 from schemas.catalog import load
 from schemas.errors import Halt
-from spark import checkpoints, stateful
+from schemas.model import Contract, Derived
+from spark import checkpoints, stateful, tables
 from tests.integration.lake.visits import written
+
+
+def spark_checkpoint(place: Path, planned: int = 0) -> None:
+    """As Spark leaves it of a query over a Delta table, with every batch committed."""
+    for log in ("offsets", "commits"):
+        (place / log).mkdir(parents=True, exist_ok=True)
+    (place / "metadata").write_text('{"id":"1f0ae7ce-8c53-4e0a-8b7e-61d1e1d6c1b5"}')
+    for batch in range(planned + 1):
+        source = {"sourceVersion": 1, "reservoirId": "a", "reservoirVersion": batch, "index": -1}
+        watermark = {"batchWatermarkMs": 0, "batchTimestampMs": 0, "conf": {}}
+        (place / "offsets" / str(batch)).write_text(f"v1\n{json.dumps(watermark)}\n{json.dumps(source)}")
+        (place / "commits" / str(batch)).write_text('v1\n{"nextBatchWatermarkMs":0}')
 
 
 class Site:
@@ -24,13 +44,27 @@ class Site:
     def __init__(self, home: Path) -> None:
         self.settings = Settings(home=home, contracts=home / "contracts")
         for contract in written(self.settings.contracts).values():
+            tables.create(self.settings.lake_uri, contract)
             for one in contract.derived:
                 title = f"{contract.stream}.{one.name}"
                 stateful.remember(contract, one, self.settings, 1)
-                place = Path(self.settings.local_path(checkpoints.location(self.settings, title, 1)))
-                for log in ("offsets", "commits"):
-                    (place / log).mkdir(parents=True)
-                    (place / log / "0").write_text("v1\n{}")
+                spark_checkpoint(self.folder(title))
+                self.appended(contract, one)
+
+    def folder(self, title: str, generation: int = 1) -> Path:
+        return Path(self.settings.local_path(checkpoints.location(self.settings, title, generation)))
+
+    def appended(self, contract: Contract, one: Derived, batch: int = 0, generation: int = 1) -> None:
+        """Appends a row to the speed table of `one`, as its query does."""
+        schema = to_arrow_schema(tables.derived_speed_schema(contract, one), timezone="UTC")
+        row = dict.fromkeys(schema.names) | {"batch": checkpoints.batch_number(generation, batch)}
+        application = checkpoints.application(f"{contract.stream}.{one.name}", generation)
+        write_deltalake(
+            tables.local_path(tables.speed(self.settings.lake_uri, contract.stream, one.name)),
+            pyarrow.Table.from_pylist([row], schema),
+            mode="append",
+            commit_properties=CommitProperties(app_transactions=[Transaction(application, batch)]),
+        )
 
     def change(self, stream: str, before: str, after: str) -> None:
         path = self.settings.contracts / stream / "stream.yaml"
@@ -138,3 +172,62 @@ def test_a_state_of_before_it_was_noted_is_refused_if_it_has_changed(site: Site)
     noted.write_text(json.dumps(document))
     with pytest.raises(Halt, match=r"^visits\.bursts does not start: .*state: 'at, id, amount, told' became"):
         require_startable(site.settings)
+
+
+# -- checkpoints and tables that do not belong together ------------------------------------------------------------
+
+
+def refused(site: Site) -> str:
+    """Why `visits.bursts` does not start; its reset is offered, and leads out."""
+    visits = load(site.settings.contracts / "visits")
+    with pytest.raises(stateful.CheckpointRefused) as why:
+        stateful.opening(visits, visits.velocity[0], site.settings)
+    assert str(why.value).startswith("visits.bursts does not start: ")
+    assert str(why.value).endswith(
+        "begin again with the first row of bronze: `millrace checkpoint reset visits.bursts`"
+    )
+    generation = stateful.reset(visits, visits.velocity[0], site.settings)
+    assert stateful.opening(visits, visits.velocity[0], site.settings) == generation
+    return str(why.value)
+
+
+def _write(name: str, text: str) -> Callable[[Path], Any]:
+    return lambda folder: (folder / name).write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("damage", "why"),
+    [
+        (lambda folder: (folder / "metadata").unlink(), "/g1/metadata is missing"),
+        (_write("metadata", "{"), "/g1/metadata is broken"),
+        (_write("offsets/0", ""), "/g1/offsets/0 is cut short: it has 0 lines instead of 3"),
+        (_write("offsets/0", "v1\n{}\n{"), "/g1/offsets/0 is broken"),
+        (lambda folder: shutil.rmtree(folder / "offsets"), "/g1/offsets is missing, but batch 0 is committed"),
+        (_write("commits/0", ""), "/g1/commits/0 is cut short"),
+        (_write("fingerprint.json", "{"), "/g1/fingerprint.json is broken"),
+        (shutil.rmtree, "its table holds batch 0 of generation 1, but .*/g1/offsets has no batch"),
+        (lambda folder: shutil.rmtree(folder.parent), "its table holds batch 0 of generation 1, but .* has no batch"),
+    ],
+)
+def test_what_is_missing_or_broken_is_refused(site: Site, damage: Callable[[Path], Any], why: str) -> None:
+    damage(site.folder("visits.bursts"))
+    assert re.search(why, refused(site))
+
+
+def test_an_old_copy_of_the_lake_is_refused(site: Site) -> None:
+    spark_checkpoint(site.folder("visits.bursts"), planned=2)
+    assert "commits has batch 2, but of generation 1 its table holds those up to 0" in refused(site)
+
+
+def test_an_old_copy_of_the_checkpoint_is_refused(site: Site) -> None:
+    visits = load(site.settings.contracts / "visits")
+    site.appended(visits, visits.velocity[0], batch=1)
+    assert "its table holds batch 1 of generation 1, but" in refused(site)
+
+
+def test_a_checkpoint_of_an_older_generation_is_refused(site: Site) -> None:
+    """The newest one's folder is lost: what the older one made would be hidden in the served view."""
+    visits = load(site.settings.contracts / "visits")
+    site.appended(visits, visits.velocity[0], generation=2)
+    assert "its table holds batches of generation 2, but the newest checkpoint is" in refused(site)
+    assert site.folder("visits.bursts", 3).is_dir(), "the number of the lost one is not used again"
