@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -39,8 +40,17 @@ EVERYTHING = 1_000_000
 """Files a batch takes at most. All that is there when a query begins must be one batch: files come in the order in
 which they were last written, and compaction would make old events late."""
 
+TOLD_AFTER = timedelta(seconds=60)
+"""How long a query that failed stands still before it counts as halted: it is tried again meanwhile, twice. A column
+that its tables gain (Delta ends each running read of a table whose columns change), or a disk that is full for a
+moment, is no news for people."""
+
 SLOWER = 5
 """Times the ingest's trigger interval: a batch with state costs more than its rows."""
+
+
+_NOT_FOR_PEOPLE = re.compile(r"\n(=== Streaming Query ===|\s+at )")
+"""Where a plan or a stack trace begins in Spark's words."""
 
 
 class CheckpointRefused(Halt):
@@ -198,7 +208,8 @@ def _reset(title: str) -> str:
 @dataclass
 class StatefulQuery:
     """One derived result's query in the driver; what `spark.jobs.stream.Stream` is to an ingest. If it fails it halts
-    itself alone: the ingest goes on, and the driver tries it again."""
+    itself alone: the ingest goes on, and the driver tries it again. (A lost lease is among what a batch fails of; the
+    driver learns of it when it renews the lease, and ends.)"""
 
     contract: Contract
     one: Derived
@@ -211,16 +222,19 @@ class StatefulQuery:
     since: datetime | None = None
     """When it failed first; kept while it is tried again, until a batch is finished."""
     running: bool = field(default=False)
+    clock: Callable[[], datetime] = lambda: datetime.now(UTC)
 
     def start(self, spark: SparkSession) -> None:
         """Starts the query. What keeps it from that, `halted` tells."""
-        title, settings = derived.title(self.contract, self.one), self.configured
         try:
-            generation = opening(self.contract, self.one, settings)
-            remember(self.contract, self.one, settings, generation)
-        except Halt as halt:
-            self._failed(halt)
-            return
+            self._start(spark)
+        except Exception as error:  # a refused checkpoint, Spark, Delta, the disk
+            self._failed(error)
+
+    def _start(self, spark: SparkSession) -> None:
+        title, settings = derived.title(self.contract, self.one), self.configured
+        generation = opening(self.contract, self.one, settings)
+        remember(self.contract, self.one, settings, generation)
         self.failure = None
         every = f"{int(SLOWER * settings.trigger_interval * 1000)} milliseconds"
         uri = tables.speed(settings.lake_uri, self.contract.stream, self.one.name)
@@ -269,20 +283,32 @@ class StatefulQuery:
     def _failed(self, error: BaseException) -> None:
         self.failure = error
         if self.since is None:
-            self.since = datetime.now(UTC)
-            log.error("%s is halted: %s", derived.title(self.contract, self.one), error)
+            self.since = self.clock()
+            log.error("%s stands still: %s", derived.title(self.contract, self.one), error)
+
+    def _told(self) -> dict[str, str] | None:
+        """Why it is halted, with the way out, and since when it counts as that: at once if somebody must decide."""
+        if not self.halted or self.failure is None or self.since is None:
+            return None
+        title = derived.title(self.contract, self.one)
+        if isinstance(self.failure, Halt):
+            return {"why": str(self.failure), "since": self.since.isoformat()}
+        since = self.since + TOLD_AFTER
+        if since > self.clock():
+            return None
+        words = _NOT_FOR_PEOPLE.split(str(self.failure))[0].strip()[:2000] or type(self.failure).__name__
+        again = f"It is tried again by itself; if it stays so, {_reset(title)}"
+        return {"why": f"{title} stands still: {words}\n{again}", "since": since.isoformat()}
 
     def progress(self) -> dict[str, Any]:
         """The newest batch_id, its rows, `lag` (1 while a batch runs, else 0) and `halted`, as an ingest's."""
         last: Any = self.query.lastProgress if self.query else None
-        why = f"{derived.title(self.contract, self.one)}: {str(self.failure).strip()[:2000]}"
-        told = {"why": why, "since": self.since.isoformat()} if self.halted and self.since else None
         return {
             "batch_id": last["batchId"] if last else None,
             "lag": int(self.running),
             "rows": last["numInputRows"] if last else 0,
             "offsets": {},
-            "halted": told,
+            "halted": self._told(),
         }
 
     def error(self) -> str | None:

@@ -300,6 +300,25 @@ MECHANISMS = (
         ("tests/unit/test_stateful_start.py::test_a_checkpoint_of_an_older_generation_is_refused",),
     ),
     Mechanism(
+        "P6", "a stateful query that cannot be built halts alone", "spark/stateful.py",
+        "        except Exception as error:  # a refused", "        except Halt as error:  # a refused",
+        ("tests/integration/lake/test_derived.py::test_a_query_that_cannot_be_built_halts_itself_alone",),
+    ),
+    Mechanism(
+        "P6", "a stateful query that goes on soon is no news for people", "spark/stateful.py",
+        "        if since > self.clock():\n            return None\n", "",
+        ("tests/integration/lake/test_derived.py"
+         "::test_a_column_that_a_table_gains_while_it_runs_is_no_news_and_the_next_try_goes_on",
+         "tests/integration/lake/test_derived.py"
+         "::test_a_query_that_fails_halts_itself_and_goes_on_when_it_is_tried_again"),
+    ),
+    Mechanism(
+        "P6", "what Spark says of a broken state is told in words", "spark/stateful.py",
+        "_NOT_FOR_PEOPLE.split(str(self.failure))[0].strip()", "str(self.failure).strip()",
+        ("tests/integration/lake/test_derived.py"
+         "::test_a_damaged_state_is_told_in_words_with_a_way_out_that_leads_out",),
+    ),
+    Mechanism(
         "P6", "a deployment looks at states too", "infra/operate.py",
         "            stateful.opening(contract, one, settings)\n", "            pass\n",
         ("tests/unit/test_stateful_start.py"

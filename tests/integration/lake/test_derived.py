@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import random
+import shutil
 from collections import Counter
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,25 @@ from spark.serving.duck import connect
 from spark.transforms.joins import joined
 from spark.transforms.sessions import sessions
 from spark.transforms.velocity import exact
-from tests.integration.lake.visits import NOON, ORACLE, Lake, as_text, oracle, some_events
+from tests.integration.lake.visits import NOON, ORACLE, Lake, as_text, avro, oracle, some_events
+
+WAY_OUT = (
+    "It is tried again by itself; if it stays so, begin again with the first row of bronze: `millrace checkpoint reset "
+    "visits.bursts`"
+)
 
 END = NOON + timedelta(hours=12)
 """After every event, with room for every gap and interval."""
+
+
+class Clock:
+    """Stands still unless it is moved."""
+
+    def __init__(self) -> None:
+        self.now = NOON
+
+    def __call__(self) -> datetime:
+        return self.now
 
 
 def some_of(*names: str) -> list[Any]:
@@ -325,13 +341,20 @@ def test_a_query_that_fails_halts_itself_and_goes_on_when_it_is_tried_again(lake
         if not power[0]:
             raise RuntimeError("the power is out")
 
-    query = stateful.StatefulQuery(lake.visits, lake.one("bursts"), lake.settings, may_commit, once=True)
-    query.start(lake.spark)
-    assert query.query is not None
-    with pytest.raises(StreamingQueryException, match="the power is out"):
-        query.query.awaitTermination()
-    first = query.progress()["halted"]
-    assert "visits.bursts: the power is out" in first["why"]
+    clock = Clock()
+    query = stateful.StatefulQuery(lake.visits, lake.one("bursts"), lake.settings, may_commit, once=True, clock=clock)
+    for _ in range(2):  # a try that begins well and fails does not make it younger
+        query.start(lake.spark)
+        assert query.query is not None
+        with pytest.raises(StreamingQueryException, match="the power is out"):
+            query.query.awaitTermination()
+        assert query.halted
+        assert query.progress()["halted"] is None, "not yet news for people"
+        clock.now += stateful.TOLD_AFTER / 2
+    assert query.progress()["halted"] == {
+        "why": "visits.bursts stands still: the power is out\n" + WAY_OUT,
+        "since": clock.now.isoformat(),
+    }
     assert query.error() is None
     # A column that bronze gains meanwhile is no obstacle either.
     bronze = DeltaTable(tables.local_path(tables.bronze(lake.settings.lake_uri, "visits")))
@@ -342,6 +365,76 @@ def test_a_query_that_fails_halts_itself_and_goes_on_when_it_is_tried_again(lake
     query.finish()
     assert query.progress()["halted"] is None
     assert as_text(lake.rows(tables.speed, "bursts")) == oracle("bursts", lake.sent)
+
+
+def test_a_query_that_cannot_be_built_halts_itself_alone(lake: Lake) -> None:
+    lake.send("offers", some_events(6)["offers"])
+    shutil.rmtree(tables.local_path(tables.bronze(lake.settings.lake_uri, "offers")))
+    clock = Clock()
+    query = stateful.StatefulQuery(lake.visits, lake.one("followed"), lake.settings, once=True, clock=clock)
+    query.start(lake.spark)
+    assert query.halted
+    clock.now += stateful.TOLD_AFTER
+    assert "Table schema is not set" in query.progress()["halted"]["why"]
+    assert query.error() is None
+
+
+def test_a_column_that_a_table_gains_while_it_runs_is_no_news_and_the_next_try_goes_on(lake: Lake) -> None:
+    """As when a contract gains an optional field: Delta ends a running read of a table whose columns change."""
+    visits = some_events(6)["visits"]
+    quick, clock = lake.settings.model_copy(update={"trigger_interval": 0.05}), Clock()
+    query = stateful.StatefulQuery(lake.visits, lake.one("bursts"), quick, clock=clock)
+    lake.send("visits", visits[:60])
+    query.start(lake.spark)
+    assert query.query is not None
+    query.query.processAllAvailable()
+
+    folder = lake.settings.contracts / "visits"
+    (folder / "v2.avsc").write_text(avro(shop="string", amount=["null", "double"], gained=["null", "long"]))
+    lake.contracts["visits"] = load(folder)
+    assert any("added gained to" in line for line in tables.create(lake.settings.lake_uri, lake.visits))
+    lake.send("visits", visits[60:])
+    with pytest.raises(StreamingQueryException, match="schema change"):
+        query.query.awaitTermination(60)
+    assert query.halted
+    assert query.progress()["halted"] is None
+    query.start(lake.spark)
+    query.query.processAllAvailable()
+    assert query.since is None, "forgotten"
+    query.query.stop()
+    assert as_text(lake.rows(tables.speed, "bursts")) == oracle("bursts", lake.sent)
+
+
+def test_a_damaged_state_is_told_in_words_with_a_way_out_that_leads_out(lake: Lake) -> None:
+    """Only Spark can notice that, when it reads it."""
+    visits = some_events(6)["visits"]
+    lake.send("visits", visits[:60])
+    lake.query("bursts")
+    state = lake.settings.home / "checkpoints" / "visits.bursts" / "g1" / "state"
+    damaged = [path for path in state.rglob("*") if path.suffix in (".changelog", ".zip")]
+    assert damaged
+    for path in damaged:
+        path.with_name(f".{path.name}.crc").unlink(missing_ok=True)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    lake.send("visits", visits[60:])
+    clock = Clock()
+    query = stateful.StatefulQuery(lake.visits, lake.one("bursts"), lake.settings, once=True, clock=clock)
+    query.start(lake.spark)
+    assert query.query is not None
+    with pytest.raises(StreamingQueryException):
+        query.query.awaitTermination()
+    assert query.halted
+    clock.now += stateful.TOLD_AFTER
+    why = query.progress()["halted"]["why"]
+    assert why.startswith("visits.bursts stands still: ")
+    assert why.endswith(f"\n{WAY_OUT}")
+    assert "CANNOT_LOAD_STATE_STORE" in why
+    assert len(why.splitlines()) < 5, "no plan and no stack trace"
+    assert stateful.reset(lake.visits, lake.one("bursts"), lake.settings) == 2
+    query.start(lake.spark)
+    query.query.awaitTermination()
+    served = connect(lake.settings, [*lake.contracts.values()]).sql("from bursts").fetch_arrow_table().to_pylist()
+    assert len(served) == len(oracle("bursts", lake.sent)), "each crossing once"
 
 
 def test_an_hour_of_batches_leaves_few_files_and_the_same_rows(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
