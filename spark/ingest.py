@@ -38,8 +38,10 @@ MOST_SUSPECTS = 1000
 
 class PoisonStorm(Halt):
     """Too many records of a batch are bad: somebody produces garbage, and draining it into the dead letters would hide
-    it. The batch is in bronze; nothing was sent onward. It goes onward when the batch is run again and somebody has
-    accepted it, or when the schemas that it lacked are registered by then."""
+    it. The batch is in bronze; no partials and no dead letters were made of it. They are when the batch is run again
+    and somebody has accepted it, or when the schemas that it lacked are registered by then. Velocity, sessions and
+    joins read the accepted rows from bronze and do not wait: they are good events, whatever is decided about the
+    others."""
 
 
 @dataclass
@@ -147,7 +149,8 @@ class Ingest:
         raise PoisonStorm(
             f"{rejected:,} of the {total:,} records of batch {batch_id} of stream {stream} are bad: more than the "
             f"share of {self.contract.dead_letters.storm_share:g} that its contract allows. They are in "
-            f"{stream}_dead_letters with their reasons, and nothing was sent onward. Stop the producer that sends "
-            f"them; then `millrace checkpoint accept-storm {stream}` lets this one batch go onward, its bad records as "
-            "dead letters. If they lack a schema, register it instead: the stream then goes on by itself"
+            f"{stream}_dead_letters with their reasons; of this batch nothing was counted and no dead letter was sent. "
+            f"Stop the producer that sends them; then `millrace checkpoint accept-storm {stream}` lets this one batch "
+            "go onward, its bad records as dead letters. If they lack a schema, register it instead: the stream then "
+            "goes on by itself"
         )
