@@ -17,6 +17,8 @@ Only told: topic configs that the contract does not name.
 | *has N partitions, the contract M* | Kafka takes none away: set `topic.partitions` to N, or use a new stream |
 | *has replication N, the contract M* | move replicas with `kafka-reassign-partitions`, or change the contract |
 | *must be the same in the same order* | a schema was registered by hand: add it as `vN.avsc`, or delete it |
+| *the running driver does not read* | `millrace stream deploy`, then run this again: the driver must know a new \
+field before anybody produces it |
 | *the schema registry refuses* | the new version is not compatible: `millrace check` says how |
 | *does not answer* | retried by itself; `millrace status` shows whether Kafka and the registry are up |
 
@@ -50,13 +52,14 @@ with DAG(
         from airflow.providers.apache.kafka.hooks.client import KafkaAdminClientHook
         from confluent_kafka.schema_registry import SchemaRegistryClient
 
-        from infra.provisioning import provision_subject, provision_topics
+        from infra.provisioning import provision_subject, provision_topics, require_deployed
         from infra.settings import settings
         from schemas.catalog import load
         from spark import tables
 
         config = settings()
         contract = load(config.contracts / stream)
+        require_deployed(config, contract)
         changes = provision_topics(KafkaAdminClientHook("kafka_provision").get_conn, contract)
         changes += provision_subject(SchemaRegistryClient(config.registry), contract)
         changes += tables.create(config.lake_uri, contract)

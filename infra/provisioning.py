@@ -27,6 +27,8 @@ from confluent_kafka.admin import (
 from confluent_kafka.schema_registry import Schema, SchemaRegistryClient, SchemaRegistryError
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
+from infra import driver
+from infra.settings import Settings
 from schemas.errors import MillraceError, TerminalError, TransientError
 from schemas.model import Contract
 
@@ -47,6 +49,10 @@ class Drift(TerminalError):
 
 class Refused(TerminalError):
     """Kafka or the registry understood the request and refuses it."""
+
+
+class NotDeployed(TerminalError):
+    """The running driver does not know the contract's newest version; nothing was changed."""
 
 
 class Unavailable(TransientError):
@@ -86,6 +92,21 @@ def topic_specs(contract: Contract) -> list[TopicSpec]:
         TopicSpec(name, topic.partitions, topic.replication, letters if name in keep else main)
         for name in contract.topics
     ]
+
+
+def require_deployed(settings: Settings, contract: Contract) -> None:
+    """Raises `NotDeployed` while a driver runs that does not read all fields of the contract. A driver decodes by the
+    contract of its start and keeps no bytes of what it accepts: what a version adds that is registered, and produced,
+    before the driver knows it would be null in the lake for ever. A stream that no driver has begun to read has time.
+    """
+    from spark import restart
+
+    if driver.running(settings) is not None and (fields := restart.unread(contract, settings)):
+        raise NotDeployed(
+            f"the running driver does not read {', '.join(fields)} of {contract.stream}, which {contract.folder} has "
+            f"by now, and records of v{len(contract.versions)} would lose that: first `millrace stream deploy`, then "
+            "`millrace provision`"
+        )
 
 
 # -- topics --------------------------------------------------------------------------------------------------------

@@ -99,13 +99,21 @@ def registry(settings: Settings) -> SchemaRegistryClient:
 
 
 def schema_id(contract: Contract, client: SchemaRegistryClient) -> int:
-    """The registry's id of the contract's newest schema, which is registered if it is not yet.
+    """The registry's id of the contract's newest schema. Only `provision` registers it, when the driver reads it.
 
-    Raises `RegistryError` if the registry refuses the schema, `RegistryUnavailable` if it does not answer.
+    Raises `RegistryError` if it is not registered, `RegistryUnavailable` if the registry does not answer.
     """
     schema = Schema(json.dumps(contract.schema_now), "AVRO")
     with _registry_errors(f"subject {contract.subject}"):
-        return int(client.register_schema(contract.subject, schema))
+        try:
+            return int(client.lookup_schema(contract.subject, schema).schema_id)  # type: ignore[arg-type]
+        except SchemaRegistryError as error:
+            if error.http_status_code != 404:
+                raise
+    raise RegistryError(
+        f"v{len(contract.versions)} of {contract.stream} is not registered under {contract.subject}: `millrace "
+        "provision` does it"
+    )
 
 
 def writer(client: SchemaRegistryClient, number: int) -> dict[str, Any] | None:

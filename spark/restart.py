@@ -126,6 +126,13 @@ def remembered(contract: Contract, settings: Settings, generation: int) -> Finge
     return _fingerprint(checkpoints.location(settings, contract.stream, generation)) or Fingerprint()
 
 
+def unread(contract: Contract, settings: Settings) -> list[str]:
+    """The contract's fields that the stream's ingest did not know when it last started. None if it never did: the start
+    to come knows all of them."""
+    noted = _known(settings, contract.stream, checkpoints.generation(settings, contract.stream)).tables
+    return [name for name in contract.fields if noted and f"column {name}" not in noted]
+
+
 def finished(contract: Contract, settings: Settings, generation: int) -> None:
     """Notes that the batch before `generation` is complete."""
     place = checkpoints.location(settings, contract.stream, generation)

@@ -96,6 +96,11 @@ MECHANISMS = (
          "::test_a_version_registered_while_the_stream_runs_is_read_without_a_restart",),
     ),
     Mechanism(
+        "P1", "a version waits for a driver that reads it", "dags/provision.py",
+        "        require_deployed(config, contract)\n", "",
+        ("tests/unit/test_driver.py::test_a_version_is_not_provisioned_while_a_driver_runs_that_does_not_read_it",),
+    ),
+    Mechanism(
         "P1", "nobody decides about an id while the registry is away", "spark/writers.py",
         "return Known(dict(self._schemas), complete=False)", "return Known(dict(self._schemas))",
         ("tests/integration/test_ingest.py"

@@ -16,7 +16,10 @@ import psutil
 import pytest
 
 from infra import driver
+from infra.provisioning import require_deployed
 from infra.settings import PROJECT, Settings
+from schemas.catalog import load
+from spark import restart
 
 SMALL_DRIVER = Path(__file__).with_name("small_driver.py")
 
@@ -158,6 +161,26 @@ def test_airflows_secrets_do_not_reach_the_driver(home: Settings, monkeypatch: p
     monkeypatch.setenv("AIRFLOW_CONN_KAFKA_PROVISION", "secret")
     it = started(home, 1)
     assert "AIRFLOW_CONN_KAFKA_PROVISION" not in psutil.Process(it.pid).environ()
+
+
+def test_a_version_is_not_provisioned_while_a_driver_runs_that_does_not_read_it(
+    home: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it accepts it keeps no bytes of, so what the version adds would be lost."""
+    from airflow.sdk.exceptions import AirflowFailException
+
+    monkeypatch.setattr("infra.settings.settings", lambda: home)
+    monkeypatch.syspath_prepend(str(PROJECT / "dags"))
+    task = importlib.import_module("provision").provision.function
+    flights = load(home.contracts / "flights")
+    restart.remember(flights.model_copy(update={"versions": flights.versions[:1]}), home, 1)
+    require_deployed(home, flights)  # the next driver reads it
+    started(home, 1)
+    with pytest.raises(AirflowFailException, match=r"does not read aircraft, .* of flights.*`millrace stream deploy`"):
+        task("flights")
+    require_deployed(home, load(home.contracts / "weather"))  # which no driver has begun to read
+    restart.remember(flights, home, 1)  # as a new driver does, and so a deployment
+    require_deployed(home, flights)
 
 
 def test_a_halt_fails_the_task_and_leaves_the_driver_alone(home: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

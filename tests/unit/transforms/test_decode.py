@@ -164,6 +164,8 @@ def test_each_record_is_read_with_the_schema_that_wrote_it(spark: SparkSession) 
     assert [(row.schema_id, row.who, row.pages, row.error_class) for row in found.collect()] == [
         (3, "ann", 1, None), (90, "bob", 8, None), (3, "cid", 1, None), (4, None, None, "unknown_schema"),
     ]  # fmt: skip
+    early = decode(frame(spark, rows[:1]), visits, {3: json.dumps(v1)})  # deployed before v2 is registered
+    assert [(row.who, row.pages, row.error_class) for row in early.collect()] == [("ann", 1, None)]
     times = found.selectExpr("unix_millis(at) as at", "unix_millis(event_time) as event_time").where("at is not null")
     assert {tuple(row) for row in times.collect()} == {(int(at.timestamp() * 1000),) * 2}
 
