@@ -16,7 +16,7 @@ import json
 import logging
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -29,6 +29,7 @@ from schemas.model import Contract, Derived, Join, Sessions, Velocity
 from spark import batches, checkpoint_log, checkpoints, derived, retention, tables
 from spark.checkpoint_log import Unreadable
 from spark.fingerprint import Fingerprint, changes
+from spark.heartbeat import NO_PROGRESS
 from spark.transforms.joins import joined
 from spark.transforms.sessions import sessions
 from spark.transforms.velocity import Event, crossings
@@ -221,7 +222,6 @@ class StatefulQuery:
     failure: BaseException | None = None
     since: datetime | None = None
     """When it failed first; kept while it is tried again, until a batch is finished."""
-    running: bool = field(default=False)
     clock: Callable[[], datetime] = lambda: datetime.now(UTC)
 
     def start(self, spark: SparkSession) -> None:
@@ -244,7 +244,6 @@ class StatefulQuery:
         upkeep = Upkeep([uri], history, self.may_commit, settings.lake_uri, kept)
 
         def batch(rows: DataFrame, batch_id: int) -> None:
-            self.running = True
             try:
                 number = batches.stamp(checkpoints.batch_number(generation, batch_id))
                 append(rows.withColumn("batch", number), uri, application, batch_id, self.may_commit)
@@ -254,8 +253,6 @@ class StatefulQuery:
             except BaseException as error:
                 self._failed(error)
                 raise
-            finally:
-                self.running = False
 
         spark.sparkContext.setLocalProperty("spark.scheduler.pool", title)
         self.query = (
@@ -301,15 +298,11 @@ class StatefulQuery:
         return {"why": f"{title} stands still: {words}\n{again}", "since": since.isoformat()}
 
     def progress(self) -> dict[str, Any]:
-        """The newest batch_id, its rows, `lag` (1 while a batch runs, else 0) and `halted`, as an ingest's."""
+        """The newest batch_id, its rows and `halted`, as an ingest's. It has no lag: its first batch is all that there
+        is, and however long that takes, the driver of the other streams must not be replaced for it."""
         last: Any = self.query.lastProgress if self.query else None
-        return {
-            "batch_id": last["batchId"] if last else None,
-            "lag": int(self.running),
-            "rows": last["numInputRows"] if last else 0,
-            "offsets": {},
-            "halted": self._told(),
-        }
+        found = {"batch_id": last["batchId"], "rows": last["numInputRows"]} if last else {}
+        return NO_PROGRESS | found | {"halted": self._told()}
 
     def error(self) -> str | None:
         """Why the driver must end: never for this."""
