@@ -101,6 +101,12 @@ MECHANISMS = (
         ("tests/unit/test_driver.py::test_a_version_is_not_provisioned_while_a_driver_runs_that_does_not_read_it",),
     ),
     Mechanism(
+        "P1", "producers register nothing", "producers/codec.py",
+        "int(client.lookup_schema(contract.subject, schema).schema_id)",
+        "int(client.register_schema(contract.subject, schema))",
+        ("tests/integration/test_produce.py::test_a_producer_writes_in_the_registered_schema_and_registers_none",),
+    ),
+    Mechanism(
         "P1", "nobody decides about an id while the registry is away", "spark/writers.py",
         "return Known(dict(self._schemas), complete=False)", "return Known(dict(self._schemas))",
         ("tests/integration/test_ingest.py"
