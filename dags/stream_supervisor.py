@@ -29,6 +29,8 @@ waits for, and `millrace status` says it too.
   checkpoint accept-storm <stream>`; or register the schema that the records lack.
 - *Checkpoint refused*, it is damaged or does not fit the tables or the changed contract: put it back or undo the
   change and restart the driver; or stop streaming (below), `millrace checkpoint reset <stream>`, start it again.
+- *<stream>.<name> stands still* (velocity, sessions, a join): the rest goes on, and it is tried again twice a minute.
+  The message says why, and which command begins it again if that is what it takes.
 - *The alert lane of … stands still*: no alerts are told, and the ingest goes on. The lane is tried again every ten
   seconds and makes up for what it missed. The reason is in the message: Kafka or the registry away, a reference file
   that cannot be read. If it is a damaged checkpoint: stop streaming, `millrace checkpoint reset <stream>.alerts`, start

@@ -63,7 +63,7 @@ class Lane:
         self._schemas: Mapping[int, str] = {}
         self._files: list[tuple[int, int]] = []
         self._retry = self._started_at = float("-inf")
-        self._fails_since: tuple[float, datetime] | None = None
+        self._fails_since: float | None = None
         self._halted: dict[str, str] | None = None
 
     def tend(self, spark: SparkSession) -> None:
@@ -79,10 +79,12 @@ class Lane:
                 self._fails_since = self._halted = None
         except Exception as error:  # Kafka, the registry, Spark, Delta, a lost lease: all of them are told
             now = self._clock()
-            self._fails_since = self._fails_since or (now, datetime.now(UTC))
+            self._fails_since = now if self._fails_since is None else self._fails_since
             why = f"the alert lane of {self.contract.stream} stands still and is tried again: {_words(error)}"
-            if now - self._fails_since[0] >= TOLD_AFTER:
-                self._halted = {"why": why, "since": self._fails_since[1].isoformat()}
+            if now - self._fails_since >= TOLD_AFTER:
+                # Since it counts as halted, not since it failed: who began to watch in between has not been told.
+                since = self._halted["since"] if self._halted else datetime.now(UTC).isoformat()
+                self._halted = {"why": why, "since": since}
             self._retry = now + RETRY
             log.error("%s", why)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ def test_a_lane_that_fails_is_tried_again_and_told_after_a_while(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock, attempts = Clock(), []
+    since: list[datetime] = []
     settings = Settings(home=tmp_path)
     ensure_certificates(settings)
     lane = Lane(load(SHELF / "telemetry"), settings, clock=clock)
@@ -48,9 +50,13 @@ def test_a_lane_that_fails_is_tried_again_and_told_after_a_while(
         lane.tend(None)  # type: ignore[arg-type]
         assert lane.progress()["halted"] is None
     assert attempts == [0, RETRY, 2 * RETRY]
-    clock.now = TOLD_AFTER
-    lane.tend(None)  # type: ignore[arg-type]
-    assert lane.progress()["halted"]["why"].endswith("telemetry stands still and is tried again: OSError: no registry")
+    began = datetime.now(UTC)
+    for clock.now in (TOLD_AFTER, TOLD_AFTER + RETRY):
+        lane.tend(None)  # type: ignore[arg-type]
+        told = lane.progress()["halted"]
+        assert told["why"].endswith("telemetry stands still and is tried again: OSError: no registry")
+        since.append(datetime.fromisoformat(told["since"]))
+    assert began <= since[0] == since[1], "a watch that begins while it is not told yet tells it then"
 
     monkeypatch.setattr(lane, "_keep_running", lambda spark: None)
     monkeypatch.setattr(lane._log, "copy", lambda: 0)
