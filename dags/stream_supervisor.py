@@ -13,10 +13,10 @@ is left of the driver, fails, and the next run starts another one, which goes on
 nothing is lost and nothing is doubled.
 
 **A run that waits in `drive`** (deferred, its log says why) starts no driver yet. Either somebody has stopped the
-stream; or drivers die within a minute of their start, time after time: the next one waits 2, 4, 8 … seconds, and after
-five such deaths the *circuit breaker* is open, for ten minutes. Then one more is tried (half-open); if it lives, the
-breaker is closed. When the cause is mended: `millrace stream close-breaker`, or the action *close-breaker* of the DAG
-`operate_stream`. `millrace status` shows the breaker too.
+stream; or drivers die within a minute or in their first batch, time after time: the next one waits 2, 4, 8 … seconds,
+and after five such deaths the *circuit breaker* is open, for ten minutes. Then one more is tried (half-open); if it
+lives, the breaker is closed. When the cause is mended: `millrace stream close-breaker`, or the action *close-breaker*
+of the DAG `operate_stream`. `millrace status` shows the breaker too.
 
 **Pausing this DAG stops supervising, not the stream.** The driver goes on, and nobody starts another one when it dies.
 

@@ -239,7 +239,7 @@ def stop(settings: Settings, timeout: float = 60, epoch: int | None = None) -> b
 
 
 def deaths(folder: Path) -> int:
-    """Number of drivers, up to and with the last one, that died younger than `HEALTHY_LIFE` one after the other.
+    """Number of drivers, up to and with the last one, that died before they were healthy, one after the other.
     A driver that stopped on purpose, and one that is alive, ends the count."""
     driver = recorded(folder)
     if driver is None or driver.alive:
@@ -256,7 +256,11 @@ def last_sign(folder: Path, driver: Driver) -> datetime:
 
 
 def is_healthy(folder: Path, driver: Driver) -> bool:
-    """Whether the driver lives, or lived, for `HEALTHY_LIFE`."""
+    """Whether the driver lives, or lived, for `HEALTHY_LIFE`, and no stream of it is in its first batch still: one that
+    it dies of each time may take longer. (One that waits for the registry will take as long as that.)"""
+    queries = ((heartbeat(folder, driver.epoch) or {}).get("queries") or {}).values()
+    if any(query.get("lag") and query.get("batch_id") is None and not query.get("waiting") for query in queries):
+        return False
     life = (last_sign(folder, driver) - datetime.fromisoformat(driver.started_at)).total_seconds()
     return life >= HEALTHY_LIFE or life < 0  # ended by a clock that was set back, not by a crash
 

@@ -3,7 +3,7 @@
 Everything is derived from the driver's own files, so it survives Airflow, reboots and DAG runs, and every reader says
 the same:
 
-- A driver that dies young (`driver.HEALTHY_LIFE`), and not for the first time, is started again after a pause that
+- A driver that dies young (`driver.is_healthy`), and not for the first time, is started again after a pause that
   doubles with each such death.
 - After `BACKOFF.attempts` of them, one right after the other, the circuit breaker is *open*: nothing is started for
   `COOL_DOWN`. Then it is *half-open*: one more is started. If that one lives, the breaker is *closed*; if it dies

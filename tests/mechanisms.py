@@ -386,6 +386,12 @@ MECHANISMS = (
         ("tests/unit/test_watch.py::test_a_driver_that_falls_behind_lives",),
     ),
     Mechanism(
+        "P6", "a driver that dies of its first batch each time is a crash loop", "infra/driver.py",
+        'if any(query.get("lag") and', 'if any(False and',
+        ("tests/unit/test_restarts.py"
+         "::test_a_driver_that_dies_of_its_first_batch_dies_young_however_long_that_takes",),
+    ),
+    Mechanism(
         "P6", "a driver is asked by a signal before it is killed", "infra/driver.py",
         "ways.insert(0, (signal.SIGTERM, min(timeout, 10.0)))", "pass",
         ("tests/unit/test_driver.py::test_a_driver_that_misses_the_marker_is_asked_by_a_signal_before_it_is_killed",),

@@ -72,6 +72,28 @@ def test_a_crash_loop_opens_the_breaker_until_it_cooled_down_and_one_long_life_c
     assert restarts.breaker(home, datetime.now(UTC)) == restarts.Breaker("closed", 0, None)
 
 
+@pytest.mark.parametrize(
+    ("query", "deaths"),
+    [
+        ({"batch_id": None, "lag": 9}, 1),
+        ({"batch_id": None, "lag": 1, "waiting": "the registry is away"}, 0),
+        ({"batch_id": 4, "lag": 9}, 0),
+        ({"batch_id": None, "lag": 0}, 0),
+    ],
+    ids=["in its first batch", "waiting for the registry", "in a later one", "idle"],
+)
+def test_a_driver_that_dies_of_its_first_batch_dies_young_however_long_that_takes(
+    home: Settings, query: dict[str, Any], deaths: int
+) -> None:
+    die_young(home, 1)
+    folder, now = driver.place(home), datetime.now(UTC)
+    document = json.loads((folder / "driver.json").read_text())
+    driver.put(folder / "driver.json", document | {"started_at": (now - timedelta(minutes=9)).isoformat()})
+    beat = {"epoch": 1, "state": "running", "updated_at": now.isoformat(), "queries": {"flights": query}}
+    driver.put(folder / "heartbeat.json", beat)
+    assert driver.deaths(folder) == deaths
+
+
 def test_a_failed_try_opens_it_again_and_a_person_closes_it(home: Settings) -> None:
     for epoch in range(1, restarts.BACKOFF.attempts + 2):
         died = die_young(home, epoch)
