@@ -31,12 +31,16 @@ ENDED = "Fencing broker 1 "
 COMMIT = 1.0
 """Seconds from these words until their record is surely committed: the words come first, and one node needs little."""
 
+STOPPED = (0, -signal.SIGTERM, 128 + signal.SIGTERM)
+"""Exit codes of a JVM that was asked to end."""
+
 PATIENCE = 30.0
 """Seconds for the controller to start and to say so. It says nothing when there is nothing to end."""
 
 
 def end_registration(java: Path, arguments: Path) -> None:
-    """Runs the controller until it has ended the registration, and stops it."""
+    """Runs the controller until it has ended the registration, and stops it. Raises SystemExit if it ends by itself, as
+    on a full disk: the broker could not start either, or would wait a minute for its old registration to expire."""
     controller = subprocess.Popen(
         [java, f"@{arguments}"],
         stdout=subprocess.PIPE,
@@ -53,7 +57,8 @@ def end_registration(java: Path, arguments: Path) -> None:
         if ENDED in line:
             threading.Timer(COMMIT, controller.send_signal, [signal.SIGTERM]).start()
     enough.cancel()
-    controller.wait()
+    if controller.wait() not in STOPPED:
+        raise SystemExit(f"the controller ended with exit code {controller.returncode}")
 
 
 def _die_with_parent() -> None:

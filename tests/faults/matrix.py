@@ -179,10 +179,11 @@ def report(part: str, cells: Sequence[Cell]) -> None:
     before, _, rest = text.partition(begin)
     _, _, after = rest.partition(end)
     loads = [found.load for found in cells]
-    soon = sum(found.recovery_seconds is not None and found.recovery_seconds <= TARGET for found in cells)
+    times = [found.recovery_seconds for found in cells if found.recovery_seconds is not None]
+    soon = f"{sum(it <= TARGET for it in times)} of {len(times)}"
     measured = (
-        f"{len(cells)} cells, {sum(found.error is not None for found in cells)} with an error, {soon} with progress "
-        f"again within {TARGET:.0f} s, on {os.cpu_count()} cores at a load average of {min(loads):.0f} to "
+        f"{len(cells)} cells, {sum(found.error is not None for found in cells)} with an error; progress again within "
+        f"{TARGET:.0f} s in {soon}; on {os.cpu_count()} cores at a load average of {min(loads):.0f} to "
         f"{max(loads):.0f}; measured {datetime.now(UTC):%Y-%m-%d}."
     )
     DOCUMENT.write_text(f"{before}{begin}{measured}\n\n{table(cells)}\n{end}{after}")
