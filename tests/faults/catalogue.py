@@ -480,13 +480,13 @@ def _full(folder: str, log: str) -> Act:
 
 
 for _folder, _what, _log in (
-    ("lake", "tables", "stream.log"),
-    ("checkpoints", "checkpoints", "stream.log"),
+    ("lake", "the tables", "stream.log"),
+    ("checkpoints", "the checkpoints", "stream.log"),
     ("data", "Kafka's log and PostgreSQL", "kafka.log"),
 ):
     fault(
         f"disk-full-{_folder}",
-        f"the disk of the {_what} is full for 10 to 20 s",
+        f"the disk of {_what} is full for 10 to 20 s",
         lacks="" if os.geteuid() == 0 else "root, who alone can make a small disk",
     )(_full(_folder, _log))
 
