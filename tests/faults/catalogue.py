@@ -355,8 +355,8 @@ def _reconcile_killed(world: World, rng: Random) -> None:
     lake = world.settings.local_path(world.settings.lake_uri)
 
     def commits(kind: str) -> int:
-        folder = f"{lake}/{kind}/pulses/pulses_by_source_1h/_delta_log"
-        alternative = f"{lake}/{kind}/pulses/pulses_by_source/_delta_log"
+        folder = f"{lake}/{kind}/pulses/pulses_by_sensor_1h/_delta_log"
+        alternative = f"{lake}/{kind}/pulses/pulses_by_sensor/_delta_log"
         return sum(len(os.listdir(place)) for place in (folder, alternative) if os.path.isdir(place))
 
     kind = rng.choice(["recompute", "staged", "batch"])

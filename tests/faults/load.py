@@ -47,7 +47,7 @@ def kind(number: int) -> Kind:
 def record(number: int) -> dict[str, Any]:
     at = START + (timedelta(days=36_500) if FUTURE <= number < STORM else number % FUTURE * STEP)
     level = -1 if number < FUTURE and kind(number) == "rule" else number % 997
-    return {"at": at, "number": number, "source": "abcd"[number % 4], "level": level}
+    return {"at": at, "number": number, "sensor": "abcd"[number % 4], "level": level}
 
 
 @dataclass(frozen=True)

@@ -120,7 +120,7 @@ class World:
     def traces(self) -> Traces:
         place = Path(self.settings.local_path(checkpoints.location(self.settings, STREAM, self.generation)))
         bronze = Path(tables.local_path(tables.bronze(self.settings.lake_uri, STREAM)))
-        speed = Path(tables.local_path(tables.speed(self.settings.lake_uri, STREAM, "pulses_by_source")))
+        speed = Path(tables.local_path(tables.speed(self.settings.lake_uri, STREAM, "pulses_by_sensor")))
         return Traces(
             _newest(place / "offsets"),
             _newest(place / "commits"),
@@ -230,12 +230,12 @@ class World:
         found = Verdict(refused=len(self.load.refused))
         arrived = self._judge_bronze(found)
         self._judge_letters(found)
-        self._judge_windows(found, arrived, "pulses_by_source_1m", "60 seconds", final=False)
+        self._judge_windows(found, arrived, "pulses_by_sensor_1m", "60 seconds", final=False)
         if publish:
             job = self.reconcile()
             output, _ = job.communicate(timeout=400)
             assert job.returncode == 0, f"reconcile failed: {output[-3000:]}"
-            self._judge_windows(found, arrived, "pulses_by_source_1h", "1 hour", final=True)
+            self._judge_windows(found, arrived, "pulses_by_sensor_1h", "1 hour", final=True)
         new = Counter(lost=found.lost, doubled=found.doubled, wrong=found.wrong) - self._reported
         self._reported = self._reported | Counter(lost=found.lost, doubled=found.doubled, wrong=found.wrong)
         found.lost, found.doubled, found.wrong = new["lost"], new["doubled"], new["wrong"]
@@ -292,9 +292,9 @@ class World:
         truth.execute("set timezone = 'UTC'")
         truth.register("events", events)
         expected = {
-            (start, source): (count, levels, last)
-            for start, source, count, levels, last in truth.execute(
-                f"select time_bucket(interval '{width}', \"at\"), source, count(*), sum(level)::bigint, max(number) "
+            (start, sensor): (count, levels, last)
+            for start, sensor, count, levels, last in truth.execute(
+                f"select time_bucket(interval '{width}', \"at\"), sensor, count(*), sum(level)::bigint, max(number) "
                 "from events group by all"
             ).fetchall()
         }
@@ -308,9 +308,9 @@ class World:
                 assert 0 < hours < 2.1, f"{through} is final, and the newest event is of {hours:.1f} hours later"
                 where = "final"
             actual = {
-                (start, source): (count, levels, last)
-                for start, source, count, levels, last in served.execute(
-                    f"select window_start, source, pulses, levels::bigint, last from {view} where {where}"
+                (start, sensor): (count, levels, last)
+                for start, sensor, count, levels, last in served.execute(
+                    f"select window_start, sensor, pulses, levels::bigint, last from {view} where {where}"
                 ).fetchall()
             }
         if through is not None:

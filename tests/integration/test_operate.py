@@ -34,6 +34,7 @@ def millrace(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def done(*arguments: str) -> dict[str, Any]:
+    """What a command that succeeds says."""
     answer = millrace(*arguments, "--json")
     assert answer.returncode == 0, answer.stderr
     found: dict[str, Any] = json.loads(answer.stdout.splitlines()[-1])
@@ -61,7 +62,7 @@ def test_a_deployment_that_a_stream_would_refuse_changes_nothing(pulses: World) 
     contract = pulses.settings.contracts / STREAM / "stream.yaml"
     text = contract.read_text()
     try:
-        contract.write_text(text.replace("event_id: [number]", "event_id: [source]"))
+        contract.write_text(text.replace("event_id: [number]", "event_id: [sensor]"))
         refused = millrace("stream", "deploy")
         assert refused.returncode == 1
         assert "changed what may not change" in refused.stderr
@@ -78,7 +79,7 @@ def test_a_stopped_stream_waits_in_the_ui_until_it_is_started(pulses: World) -> 
     assert done("stream", "stop", "--because", "broker moves")["before"] == last
     assert driver.running(pulses.settings) is None
     wait_for("the next start waits", lambda: drive_state(pulses) == "deferred", 60, every=0.5)
-    told = json.loads(millrace("status", "--json").stdout)["stream_driver"]
+    told = done("status")["stream_driver"]
     assert "broker moves" in told["waits"]
     assert "no driver to restart" in millrace("stream", "restart").stderr
     assert done("stream", "start")["after"] == last + 1

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from infra.settings import PROJECT
 from schemas import examples, references
 from schemas.catalog import catalog, load
 from schemas.check import check
@@ -473,3 +474,8 @@ def test_a_reference_may_be_parquet_and_keys_are_of_the_fields_types(uses: Path)
     assert check(uses) == []
     record = {"account": "account-00001", "amount_cents": 10_000, "category": "fuel", "country": "DE", "home": "DE"}
     assert [alert.name for alert in Alerts(load(uses / "transactions")).raised(record)] == ["watched_account"]
+
+
+def test_the_contract_of_the_fault_matrix_is_one_that_a_user_may_have() -> None:
+    """All but its examples: its load makes the records."""
+    assert [it for it in check(PROJECT / "tests/faults/contracts") if "example" not in it.message] == []
