@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from types import MappingProxyType, TracebackType
+from types import TracebackType
 
 from confluent_kafka import (
     OFFSET_BEGINNING,
@@ -38,9 +38,6 @@ class SessionError(Exception):
 
 class Fenced(Exception):
     """A newer producer with the same transactional id is at work."""
-
-
-NONE: Mapping[int, int] = MappingProxyType({})
 
 
 class Reader:
@@ -180,7 +177,7 @@ class Session(Reader):
             self._producer.purge()
             self._producer.close()
 
-    def transaction(self, letters: Sequence[tuple[str, Letter]], offsets: Mapping[int, int] = NONE) -> None:
+    def transaction(self, letters: Sequence[tuple[str, Letter]], offsets: Mapping[int, int] | None = None) -> None:
         """Sends `letters` to the topics beside them and commits the `offsets` to go on from, by partition, all or
         nothing. A letter for the session's topic stays in its partition. Raises KafkaException (the outcome may be
         unknown: the next session's `committed` tells), and `Fenced`."""
@@ -189,7 +186,7 @@ class Session(Reader):
             try:
                 for topic, letter in letters:
                     self._send(topic, letter)
-                for partition, offset in offsets.items():
+                for partition, offset in (offsets or {}).items():
                     self.commit_with(self._producer, partition, offset)
                 self._producer.commit_transaction(SECONDS)
             except Unanswered:

@@ -107,6 +107,7 @@ def test_records_that_wait_without_progress_are_lag(home: Settings) -> None:
     event = ending(home, stall_after=1)
     assert event["reason"] == "lag"
     assert "flights at batch 1 for " in event["detail"]
+    assert "5,000 records wait" in event["detail"]
 
 
 def test_a_reported_error_is_passed_on(home: Settings) -> None:
