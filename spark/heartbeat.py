@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -68,6 +69,11 @@ def progress(query: StreamingQuery, running: bool) -> dict[str, Any]:
         "rows": last["numInputRows"],
         "offsets": offsets,
     }
+
+
+def plain(error: BaseException) -> str:
+    """What an error says to people: without the plan and the stack trace that Spark adds, 2,000 characters at most."""
+    return re.split(r"\n(?:=== Streaming Query ===|\s+at )", str(error))[0].strip()[:2000]
 
 
 def _offsets(value: Any) -> dict[str, dict[str, int]]:

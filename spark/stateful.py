@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -29,7 +28,7 @@ from schemas.model import Contract, Derived, Join, Sessions, Velocity
 from spark import batches, checkpoint_log, checkpoints, derived, retention, tables
 from spark.checkpoint_log import Unreadable
 from spark.fingerprint import Fingerprint, changes
-from spark.heartbeat import NO_PROGRESS
+from spark.heartbeat import NO_PROGRESS, plain
 from spark.transforms.joins import joined
 from spark.transforms.sessions import sessions
 from spark.transforms.velocity import Event, crossings
@@ -48,10 +47,6 @@ moment, is no news for people."""
 
 SLOWER = 5
 """Times the ingest's trigger interval: a batch with state costs more than its rows."""
-
-
-_NOT_FOR_PEOPLE = re.compile(r"\n(=== Streaming Query ===|\s+at )")
-"""Where a plan or a stack trace begins in Spark's words."""
 
 
 class CheckpointRefused(Halt):
@@ -293,7 +288,7 @@ class StatefulQuery:
         since = self.since + TOLD_AFTER
         if since > self.clock():
             return None
-        words = _NOT_FOR_PEOPLE.split(str(self.failure))[0].strip()[:2000] or type(self.failure).__name__
+        words = plain(self.failure) or type(self.failure).__name__
         again = f"It is tried again by itself; if it stays so, {_reset(title)}"
         return {"why": f"{title} stands still: {words}\n{again}", "since": since.isoformat()}
 

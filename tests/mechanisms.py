@@ -324,8 +324,8 @@ MECHANISMS = (
          "::test_a_query_that_fails_halts_itself_and_goes_on_when_it_is_tried_again"),
     ),
     Mechanism(
-        "P6", "what Spark says of a broken state is told in words", "spark/stateful.py",
-        "_NOT_FOR_PEOPLE.split(str(self.failure))[0].strip()", "str(self.failure).strip()",
+        "P6", "what Spark says of a broken state is told in words", "spark/heartbeat.py",
+        """re.split(r"\\n(?:=== Streaming Query ===|\\s+at )", str(error))[0].strip()""", "str(error).strip()",
         ("tests/integration/lake/test_derived.py"
          "::test_a_damaged_state_is_told_in_words_with_a_way_out_that_leads_out",),
     ),

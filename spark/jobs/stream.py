@@ -47,7 +47,7 @@ from schemas.errors import Halt, MillraceError, TransientError
 from schemas.model import Contract
 from spark import checkpoints, derived, lineage, restart, retention, source, tables
 from spark.clock import Clock
-from spark.heartbeat import NO_PROGRESS, Heartbeat, progress
+from spark.heartbeat import NO_PROGRESS, Heartbeat, plain, progress
 from spark.ingest import Ingest
 from spark.lane import Lane
 from spark.letters import Letters
@@ -351,8 +351,7 @@ def _progress(streams: dict[str, Query]) -> dict[str, dict[str, Any]]:
 def _message(error: BaseException) -> str:
     if isinstance(error, MillraceError):
         return str(error)
-    words, _, _ = str(error).partition("\n=== Streaming Query ===")  # behind it: the whole plan
-    return f"{type(error).__name__}: {words.strip()[:2000]}"
+    return f"{type(error).__name__}: {plain(error)}"
 
 
 if __name__ == "__main__":
