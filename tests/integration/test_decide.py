@@ -26,6 +26,7 @@ from tests.integration.test_replay import read
 pytestmark = pytest.mark.timeout(600)
 
 READING = timedelta(seconds=8)
+ALL_RUNS = "~"
 
 
 @pytest.fixture(scope="module")
@@ -67,14 +68,14 @@ def run(airflow: Airflow, dag_id: str) -> Run:
 
 
 def answer(airflow: Airflow, run: Run, answers: dict[str, str]) -> dict[str, Any]:
-    """Answers each question of `run` by the last letter of its subject, and returns them by that letter once the run
-    has ended. An answer within a second or two of the question may cross with the scheduler's own news of the task,
-    which is then tried again and asks again; so it is read for a while, as by a person, and answered as often as it is
-    open."""
+    """Answers each question by the last letter of its subject, and returns them by that letter once `run` has ended.
+    The questions of any run: the hour's own may have come first, and then `run` waits for its end. An answer within a
+    second or two of the question may cross with the scheduler's own news of the task, which is then tried again and
+    asks again; so it is read for a while, as by a person, and answered as often as it is open."""
 
     @retry(wait=wait_fixed(0.5), stop=stop_after_delay(240), retry=retry_if_result(lambda ended: not ended))
     def ended() -> bool:
-        for one in airflow._tasks.get_hitl_details(run.dag_id, run.run_id).hitl_details:
+        for one in airflow._tasks.get_hitl_details(run.dag_id, ALL_RUNS).hitl_details:
             task, last = one.task_instance, one.subject[-1]
             if "test_decide" in one.subject:
                 asked[last] = one
