@@ -74,6 +74,15 @@ _ROLE: dict[Role, dict[str, str]] = {
     },
 }
 
+_LOCAL_FILES = {
+    # Hadoop's own starts a process, `chmod` or `readlink`, for each file that it makes or renames: 45 a micro-batch.
+    "spark.hadoop.fs.file.impl": "com.globalmentor.apache.hadoop.fs.BareLocalFileSystem",
+    "spark.sql.streaming.checkpointFileManagerClass": (
+        "org.apache.spark.sql.execution.streaming.checkpointing.FileSystemBasedCheckpointFileManager"
+    ),
+}
+"""Where Spark runs in one JVM on this machine (decision 17)."""
+
 
 FEW_ROWS = 200_000
 """With fewer rows than this to read, most of a batch job is code that runs once."""
@@ -94,11 +103,12 @@ def submit_conf(settings: Settings, role: Role, rows: int | None = None) -> dict
     collector = _stream_collector(settings.stream_memory) if streaming else "-XX:+UseSerialGC"
     master, slots = _with_lanes(settings) if streaming else (settings.spark_batch_master, {})
     always = f"{_AVRO_LIMITS} -Djava.net.preferIPv4Stack=true"
-    classes = class_archive.options(settings) if master.startswith("local") else ""
+    local = master.startswith("local")
+    classes = class_archive.options(settings) if local else ""
     # A local JVM reads the jars where they are; a cluster gets copies.
-    shipped = (
-        {"spark.driver.extraClassPath": spark_class_path()}
-        if master.startswith("local")
+    place = (
+        {"spark.driver.extraClassPath": spark_class_path(), **_LOCAL_FILES}
+        if local
         else {"spark.jars": ",".join(map(str, spark_jars()))}
     )
     return {
@@ -107,7 +117,7 @@ def submit_conf(settings: Settings, role: Role, rows: int | None = None) -> dict
         "spark.driver.extraJavaOptions": f"{always} {collector}{compiler}{classes}",
         "spark.executor.extraJavaOptions": _AVRO_LIMITS,
         "spark.pyspark.python": sys.executable,
-        **shipped,
+        **place,
         **_CONF,
         **_ROLE[role],
         **slots,

@@ -142,6 +142,12 @@ MECHANISMS = (
          "::test_the_batches_run_the_same_code_and_spark_compiles_all_of_it",),
     ),
     Mechanism(
+        "P2", "no process is started for a file", "spark/session.py",
+        '{"spark.driver.extraClassPath": spark_class_path(), **_LOCAL_FILES}',
+        '{"spark.driver.extraClassPath": spark_class_path()}',
+        ("tests/integration/lake/test_ingest_batch.py::test_no_process_is_started_for_a_file",),
+    ),
+    Mechanism(
         "P2", "a session is not cut off by what is asked of it", "spark/transforms/sessions.py",
         'if events.isStreaming else ("_start", "_end")', "",
         ("tests/integration/lake/test_derived.py::test_the_pure_functions_are_what_the_sql_says",),

@@ -49,7 +49,7 @@ def latency(
         typer.Option(min=1, max=200_000, help="Events a second; repeat it. Default 1000, 5000, 20000."),
     ] = None,
     seconds: Annotated[float, typer.Option(min=1, max=3600, help="Length of each measurement.")] = 180,
-    warm: Annotated[float, typer.Option(min=0.5, max=600, help="Seconds to get warm, before each.")] = 20,
+    warm: Annotated[float, typer.Option(min=0.5, max=600, help="Seconds to get warm, before the first.")] = 120,
     only: Annotated[
         Literal["alone", "beside"] | None, typer.Option(help="Measure only alone, or only beside the ingest.")
     ] = None,

@@ -100,8 +100,8 @@ def test_a_paced_load_keeps_its_rate_and_makes_up_for_a_pause(mine: load.Load) -
     clock = Clock()
     clock.sleep(0.5)  # counts from here
     sent = load.paced(mine, clock, "telemetry", 500, 2, clock, clock.sleep)  # type: ignore[arg-type]
-    assert sent == clock.sent == pytest.approx(1000, abs=2)
-    assert max(clock.late) - 0.5 < 0.005
+    assert sent == clock.sent == pytest.approx(1000, abs=3)
+    assert max(clock.late) - 0.5 < 2 * load.STEP
     assert len(set(clock.values)) == sent  # also the one that found the queue full
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -206,6 +207,28 @@ def test_the_batches_run_the_same_code_and_spark_compiles_all_of_it(spark: Spark
     stage = next(part for part in first.split("== Subtree ") if "from_avro" in part)
     tree = stage.split("Generated code:")[0]
     assert not [line for line in tree.splitlines() if re.match(r"[ :+-]*Project", line)], "all in one compiled stage"
+
+
+def test_no_process_is_started_for_a_file(spark: SparkSession, tmp_path: Path) -> None:
+    """As the JVM's own recorder has it: neither for what a batch writes nor for a checkpoint."""
+    pipeline = Pipeline(spark, tmp_path)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "one.txt").write_text("a line\n")
+    jvm: Any = spark._jvm
+    seen = jvm.java.io.File(f"{tmp_path}/seen.jfr").toPath()
+    with closing(jvm.jdk.jfr.Recording()) as recording:
+        recording.enable("jdk.ProcessStart")
+        recording.start()
+        pipeline.batch(0, good(range(20)))
+        lines = spark.readStream.text(f"{tmp_path}/in").writeStream.format("noop")
+        lines.option("checkpointLocation", f"{tmp_path}/checkpoint").trigger(
+            availableNow=True
+        ).start().awaitTermination()
+        recording.stop()
+        recording.dump(seen)
+    assert (tmp_path / "checkpoint" / "commits" / "0").is_file()
+    events = jvm.jdk.jfr.consumer.RecordingFile.readAllEvents(seen)
+    assert [event.getString("command") for event in events] == []
 
 
 def test_a_poison_storm_stops_before_anything_is_sent_onward(spark: SparkSession, tmp_path: Path) -> None:
