@@ -12,7 +12,11 @@ from avro.compatibility import ReaderWriterCompatibilityChecker, SchemaCompatibi
 
 def incompatibilities(versions: Sequence[dict[str, Any]], level: str) -> Iterator[tuple[int, str | None, str]]:
     """Each breach of `level` (a registry's compatibility level) as (index of the newer version, its field or None,
-    message). A transitive level compares with every older version, the others with the one before."""
+    message). A transitive level compares with every older version, the others with the one before.
+
+    One rule is stricter than the registry's, which looks at the bytes alone: what a field means (its logical type,
+    precision and scale) may not change, for a reader takes what was written for what it knows. Microseconds read as
+    milliseconds are other times."""
     parsed = [avro.schema.parse(json.dumps(version), validate_names=False) for version in versions]
     for newer in range(1, len(versions)):
         for older in range(newer - 1, -1, -1) if level.endswith("_TRANSITIVE") else (newer - 1,):
@@ -21,10 +25,43 @@ def incompatibilities(versions: Sequence[dict[str, Any]], level: str) -> Iterato
                 directions.append(("backward", newer, older))
             if level.startswith(("FORWARD", "FULL")):
                 directions.append(("forward", older, newer))
+            for field, what in _other_meanings(versions[newer], versions[older]) if directions else ():
+                yield newer, field, f"not compatible: v{newer + 1} and v{older + 1} mean other things by it: {what}"
             for name, reader, writer in directions:
                 said = f"not {name} compatible: v{reader + 1} cannot read records of v{writer + 1}"
                 for field, what in _faults(parsed[reader], parsed[writer], versions[reader]):
                     yield newer, field, f"{said}: {what}"
+
+
+def _other_meanings(newer: dict[str, Any], older: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Each place that both have whose logical type differs, as (top-level field, what)."""
+    now, before = dict(_meanings(newer)), dict(_meanings(older))
+    for path in now.keys() & before.keys():
+        if now[path] != before[path]:
+            yield path[0], f"{now[path]} and {before[path]} at {'.'.join(path)}"
+
+
+def _meanings(schema: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Each place in a schema, by the names that lead to it, and its logical type, 'plain' if it has none. The branches
+    of a union lie at one place, so of those the last that is not null counts."""
+    match schema:
+        case [*branches]:
+            for branch in branches:
+                yield from _meanings(branch, path)
+        case {"logicalType": logical}:
+            sizes = [str(schema[name]) for name in ("precision", "scale") if name in schema]
+            yield path, f"{logical}({', '.join(sizes)})" if sizes else logical
+        case {"type": "record", "fields": fields}:
+            for field in fields:
+                yield from _meanings(field["type"], (*path, field["name"]))
+        case {"type": "array", "items": inner} | {"type": "map", "values": inner}:
+            yield from _meanings(inner, (*path, "*"))
+        case {"type": inner}:
+            yield from _meanings(inner, path)
+        case "null":
+            return
+        case _:
+            yield path, "plain"
 
 
 def _faults(reader: Any, writer: Any, schema: dict[str, Any]) -> Iterator[tuple[str | None, str]]:

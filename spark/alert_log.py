@@ -25,6 +25,8 @@ EVERY = 5.0
 """Seconds between two commits, so that a storm of alerts does not become a storm of files."""
 MOST = 100_000
 """Alerts of one commit."""
+LIST = 60.0
+"""Seconds between two looks at which partitions the topic has."""
 
 
 class AlertLog:
@@ -49,7 +51,8 @@ class AlertLog:
         self._may_commit = may_commit
         self._upkeep = Upkeep([self._uri], timedelta(hours=settings.history_hours), may_commit)
         self._clock = clock
-        self._next = float("-inf")
+        self._next = self._list = float("-inf")
+        self._partitions: set[int] = set()
         self._held: list[Message] = []
         self._consumer = Consumer(
             {
@@ -61,12 +64,11 @@ class AlertLog:
                 "log_level": 2,
             }
         )
-        self._assigned = False
 
     def copy(self, at_once: bool = False) -> int:
         """Takes what has come, and commits it if `EVERY` seconds have passed since the last commit or `at_once`.
         Returns the number of rows committed. Raises KafkaException, and what Delta and `may_commit` raise."""
-        if not self._assigned:
+        if not self._held and self._clock() >= self._list:
             self._assign()
         while len(self._held) < MOST and (messages := self._consumer.consume(1000, 0.05 if at_once else 0)):
             for message in messages:
@@ -90,7 +92,17 @@ class AlertLog:
         self._consumer.close()
 
     def _assign(self) -> None:
-        partitions = self._consumer.list_topics(self._topic, 10).topics[self._topic].partitions
+        """Reads on where the table ends, in all partitions that there are by now. Nothing may be held."""
+        try:
+            found = self._consumer.list_topics(self._topic, 2 if self._partitions else 10)
+        except KafkaException:
+            if not self._partitions:
+                raise
+            found = None  # an outage: nothing new is known
+        self._list = self._clock() + LIST
+        partitions = set(found.topics[self._topic].partitions) if found else self._partitions
+        if partitions == self._partitions:
+            return
         table = DeltaTable(self._path)
         self._consumer.assign(
             [
@@ -99,7 +111,7 @@ class AlertLog:
                 for number in partitions
             ]
         )
-        self._assigned = True
+        self._partitions = partitions
 
     def _done(self, table: DeltaTable, partition: int) -> int | None:
         version: int | None = table.transaction_version(f"{self._topic}/{partition}")

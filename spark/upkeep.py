@@ -8,7 +8,7 @@ ones. Each table is looked after by the one who writes it, after a batch and bef
 Rows of the speed layer that are older than the contract keeps them go when superseded files do (`spark.retention`).
 
 Files are merged by size: many tiny ones become one, and not before there are many of these are they merged again. So a
-row is rewritten as often as there are `TIERS`, and a look does one merge of bounded size at most.
+row is rewritten about as often as there are `TIERS`, and a look merges the files of one of them at most in each table.
 """
 
 from __future__ import annotations
@@ -32,10 +32,11 @@ from spark import batches, retention, tables
 log = logging.getLogger(__name__)
 
 TIERS = (1 << 20, 16 << 20, 128 << 20)
-"""Bytes of a file: merged ones are at most as large, and those that are smaller count for the next merge."""
+"""Bytes of a file: merged ones are at most as large, and those that are less than half as large count for the next
+merge: any two of them fit into one, where larger ones would count for ever and never be merged."""
 
 MANY = 32
-"""Files of a tier in one partition of a table that are merged."""
+"""Files that count, in one partition of a table, that are merged."""
 
 LOOK = 20
 """Batches between two looks at the files."""
@@ -72,14 +73,13 @@ class Upkeep:
             return
         # More to merge: again after the next batch.
         self._batches = LOOK if self.merge() else 0
-        if not self._batches:
-            self._looks += 1
-            if self._looks % CLEANINGS == 1:
-                self.clean()
+        self._looks += 1
+        if self._looks % CLEANINGS == 1:
+            self.clean()
 
     def merge(self) -> bool:
-        """Merges the files of one tier of one table where there are many; whether there were."""
-        return any(self._merged(uri) for uri in self.uris)
+        """Merges the files of one tier of each table that has many; whether any were merged."""
+        return any([self._merged(uri) for uri in self.uris])
 
     def clean(self) -> None:
         """Removes rows that are older than the contract keeps them, and files and log entries that were superseded
@@ -116,7 +116,7 @@ class Upkeep:
             log.warning("the files of %s could not be merged now: %s", uri, error)
             return False
         log.info("%s: %d files became %d", uri, found["numFilesRemoved"], found["numFilesAdded"])
-        return True
+        return bool(found["numFilesRemoved"])
 
     def _cleaned(self, uri: str) -> None:
         table = DeltaTable(tables.local_path(uri))
@@ -151,11 +151,11 @@ def _remove_empty_folders(uri: str) -> None:
 
 
 def _fullest(table: DeltaTable, size: int) -> int:
-    """How many files are smaller than `size` bytes, in the partition that has most of them."""
+    """How many files are smaller than half of `size` bytes, in the partition that has most of them."""
     files = pyarrow.table(table.get_add_actions(flatten=True))
     partition = next((name for name in files.column_names if name.startswith("partition.")), None)
     values = files[partition].to_pylist() if partition else [None] * files.num_rows
     small = Counter(
-        value for value, bytes_ in zip(values, files["size_bytes"].to_pylist(), strict=True) if bytes_ < size
+        value for value, bytes_ in zip(values, files["size_bytes"].to_pylist(), strict=True) if bytes_ < size // 2
     )
     return max(small.values(), default=0)

@@ -148,6 +148,44 @@ MECHANISMS = (
         ("tests/integration/lake/test_ingest_batch.py::test_no_process_is_started_for_a_file",),
     ),
     Mechanism(
+        "P2", "files that could not be merged with each other do not count", "spark/upkeep.py",
+        "if bytes_ < size // 2", "if bytes_ < size",
+        ("tests/unit/test_upkeep.py::test_files_of_any_size_stay_few_and_the_rest_of_the_work_gets_its_turn",),
+    ),
+    Mechanism(
+        "P2", "a busy key forgets its old events", "spark/transforms/velocity.py",
+        "if event.at > watermark - 2 * self._width}", "}",
+        ("tests/unit/transforms/test_velocity.py"
+         "::test_the_state_of_a_key_is_bounded_while_it_is_busy_and_gone_when_it_has_been_silent",),
+    ),
+    Mechanism(
+        "P2", "a silent key is forgotten", "spark/transforms/velocity.py",
+        "self._handle.registerTimer(self._forgotten_at(events[-1]))", "pass",
+        ("tests/unit/transforms/test_velocity.py"
+         "::test_the_state_of_a_key_is_bounded_while_it_is_busy_and_gone_when_it_has_been_silent",),
+    ),
+    Mechanism(
+        "P2", "no two keys share the id of an alert", "spark/transforms/velocity.py",
+        "*map(_escaped, one.key)", '*(F.col(name).cast("string") for name in one.key)',
+        ("tests/integration/lake/test_derived.py::test_no_two_keys_share_the_id_of_an_alert",),
+    ),
+    Mechanism(
+        "P2", "a stateful batch writes the changes of its state only", "spark/session.py",
+        '        "spark.sql.streaming.stateStore.rocksdb.changelogCheckpointing.enabled": "true",\n', "",
+        ("tests/integration/lake/test_derived.py"
+         "::test_state_does_not_grow_with_time_and_a_batch_writes_its_changes_only[stays]",),
+    ),
+    Mechanism(
+        "P2", "what a field means does not change", "schemas/compatibility.py",
+        "_other_meanings(versions[newer], versions[older]) if directions else ()", "()",
+        ("tests/unit/test_contracts.py::test_compatibility_of_versions",),
+    ),
+    Mechanism(
+        "P2", "alerts of a partition that is added are copied", "spark/alert_log.py",
+        "if partitions == self._partitions:", "if self._partitions:",
+        ("tests/integration/test_lane.py::test_a_partition_that_is_added_while_the_log_runs_is_copied_too",),
+    ),
+    Mechanism(
         "P2", "a session is not cut off by what is asked of it", "spark/transforms/sessions.py",
         'if events.isStreaming else ("_start", "_end")', "",
         ("tests/integration/lake/test_derived.py::test_the_pure_functions_are_what_the_sql_says",),

@@ -95,7 +95,7 @@ def _summed(type_: DataType) -> DataType:
 def _finished(found: DataFrame, contract: Contract, one: Velocity) -> DataFrame:
     """Rows with the key, `_at` (microseconds) and `_done`, as the columns of the result."""
     at = F.timestamp_micros("_at")
-    named = F.concat_ws("|", F.lit(one.name), *(F.col(name).cast("string") for name in one.key), F.col("_at"))
+    named = F.concat_ws("|", F.lit(one.name), *map(_escaped, one.key), F.col("_at"))
     return found.select(
         *one.key,
         at.alias("event_time"),
@@ -103,6 +103,11 @@ def _finished(found: DataFrame, contract: Contract, one: Velocity) -> DataFrame:
         named.alias("alert_id"),
         F.timestamp_micros(F.col("_at") + 1).alias(derived.CLOSES_AT),
     )
+
+
+def _escaped(name: str) -> Column:
+    """A key's field as a part of an id: no two keys share one, whatever is in them."""
+    return F.coalesce(F.regexp_replace(F.col(name).cast("string"), r"([|\\])", r"\\$1"), F.lit(r"\N"))
 
 
 class Event(NamedTuple):

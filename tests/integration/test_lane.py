@@ -406,3 +406,33 @@ def test_the_log_has_each_alert_once_whatever_crashes(desk: Desk) -> None:
     tell(20)
     life(told=1)  # reads what is new, not all again
     assert logged() == [*range(15), 20]
+
+
+def test_a_partition_that_is_added_while_the_log_runs_is_copied_too(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spark.alert_log.LIST", 0.0)
+    contract = desk.small("widened")
+    producer = Producer(desk.settings.kafka_client("stream"))
+
+    def tell(partition: int) -> None:
+        place, time = f"widened/{partition}/1", "2026-01-05T09:00:00.000001Z"
+        document = {"id": f"{place}/large", "alert": "large", "severity": "info", "original": place,
+                    "event_time": time, "kafka_timestamp": time, "record": {}}  # fmt: skip
+        producer.produce(contract.alerts_topic, json.dumps(document), partition=partition)
+        assert producer.flush(30) == 0
+
+    @retry(wait=wait_fixed(0.1), stop=stop_after_delay(20), retry=retry_if_result(lambda rows: not rows))
+    def copied() -> int:
+        return log.copy(at_once=True)
+
+    log = AlertLog(contract, desk.settings)
+    try:
+        tell(0)
+        assert copied() == 1
+        wider = contract.model_copy(update={"topic": contract.topic.model_copy(update={"partitions": 2})})
+        provision_topics(AdminClient(desk.settings.kafka_client("provision")), wider)
+        tell(1)
+        assert copied() == 1
+    finally:
+        log.close()

@@ -308,6 +308,12 @@ def add_version(root: Path, change: Callable[[list[dict[str, object]]], None]) -
         ("FORWARD", lambda f: f.pop(1), "v1 cannot read records of v2: field origin"),
         ("NONE", lambda f: f[2].update(type="string"), None),
         ("BACKWARD", lambda f: f[1].update(type="int"), "reader type: int not compatible with writer type: string"),
+        (
+            "FORWARD",
+            lambda f: f[0].update(type={"type": "long", "logicalType": "timestamp-millis"}),
+            "v2 and v1 mean other things by it: timestamp-millis and timestamp-micros at event_time",
+        ),
+        ("FULL", lambda f: f[0].update(type="long"), "plain and timestamp-micros at event_time"),
     ],
 )
 def test_compatibility_of_versions(

@@ -93,6 +93,16 @@ def test_the_pure_functions_are_what_the_sql_says(lake: Lake, batch_semantics: N
         ), f"{one.name}: what is asked of a row must not change it"
 
 
+def test_no_two_keys_share_the_id_of_an_alert(lake: Lake, spark: SparkSession) -> None:
+    keys = [("eve", "north"), ("a|b", "c"), ("a", "b|c"), ("a\\", "|c"), ("a\\|", "c"), ("\\N", "c"), (None, "c")]
+    columns = "who string, shop string, amount double, event_time timestamp"
+    events = spark.createDataFrame([(*key, 60.0, NOON) for key in keys], columns)
+    one = next(one for one in lake.visits.velocity if one.name == "spending")
+    ids = {(row["who"], row["shop"]): row["alert_id"] for row in exact(events, lake.visits, one).collect()}
+    assert len(ids) == len(set(ids.values())) == len(keys)
+    assert ids["eve", "north"] == f"spending|eve|north|{int(NOON.timestamp())}000000"
+
+
 @pytest.mark.parametrize("name", some_of("bursts", "stays"))
 def test_killed_anywhere_a_query_loses_and_doubles_nothing(
     lake: Lake, name: str, monkeypatch: pytest.MonkeyPatch
@@ -134,6 +144,22 @@ def test_killed_anywhere_a_query_loses_and_doubles_nothing(
     assert as_text(row for row in found if row["who"] != "eve") == [
         row for row in oracle(name, lake.sent) if "who=eve" not in row
     ]
+
+
+@pytest.mark.parametrize("name", some_of("stays", "offered"))
+def test_state_does_not_grow_with_time_and_a_batch_writes_its_changes_only(lake: Lake, name: str) -> None:
+    """Waves of events, each so much later that all before it has closed."""
+    rows: list[int] = []
+    for wave in range(6):
+        for stream, events in some_events(wave, 60).items():
+            later = timedelta(hours=18 * wave)
+            lake.send(stream, [e | {"came": e["came"] + later, "id": 1000 * wave + e["id"]} for e in events])
+        query = lake.query(name).query
+        assert query is not None
+        rows.append(sum(operator["numRowsTotal"] for operator in query.lastProgress["stateOperators"]))
+    assert max(rows) < 60, f"{rows}: a wave has 60 events, all six have 360"
+    title = derived.title(lake.visits, lake.one(name))
+    assert [*Path(lake.settings.local_path(lake.settings.checkpoints_uri), title).rglob("*.changelog")]
 
 
 @pytest.mark.parametrize("name", some_of("followed"))

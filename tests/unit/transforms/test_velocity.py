@@ -7,8 +7,11 @@ from itertools import pairwise
 
 from hypothesis import example, given
 from hypothesis import strategies as st
+from pyspark.sql import Row
+from pyspark.sql.streaming.tws_tester import TwsTester
+from pyspark.sql.types import LongType
 
-from spark.transforms.velocity import Event, judged
+from spark.transforms.velocity import Crossings, Event, judged
 
 WIDTH, LIMIT = 10, Decimal(3)
 
@@ -69,3 +72,21 @@ def test_in_whatever_order_they_come_each_run_above_the_limit_is_told_once_at_mo
     crossings = sorted(by_definition(found))
     assert len(told) >= len(crossings), "no run is missed while nothing is too late"
     assert all(crossings and crossings[0] <= event.at for event in told)
+
+
+def test_the_state_of_a_key_is_bounded_while_it_is_busy_and_gone_when_it_has_been_silent() -> None:
+    width = 1_000_000  # microseconds, as `_at`
+    crossings = Crossings(["card"], width, Decimal(10**6), LongType())
+    tester = TwsTester(crossings, timeMode="EventTime", eventTimeExtractor=lambda row: row["_at"] // 1000)
+    kept = []
+    for at in range(1_100, 60_000, 100):  # milliseconds: ten events a second for a minute, at most a second late
+        tester.setWatermark(at - 1_000)
+        tester.test("a", [Row(_at=at * 1000, _id=str(at), _amount=1)])
+        state = tester.peekValueState("events", "a")
+        assert state is not None
+        kept.append(len(state[0]))
+    assert max(kept) == kept[-1] == 10 + 2 * 10, "a second of lateness and twice the width"
+    tester.setWatermark(59_900 + 2 * 1_000)
+    assert tester.peekValueState("events", "a") is not None, "an event that comes now may still depend on the last one"
+    tester.setWatermark(59_900 + 2 * 1_000 + 1)
+    assert tester.peekValueState("events", "a") is None
