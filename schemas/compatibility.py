@@ -25,8 +25,8 @@ def incompatibilities(versions: Sequence[dict[str, Any]], level: str) -> Iterato
                 directions.append(("backward", newer, older))
             if level.startswith(("FORWARD", "FULL")):
                 directions.append(("forward", older, newer))
-            for field, what in _other_meanings(versions[newer], versions[older]) if directions else ():
-                yield newer, field, f"not compatible: v{newer + 1} and v{older + 1} mean other things by it: {what}"
+            for place, what in _other_meanings(versions[newer], versions[older]) if directions else ():
+                yield newer, place, f"not compatible: v{newer + 1} and v{older + 1} mean other things by it: {what}"
             for name, reader, writer in directions:
                 said = f"not {name} compatible: v{reader + 1} cannot read records of v{writer + 1}"
                 for field, what in _faults(parsed[reader], parsed[writer], versions[reader]):
