@@ -413,9 +413,9 @@ def test_a_partition_that_is_added_while_the_log_runs_is_copied_too(
 ) -> None:
     monkeypatch.setattr("spark.alert_log.LIST", 0.0)
     contract = desk.small("widened")
-    producer = Producer(desk.settings.kafka_client("stream"))
 
     def tell(partition: int) -> None:
+        producer = Producer(desk.settings.kafka_client("stream"))  # a new one knows all partitions
         place, time = f"widened/{partition}/1", "2026-01-05T09:00:00.000001Z"
         document = {"id": f"{place}/large", "alert": "large", "severity": "info", "original": place,
                     "event_time": time, "kafka_timestamp": time, "record": {}}  # fmt: skip
