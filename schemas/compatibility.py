@@ -1,4 +1,5 @@
-"""Avro compatibility of a contract's versions, as the registry would judge it, before anything reaches the registry."""
+"""Avro compatibility of a contract's versions, as the registry would judge it or more strictly, before anything reaches
+the registry."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ def incompatibilities(versions: Sequence[dict[str, Any]], level: str) -> Iterato
 
     One rule is stricter than the registry's, which looks at the bytes alone: what a field means (its logical type,
     precision and scale) may not change, for a reader takes what was written for what it knows. Microseconds read as
-    milliseconds are other times."""
+    milliseconds are other times. (A field that was renamed by an alias is not compared.)"""
     parsed = [avro.schema.parse(json.dumps(version), validate_names=False) for version in versions]
     for newer in range(1, len(versions)):
         for older in range(newer - 1, -1, -1) if level.endswith("_TRANSITIVE") else (newer - 1,):
@@ -35,33 +36,44 @@ def incompatibilities(versions: Sequence[dict[str, Any]], level: str) -> Iterato
 
 def _other_meanings(newer: dict[str, Any], older: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Each place that both have whose logical type differs, as (top-level field, what)."""
-    now, before = dict(_meanings(newer)), dict(_meanings(older))
-    for path in now.keys() & before.keys():
+    now, before = dict(_meanings(newer, {})), dict(_meanings(older, {}))
+    for path in sorted(now.keys() & before.keys()):
         if now[path] != before[path]:
-            yield path[0], f"{now[path]} and {before[path]} at {'.'.join(path)}"
+            yield path[0], f"{now[path]} and {before[path]} at {'.'.join(path[:-1])}"
 
 
-def _meanings(schema: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Each place in a schema, by the names that lead to it, and its logical type, 'plain' if it has none. The branches
-    of a union lie at one place, so of those the last that is not null counts."""
+def _meanings(schema: Any, named: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Each place in a schema, by the names of the fields that lead to it and the Avro type there (of which a union has
+    each once), and its logical type, 'plain' if it has none. `named` collects the named types that were met."""
     match schema:
         case [*branches]:
             for branch in branches:
-                yield from _meanings(branch, path)
-        case {"logicalType": logical}:
-            sizes = [str(schema[name]) for name in ("precision", "scale") if name in schema]
-            yield path, f"{logical}({', '.join(sizes)})" if sizes else logical
+                yield from _meanings(branch, named, path)
         case {"type": "record", "fields": fields}:
+            named[schema["name"]] = schema["name"]  # one that holds itself is not followed
             for field in fields:
-                yield from _meanings(field["type"], (*path, field["name"]))
+                yield from _meanings(field["type"], named, (*path, field["name"]))
+            named[schema["name"]] = schema
         case {"type": "array", "items": inner} | {"type": "map", "values": inner}:
-            yield from _meanings(inner, (*path, "*"))
+            yield from _meanings(inner, named, (*path, "*"))
+        case {"type": str(base)}:
+            if "name" in schema:
+                named[schema["name"]] = schema
+            yield (*path, base), _meaning(schema)
         case {"type": inner}:
-            yield from _meanings(inner, path)
-        case "null":
-            return
-        case _:
-            yield path, "plain"
+            yield from _meanings(inner, named, path)
+        case str() if isinstance(named.get(schema), dict):
+            yield from _meanings(named[schema], named, path)
+        case str():
+            yield (*path, schema), "plain"
+
+
+def _meaning(schema: dict[str, Any]) -> str:
+    match schema.get("logicalType"):
+        case "decimal":
+            return f"decimal({schema.get('precision')}, {schema.get('scale', 0)})"
+        case logical:
+            return logical or "plain"
 
 
 def _faults(reader: Any, writer: Any, schema: dict[str, Any]) -> Iterator[tuple[str | None, str]]:

@@ -68,7 +68,7 @@ class AlertLog:
     def copy(self, at_once: bool = False) -> int:
         """Takes what has come, and commits it if `EVERY` seconds have passed since the last commit or `at_once`.
         Returns the number of rows committed. Raises KafkaException, and what Delta and `may_commit` raise."""
-        if not self._held and self._clock() >= self._list:
+        if not self._partitions or (not (self._held or at_once) and self._clock() >= self._list):
             self._assign()
         while len(self._held) < MOST and (messages := self._consumer.consume(1000, 0.05 if at_once else 0)):
             for message in messages:
@@ -94,14 +94,16 @@ class AlertLog:
     def _assign(self) -> None:
         """Reads on where the table ends, in all partitions that there are by now. Nothing may be held."""
         try:
-            found = self._consumer.list_topics(self._topic, 2 if self._partitions else 10)
+            topic = self._consumer.list_topics(self._topic, 2 if self._partitions else 10).topics[self._topic]
+            if topic.error is not None:
+                raise KafkaException(topic.error)
+            partitions = set(topic.partitions)
         except KafkaException:
             if not self._partitions:
                 raise
-            found = None  # an outage: nothing new is known
-        self._list = self._clock() + LIST
-        partitions = set(found.topics[self._topic].partitions) if found else self._partitions
+            partitions = self._partitions  # an outage: nothing new is known
         if partitions == self._partitions:
+            self._list = self._clock() + LIST
             return
         table = DeltaTable(self._path)
         self._consumer.assign(
@@ -112,6 +114,7 @@ class AlertLog:
             ]
         )
         self._partitions = partitions
+        self._list = self._clock() + LIST
 
     def _done(self, table: DeltaTable, partition: int) -> int | None:
         version: int | None = table.transaction_version(f"{self._topic}/{partition}")

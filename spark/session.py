@@ -75,7 +75,7 @@ _ROLE: dict[Role, dict[str, str]] = {
 }
 
 _LOCAL_FILES = {
-    # Hadoop's own starts a process, `chmod` or `readlink`, for each file that it makes or renames: 45 a micro-batch.
+    # Hadoop's own starts a process, `chmod` or `readlink`, for each file that it makes or renames: 50 a micro-batch.
     "spark.hadoop.fs.file.impl": "com.globalmentor.apache.hadoop.fs.BareLocalFileSystem",
     "spark.sql.streaming.checkpointFileManagerClass": (
         "org.apache.spark.sql.execution.streaming.checkpointing.FileSystemBasedCheckpointFileManager"

@@ -8,7 +8,7 @@ ones. Each table is looked after by the one who writes it, after a batch and bef
 Rows of the speed layer that are older than the contract keeps them go when superseded files do (`spark.retention`).
 
 Files are merged by size: many tiny ones become one, and not before there are many of these are they merged again. So a
-row is rewritten about as often as there are `TIERS`, and a look merges the files of one of them at most in each table.
+row is rewritten a few times for each of the `TIERS`, and a look merges the files of one of them at most in each table.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from spark import batches, retention, tables
 log = logging.getLogger(__name__)
 
 TIERS = (1 << 20, 16 << 20, 128 << 20)
-"""Bytes of a file: merged ones are at most as large, and those that are less than half as large count for the next
-merge: any two of them fit into one, where larger ones would count for ever and never be merged."""
+"""Bytes of a file: merged ones are at most as large. A file counts for the first tier of which it is less than half:
+any two of those fit into one, where larger ones would count for ever and never be merged."""
 
 MANY = 32
 """Files that count, in one partition of a table, that are merged."""
@@ -102,7 +102,8 @@ class Upkeep:
 
     def _merged(self, uri: str) -> bool:
         table = DeltaTable(tables.local_path(uri))
-        size = next((size for size in TIERS if _fullest(table, size) >= MANY), None)
+        tiers = zip(TIERS, (0, *TIERS), strict=False)
+        size = next((size for size, below in tiers if _fullest(table, below, size) >= MANY), None)
         if size is None:
             return False
         self.may_commit()
@@ -150,12 +151,11 @@ def _remove_empty_folders(uri: str) -> None:
             shutil.rmtree(folder)
 
 
-def _fullest(table: DeltaTable, size: int) -> int:
-    """How many files are smaller than half of `size` bytes, in the partition that has most of them."""
+def _fullest(table: DeltaTable, below: int, size: int) -> int:
+    """How many files have from half of `below` to half of `size` bytes, in the partition that has most of them."""
     files = pyarrow.table(table.get_add_actions(flatten=True))
     partition = next((name for name in files.column_names if name.startswith("partition.")), None)
     values = files[partition].to_pylist() if partition else [None] * files.num_rows
-    small = Counter(
-        value for value, bytes_ in zip(values, files["size_bytes"].to_pylist(), strict=True) if bytes_ < size // 2
-    )
-    return max(small.values(), default=0)
+    sizes = files["size_bytes"].to_pylist()
+    counted = Counter(value for value, size_ in zip(values, sizes, strict=True) if below // 2 <= size_ < size // 2)
+    return max(counted.values(), default=0)

@@ -149,7 +149,7 @@ MECHANISMS = (
     ),
     Mechanism(
         "P2", "files that could not be merged with each other do not count", "spark/upkeep.py",
-        "if bytes_ < size // 2", "if bytes_ < size",
+        "if below // 2 <= size_ < size // 2", "if below <= size_ < size",
         ("tests/unit/test_upkeep.py::test_files_of_any_size_stay_few_and_the_rest_of_the_work_gets_its_turn",),
     ),
     Mechanism(

@@ -52,7 +52,7 @@ PATIENCE = 60.0
 CHECKPOINT = 60
 """Seconds between checkpoints of the lane, so that each measurement of its usual length has some."""
 SENDER = {"linger.ms": 5, "compression.type": "none"}
-"""Five milliseconds are the default of librdkafka and of the Java client."""
+"""Five milliseconds are the default of librdkafka and, since 4.0, of the Java client."""
 AGAIN = 20.0
 """Seconds to get used to another rate, at most."""
 

@@ -419,13 +419,19 @@ def test_a_partition_that_is_added_while_the_log_runs_is_copied_too(
         place, time = f"widened/{partition}/1", "2026-01-05T09:00:00.000001Z"
         document = {"id": f"{place}/large", "alert": "large", "severity": "info", "original": place,
                     "event_time": time, "kafka_timestamp": time, "record": {}}  # fmt: skip
-        producer.produce(contract.alerts_topic, json.dumps(document), partition=partition)
+        failures: list[Any] = []
+        producer.produce(
+            contract.alerts_topic, json.dumps(document), partition=partition,
+            on_delivery=lambda error, _: failures.append(error),
+        )  # fmt: skip
         assert producer.flush(30) == 0
+        assert failures == [None]
 
     @retry(wait=wait_fixed(0.1), stop=stop_after_delay(20), retry=retry_if_result(lambda rows: not rows))
     def copied() -> int:
-        return log.copy(at_once=True)
+        return log.copy()
 
+    monkeypatch.setattr("spark.alert_log.EVERY", 0.0)
     log = AlertLog(contract, desk.settings)
     try:
         tell(0)

@@ -291,6 +291,9 @@ def test_versions_are_numbered_without_a_gap(root: Path) -> None:
     assert any("not named v1.avsc" in m for m in messages)
 
 
+MICROS, MILLIS = ({"type": "long", "logicalType": f"timestamp-{unit}s"} for unit in ("micro", "milli"))
+
+
 def add_version(root: Path, change: Callable[[list[dict[str, object]]], None]) -> Path:
     schema = json.loads((root / "weather" / "v1.avsc").read_text())
     change(schema["fields"])
@@ -314,6 +317,30 @@ def add_version(root: Path, change: Callable[[list[dict[str, object]]], None]) -
             "v2 and v1 mean other things by it: timestamp-millis and timestamp-micros at event_time",
         ),
         ("FULL", lambda f: f[0].update(type="long"), "plain and timestamp-micros at event_time"),
+        ("BACKWARD", lambda f: f[0].update(type=["null", MICROS, "string"]), None),
+        (
+            "BACKWARD",
+            lambda f: f[0].update(type=["string", MILLIS]),
+            "timestamp-millis and timestamp-micros at event_time",
+        ),
+        (
+            "BACKWARD",
+            lambda f: f.append(
+                {
+                    "name": "at",
+                    "type": [
+                        {
+                            "type": "record",
+                            "name": "Place",
+                            "fields": [{"name": "next", "type": ["null", "Place"]}, {"name": "cm", "type": "int"}],
+                        },
+                        "null",
+                    ],
+                }
+                | {"default": {"next": None, "cm": 0}}
+            ),
+            None,
+        ),
     ],
 )
 def test_compatibility_of_versions(

@@ -275,7 +275,7 @@ class Topic:
         self._next = 0
 
     def list_topics(self, topic: str, _: float) -> Any:
-        return SimpleNamespace(topics={topic: SimpleNamespace(partitions={0: None})})
+        return SimpleNamespace(topics={topic: SimpleNamespace(partitions={0: None}, error=None)})
 
     def assign(self, partitions: list[Any]) -> None:
         self._next = max(0, partitions[0].offset)
