@@ -437,7 +437,8 @@ def test_a_partition_that_is_added_while_the_log_runs_is_copied_too(
         tell(0)
         assert copied() == 1
         wider = contract.model_copy(update={"topic": contract.topic.model_copy(update={"partitions": 2})})
-        provision_topics(AdminClient(desk.settings.kafka_client("provision")), wider)
+        changes = provision_topics(AdminClient(desk.settings.kafka_client("provision")), wider)
+        assert "`millrace stream deploy`" in "".join(changes), "the lane needs a slot more"
         tell(1)
         assert copied() == 1
     finally:
