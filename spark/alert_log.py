@@ -97,23 +97,21 @@ class AlertLog:
             topic = self._consumer.list_topics(self._topic, 2 if self._partitions else 10).topics[self._topic]
             if topic.error is not None:
                 raise KafkaException(topic.error)
-            partitions = set(topic.partitions)
+            partitions = self._partitions | set(topic.partitions)  # Kafka takes none away
         except KafkaException:
             if not self._partitions:
                 raise
             partitions = self._partitions  # an outage: nothing new is known
-        if partitions == self._partitions:
-            self._list = self._clock() + LIST
-            return
-        table = DeltaTable(self._path)
-        self._consumer.assign(
-            [
-                # -2: the beginning. Kafka may have dropped what comes next; then it goes on with what is left.
-                TopicPartition(self._topic, number, -2 if (done := self._done(table, number)) is None else done)
-                for number in partitions
-            ]
-        )
-        self._partitions = partitions
+        if partitions != self._partitions:
+            table = DeltaTable(self._path)
+            self._consumer.assign(
+                [
+                    # -2: the beginning. Kafka may have dropped what comes next; then it goes on with what is left.
+                    TopicPartition(self._topic, number, -2 if (done := self._done(table, number)) is None else done)
+                    for number in partitions
+                ]
+            )
+            self._partitions = partitions
         self._list = self._clock() + LIST
 
     def _done(self, table: DeltaTable, partition: int) -> int | None:

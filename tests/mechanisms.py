@@ -182,7 +182,7 @@ MECHANISMS = (
     ),
     Mechanism(
         "P2", "alerts of a partition that is added are copied", "spark/alert_log.py",
-        "if partitions == self._partitions:", "if self._partitions:",
+        "if partitions != self._partitions:", "if not self._partitions:",
         ("tests/integration/test_lane.py::test_a_partition_that_is_added_while_the_log_runs_is_copied_too",),
     ),
     Mechanism(
