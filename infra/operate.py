@@ -107,7 +107,7 @@ def _started(settings: Settings, action: Action, said: str, before: driver.Drive
 
 
 def _require_supervisor(settings: Settings) -> None:
-    from infra.airflow_api import Airflow
+    from infra.airflow_client import Airflow
 
     if Airflow(settings).is_paused("stream_supervisor"):
         raise NotOperated(

@@ -18,7 +18,7 @@ from urllib.parse import quote, unquote, urlsplit
 from pydantic import AliasChoices, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from infra.security.files import create_private
+from infra.private_files import create_private
 from schemas.errors import TerminalError
 
 PROJECT = Path(__file__).resolve().parent.parent

@@ -199,7 +199,7 @@ def edit(
 @app.command()
 def replay(json_: Json = False) -> None:
     """Replay now instead of in five minutes: triggers the DAG replay_dead_letters (and switches it on), and waits."""
-    from infra.airflow_api import Airflow
+    from infra.airflow_client import Airflow
     from infra.settings import settings
 
     airflow = Airflow(settings())

@@ -88,7 +88,7 @@ def _run(
     console: Console,
 ) -> None:
     """Every step of the demo, told on `console`."""
-    from infra.airflow_api import DAGS, Airflow
+    from infra.airflow_client import DAGS, Airflow
     from infra.commands.progress import narrated
     from infra.commands.provision import provisioned
     from infra.ingested import wait_until_ingested, wait_until_running

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 if TYPE_CHECKING:
-    from infra.airflow_api import Airflow
+    from infra.airflow_client import Airflow
     from infra.commands.progress import Say
 
 
@@ -20,7 +20,7 @@ def provision() -> None:
     """
     from rich.console import Console
 
-    from infra.airflow_api import Airflow
+    from infra.airflow_client import Airflow
     from infra.commands.progress import narrated
     from infra.settings import settings
     from schemas.catalog import catalog

@@ -136,7 +136,7 @@ def _stream(name: str) -> dict[str, Any]:
 def _runs() -> dict[str, Any]:
     from concurrent.futures import ThreadPoolExecutor
 
-    from infra.airflow_api import DAGS, Airflow
+    from infra.airflow_client import DAGS, Airflow
     from infra.settings import settings
     from schemas.errors import MillraceError
 

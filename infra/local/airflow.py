@@ -20,7 +20,7 @@ import httpx
 from infra.local.java import java_executable
 from infra.local.program import Program
 from infra.local.supervisor import program_environment
-from infra.security.files import write_private
+from infra.private_files import write_private
 from infra.settings import PROJECT, Principal, Settings
 from schemas.errors import TerminalError, TransientError
 

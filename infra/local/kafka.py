@@ -34,8 +34,8 @@ from confluent_kafka.admin import (
 from infra.local import jars, kafka_start
 from infra.local.java import java_executable
 from infra.local.program import Program, java_arguments
+from infra.private_files import write_private
 from infra.security.certificates import BROKER_NAME, broker_keystore
-from infra.security.files import write_private
 from infra.settings import PRINCIPALS, Settings
 from schemas.errors import TerminalError, TransientError
 

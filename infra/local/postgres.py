@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 from infra.local.program import Program
-from infra.security.files import write_private
+from infra.private_files import write_private
 from infra.settings import Settings
 from schemas.errors import TerminalError, TransientError
 

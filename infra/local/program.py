@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from infra.security.files import write_private
+from infra.private_files import write_private
 
 
 @dataclass(frozen=True)

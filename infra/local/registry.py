@@ -10,7 +10,7 @@ import httpx
 from infra.local import jars
 from infra.local.java import java_executable
 from infra.local.program import Program, java_arguments
-from infra.security.files import write_private
+from infra.private_files import write_private
 from infra.settings import Settings
 from schemas.errors import TransientError
 

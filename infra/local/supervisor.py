@@ -18,7 +18,7 @@ from tenacity import Retrying, stop_after_delay, wait_fixed
 
 from infra.local.leftovers import MARK, session_file
 from infra.local.program import Program
-from infra.security.files import write_private
+from infra.private_files import write_private
 from infra.settings import Settings
 from schemas.errors import TerminalError
 

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from infra.security.files import write_private
+from infra.private_files import write_private
 from infra.settings import Settings
 
 LIFETIME = timedelta(days=825)

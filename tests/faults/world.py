@@ -32,7 +32,7 @@ from confluent_kafka.admin import AdminClient
 from urllib3.exceptions import HTTPError
 
 from infra import driver
-from infra.airflow_api import Airflow
+from infra.airflow_client import Airflow
 from infra.ingested import wait_until_ingested, wait_until_running
 from infra.local.supervisor import Supervisor
 from infra.provisioning import provision_subject, provision_topics

@@ -13,7 +13,7 @@ from confluent_kafka.admin import AdminClient
 from tenacity import retry, retry_if_result, stop_after_delay, wait_fixed
 from typer.testing import CliRunner
 
-from infra.airflow_api import FINISHED, Airflow, Run
+from infra.airflow_client import FINISHED, Airflow, Run
 from infra.cli import app
 from infra.provisioning import provision_topics
 from infra.settings import Settings

@@ -32,7 +32,7 @@ from tenacity import retry, retry_if_result, stop_after_delay, wait_fixed
 from typer.testing import CliRunner
 
 from infra import driver
-from infra.airflow_api import Airflow, Run, RunFailed
+from infra.airflow_client import Airflow, Run, RunFailed
 from infra.cli import app
 from infra.ingested import wait_until_ingested
 from infra.offsets import heartbeat

@@ -21,7 +21,7 @@ from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixed
 
-from infra.airflow_api import Airflow, RunFailed
+from infra.airflow_client import Airflow, RunFailed
 from infra.local import kafka, leftovers, registry
 from infra.local import stack as local
 from infra.local.airflow import check_ready as airflow_ready

@@ -16,7 +16,7 @@ import pytest
 from confluent_kafka.admin import AdminClient
 
 from infra import driver
-from infra.airflow_api import Airflow
+from infra.airflow_client import Airflow
 from infra.lease import Lease
 from infra.local import airflow
 from infra.provisioning import provision_subject, provision_topics

@@ -10,7 +10,7 @@ from selenium.webdriver import Chrome, ChromeOptions, ChromeService
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
-from infra.airflow_api import Airflow
+from infra.airflow_client import Airflow
 from infra.settings import PROJECT, Settings
 
 DAGS = ("provision", "decide_parked_letters", "stream_supervisor", "reconcile", "data_quality", "replay_dead_letters")

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from infra.airflow_api import DAGS
+from infra.airflow_client import DAGS
 from infra.settings import PROJECT
 
 JOBS = {"reconcile": "reconcile", "data_quality": "quality", "backfill": "backfill"}
