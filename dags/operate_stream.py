@@ -51,10 +51,10 @@ with DAG(
         """Returns the action, what it did, the epochs and the gap."""
         from dataclasses import asdict
 
-        from infra import operate
+        from infra.driver import operations
         from infra.settings import settings
 
         who = getattr(dag_run, "triggering_user_name", None) or "somebody"
-        return asdict(operate.operate(settings(), params["action"], f"{who} (in Airflow)", params["because"]))
+        return asdict(operations.operate(settings(), params["action"], f"{who} (in Airflow)", params["because"]))
 
     operate()

@@ -74,14 +74,14 @@ class Drive(BaseOperator):
 
     def begun(self) -> int:
         """The epoch; or waits for the time when a driver may start, and begins again with `allowed`."""
-        from infra import driver
-        from infra.restarts import waits
+        from infra.driver import process
+        from infra.driver.airflow_triggers import MayStart
+        from infra.driver.restart_policy import waits
         from infra.settings import settings
-        from infra.watch import MayStart
 
         config = settings()
         while True:
-            if driver.running(config) is None and (why := waits(config, datetime.now(UTC))):
+            if process.running(config) is None and (why := waits(config, datetime.now(UTC))):
                 self.log.warning("no driver is started: %s", why)
                 self.defer(trigger=MayStart(str(config.home)), method_name="allowed")
             if (epoch := self.started()) is not None:
@@ -92,19 +92,19 @@ class Drive(BaseOperator):
     def started() -> int | None:
         """The epoch; None if somebody has stopped the stream while the driver was started, which then is killed: who
         stops notes that first and looks for a driver then, and here it is the other way round."""
-        from infra import driver
+        from infra.driver import process
+        from infra.driver.restart_policy import held
         from infra.lease import Lease
-        from infra.restarts import held
         from infra.settings import settings
         from spark.session import submit_conf
 
         config = settings()
-        before = driver.running(config)
-        found = driver.ensure(
-            config, Lease(config), lambda epoch: driver.submit_command(submit_conf(config, "stream"), epoch)
+        before = process.running(config)
+        found = process.ensure(
+            config, Lease(config), lambda epoch: process.submit_command(submit_conf(config, "stream"), epoch)
         )
         if found != before and held(config):
-            driver.stop(config, timeout=0, epoch=found.epoch)
+            process.stop(config, timeout=0, epoch=found.epoch)
             return None
         return found.epoch
 
@@ -120,30 +120,30 @@ class Watch(BaseOperator):
         self.epoch = epoch
 
     def execute(self, context: Context) -> None:
-        from infra import driver
-        from infra.offsets import halts
+        from infra.driver import process
+        from infra.driver.airflow_triggers import DriverWatch
+        from infra.driver.heartbeat import halts
         from infra.settings import settings
-        from infra.watch import DriverWatch
 
-        folder, epoch = driver.place(settings()), int(self.epoch)
-        for why in halts(driver.heartbeat(folder, epoch)).values():
+        folder, epoch = process.place(settings()), int(self.epoch)
+        for why in halts(process.heartbeat(folder, epoch)).values():
             self.log.error("still waiting for a decision: %s", why)
         since = context["dag_run"].start_date.isoformat()
         self.defer(trigger=DriverWatch(str(folder), epoch, settings().stall_after, since), method_name="ended")
 
     def ended(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
         """Clears up after the driver, and fails."""
-        from infra import driver
-        from infra.restarts import waits
+        from infra.driver import process
+        from infra.driver.restart_policy import waits
         from infra.settings import settings
 
         if event["reason"] == "stopped":
             return event
         if event["reason"] in ("halted", "behind"):  # the driver goes on, and the next run finds it
             raise AirflowFailException(event["detail"])
-        driver.stop(settings(), timeout=0, epoch=event["epoch"])
+        process.stop(settings(), timeout=0, epoch=event["epoch"])
         message = f"driver with epoch {event['epoch']} {event['reason']}: {event['detail']}"
-        self.log.error("%s; its last words:\n%s", message, driver.log_end(settings()))
+        self.log.error("%s; its last words:\n%s", message, process.log_end(settings()))
         if why := waits(settings(), datetime.now(UTC)):
             self.log.warning("%s", why)
         raise AirflowFailException(message)

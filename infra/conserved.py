@@ -20,8 +20,8 @@ import duckdb
 from confluent_kafka import Message
 from deltalake.exceptions import DeltaError
 
+from infra.driver.waiting import wait_until_ingested
 from infra.gaps import Gaps
-from infra.ingested import wait_until_ingested
 from infra.offsets import Offsets, broker_offsets
 from infra.settings import Settings
 from producers import repair

@@ -27,7 +27,7 @@ from confluent_kafka.admin import (
 from confluent_kafka.schema_registry import Schema, SchemaRegistryClient, SchemaRegistryError
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
-from infra import driver
+from infra.driver import process
 from infra.settings import Settings
 from schemas.errors import MillraceError, TerminalError, TransientError
 from schemas.model import Contract
@@ -101,7 +101,7 @@ def require_deployed(settings: Settings, contract: Contract) -> None:
     """
     from spark import restart
 
-    if driver.running(settings) is not None and (fields := restart.unread(contract, settings)):
+    if process.running(settings) is not None and (fields := restart.unread(contract, settings)):
         raise NotDeployed(
             f"the running driver does not read {', '.join(fields)} of {contract.stream}, which {contract.folder} has "
             f"by now, and records of v{len(contract.versions)} would lose that: first `millrace stream deploy`, then "

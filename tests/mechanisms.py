@@ -374,7 +374,7 @@ MECHANISMS = (
          "::test_a_damaged_state_is_told_in_words_with_a_way_out_that_leads_out",),
     ),
     Mechanism(
-        "P6", "a deployment looks at states too", "infra/operate.py",
+        "P6", "a deployment looks at states too", "infra/driver/operations.py",
         "            stateful.opening(contract, one, settings)\n", "            pass\n",
         ("tests/unit/test_stateful_start.py"
          "::test_a_deployment_that_a_state_would_not_survive_is_refused_with_the_way_out",),
@@ -420,23 +420,23 @@ MECHANISMS = (
         ("tests/unit/test_restarts.py::test_a_stream_that_is_stopped_while_its_driver_is_started_stays_stopped",),
     ),
     Mechanism(
-        "P6", "a query that hangs before a batch is noticed", "infra/watch.py",
+        "P6", "a query that hangs before a batch is noticed", "infra/driver/airflow_triggers.py",
         ' or query.get("busy")', "",
         ("tests/unit/test_watch.py::test_a_query_that_hangs_before_its_batch_is_stuck",),
     ),
     Mechanism(
-        "P6", "a stream that falls behind is told", "infra/watch.py",
+        "P6", "a stream that falls behind is told", "infra/driver/airflow_triggers.py",
         "elif behind := progress.behind(queries, now, limit):", 'elif behind := "":',
         ("tests/unit/test_watch.py::test_a_driver_that_falls_behind_lives",),
     ),
     Mechanism(
-        "P6", "a driver that dies of its first batch each time is a crash loop", "infra/driver.py",
+        "P6", "a driver that dies of its first batch each time is a crash loop", "infra/driver/process.py",
         'if any(query.get("lag") and', 'if any(False and',
         ("tests/unit/test_restarts.py"
          "::test_a_driver_that_dies_of_its_first_batch_dies_young_however_long_that_takes",),
     ),
     Mechanism(
-        "P6", "a driver is asked by a signal before it is killed", "infra/driver.py",
+        "P6", "a driver is asked by a signal before it is killed", "infra/driver/process.py",
         "ways.insert(0, (signal.SIGTERM, min(timeout, 10.0)))", "pass",
         ("tests/unit/test_driver.py::test_a_driver_that_misses_the_marker_is_asked_by_a_signal_before_it_is_killed",),
     ),
@@ -447,7 +447,7 @@ MECHANISMS = (
          "::test_an_event_of_the_future_is_a_dead_letter_and_one_a_little_ahead_is_not",),
     ),
     Mechanism(
-        "P6", "a crash loop opens the breaker", "infra/restarts.py",
+        "P6", "a crash loop opens the breaker", "infra/driver/restart_policy.py",
         "    if deaths >= BACKOFF.attempts:\n", "    if False:\n",
         ("tests/unit/test_restarts.py"
          "::test_a_crash_loop_opens_the_breaker_until_it_cooled_down_and_one_long_life_closes_it",),
@@ -479,7 +479,7 @@ MECHANISMS = (
         ("tests/integration/test_stack.py::test_comes_back_after_kill_9[airflow-triggerer]",),
     ),
     Mechanism(
-        "P6", "a driver is known again when the clock was set", "infra/driver.py",
+        "P6", "a driver is known again when the clock was set", "infra/driver/process.py",
         "process.create_time() - psutil.boot_time()", "process.create_time()",
         ("tests/unit/test_driver.py::test_a_driver_is_known_again_when_the_clock_was_set",),
     ),

@@ -276,10 +276,10 @@ def _told(storm: dict[str, Any]) -> str:
 def _no_driver(config: Settings) -> Iterator[Callable[[], None]]:
     """Takes the lease, so that no other driver commits; gives the check that it still has it. Raises `DriverRuns`,
     `LeaseHeld` while another installation streams, and `LeaseUnreachable`."""
-    from infra import driver
+    from infra.driver import process
     from infra.lease import Lease
 
-    last = driver.recorded(driver.place(config))
+    last = process.recorded(process.place(config))
     if last is not None and last.processes():
         raise DriverRuns(
             f"the streaming driver runs (process {last.pid}). `millrace stream stop` stops it; try again then, and "
@@ -287,7 +287,7 @@ def _no_driver(config: Settings) -> Iterator[Callable[[], None]]:
         )
     lease = Lease(config)
     try:
-        epoch = lease.acquire(driver.holder(config))
+        epoch = lease.acquire(process.holder(config))
         yield lambda: lease.check(epoch)
         lease.release(epoch)
     finally:

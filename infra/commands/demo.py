@@ -91,9 +91,9 @@ def _run(
     from infra.airflow_client import DAGS, Airflow
     from infra.commands.progress import narrated
     from infra.commands.provision import provisioned
-    from infra.ingested import wait_until_ingested, wait_until_running
+    from infra.driver.heartbeat import heartbeat
+    from infra.driver.waiting import wait_until_ingested, wait_until_running
     from infra.local import stack
-    from infra.offsets import heartbeat
 
     streams = [contract.stream for contract in contracts]
     stack.up(config, (), console.print)

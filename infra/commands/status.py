@@ -39,23 +39,24 @@ def facts() -> dict[str, Any]:
 def _driver() -> dict[str, Any]:
     from dataclasses import asdict
 
-    from infra import driver, restarts
-    from infra.offsets import heartbeat
+    from infra.driver import process, restart_policy
+    from infra.driver.heartbeat import heartbeat
     from infra.settings import settings
 
     beat = heartbeat(settings()) or {}
-    if beat.get("state") == "running" and driver.running(settings()) is None:
+    if beat.get("state") == "running" and process.running(settings()) is None:
         beat |= {"state": "not running", "error": "it died; the DAG stream_supervisor starts it again"}
     shown = {key: beat.get(key) for key in ("state", "epoch", "pid", "started_at", "updated_at", "error")}
     now = datetime.now(UTC)
-    breaker = restarts.breaker(settings(), now)
-    waits = None if driver.running(settings()) else restarts.waits(settings(), now)
+    breaker = restart_policy.breaker(settings(), now)
+    waits = None if process.running(settings()) else restart_policy.waits(settings(), now)
     return shown | {"breaker": asdict(breaker) | {"until": _plain(breaker.until)}, "waits": waits}
 
 
 def _stream(name: str) -> dict[str, Any]:
     """Rows, windows, horizon, lag and the last results of one stream."""
-    from infra.offsets import broker_offsets, halts, heartbeat, ingested_offsets
+    from infra.driver.heartbeat import halts, heartbeat, ingested_offsets
+    from infra.offsets import broker_offsets
     from infra.settings import settings
     from producers.decisions import DecisionsUnknown, pending
     from schemas.catalog import catalog

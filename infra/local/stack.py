@@ -185,9 +185,9 @@ def _stop(supervisor: Supervisor, services: Sequence[str], report: Report) -> No
 
 def _stop_driver(settings: Settings, report: Report, patience: float) -> None:
     """Stops the streaming driver, which lives in a session of its own, outside supervisor."""
-    from infra import driver
+    from infra.driver import process
 
-    if driver.stop(settings, timeout=patience):
+    if process.stop(settings, timeout=patience):
         report("stream driver: stopped")
 
 

@@ -30,7 +30,7 @@ from duckdb import DuckDBPyConnection
 from rich.console import Console
 from rich.table import Table
 
-from infra.ingested import wait_until_running
+from infra.driver.waiting import wait_until_running
 from infra.lease import Lease
 from infra.provisioning import provision_subject, provision_topics
 from infra.settings import PROJECT, Settings, settings

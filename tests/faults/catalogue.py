@@ -25,13 +25,13 @@ import pytest
 from confluent_kafka.schema_registry import Schema
 from confluent_kafka.schema_registry.error import SchemaRegistryError
 
-from infra import driver
-from infra import operate as operating
+from infra.driver import operations as operating
+from infra.driver import process as driver
+from infra.driver.heartbeat import halts, heartbeat
 from infra.lease import Lease, LeaseHeld
 from infra.local import airflow, stack
 from infra.local.leftovers import leftovers
 from infra.local.supervisor import Supervisor
-from infra.offsets import halts, heartbeat
 from producers.codec import registry
 from schemas.errors import MillraceError
 from spark import checkpoints, tables
@@ -205,7 +205,7 @@ def _clock_jumps(world: World, rng: Random) -> None:
 
 
 SUPERVISE = """
-from infra import driver
+from infra.driver import process as driver
 from infra.lease import Lease
 from infra.settings import settings
 from spark.session import submit_conf

@@ -24,7 +24,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
 
-from infra import restarts
+from infra.driver import restart_policy
 from tests import stacks
 from tests.faults.catalogue import FAULTS, Fault
 from tests.faults.network import Network
@@ -74,7 +74,7 @@ def cell(it: World, fault: Fault, seed: int, publish: bool = True) -> Cell:
         if not it.load.running:
             it.load.start()
         it.recovery()  # it is well before it is harmed
-        restarts.close_breaker(it.settings)  # the harm of cells that follow each other is no crash loop
+        restart_policy.close_breaker(it.settings)  # the harm of cells that follow each other is no crash loop
         fault.act(it, Random(f"{fault.name} {seed}"))
         found.recovery_seconds = round(it.recovery(), 1)
         it.require_one_driver()

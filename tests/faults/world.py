@@ -31,9 +31,9 @@ from confluent_kafka import Consumer, Message, TopicPartition
 from confluent_kafka.admin import AdminClient
 from urllib3.exceptions import HTTPError
 
-from infra import driver
 from infra.airflow_client import Airflow
-from infra.ingested import wait_until_ingested, wait_until_running
+from infra.driver import process as driver
+from infra.driver.waiting import wait_until_ingested, wait_until_running
 from infra.local.supervisor import Supervisor
 from infra.provisioning import provision_subject, provision_topics
 from infra.settings import PROJECT, Settings

@@ -24,7 +24,7 @@ from deltalake import DeltaTable
 from pyspark.sql import SparkSession
 from tenacity import Retrying, retry, retry_if_result, stop_after_delay, wait_fixed
 
-from infra import driver
+from infra.driver import process as driver
 from infra.lease import Lease
 from infra.provisioning import provision_subject, provision_topics
 from infra.settings import PROJECT, Settings

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from infra import driver
+from infra.driver import process
 from infra.settings import Settings
 from tests.faults.world import STREAM, World, wait_for, world
 
@@ -77,7 +77,7 @@ def test_a_deployment_that_a_stream_would_refuse_changes_nothing(pulses: World) 
 def test_a_stopped_stream_waits_in_the_ui_until_it_is_started(pulses: World) -> None:
     last = pulses.driver().epoch
     assert done("stream", "stop", "--because", "broker moves")["before"] == last
-    assert driver.running(pulses.settings) is None
+    assert process.running(pulses.settings) is None
     wait_for("the next start waits", lambda: drive_state(pulses) == "deferred", 60, every=0.5)
     told = done("status")["stream_driver"]
     assert "broker moves" in told["waits"]
@@ -94,6 +94,6 @@ def test_a_supervisor_that_is_paused_is_said(pulses: World) -> None:
         refused = millrace("stream", "restart")
         assert refused.returncode == 1
         assert "the DAG stream_supervisor is paused" in refused.stderr
-        assert driver.running(pulses.settings) is not None
+        assert process.running(pulses.settings) is not None
     finally:
         pulses.airflow.unpause("stream_supervisor")

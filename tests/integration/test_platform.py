@@ -31,11 +31,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from tenacity import retry, retry_if_result, stop_after_delay, wait_fixed
 from typer.testing import CliRunner
 
-from infra import driver
 from infra.airflow_client import Airflow, Run, RunFailed
 from infra.cli import app
-from infra.ingested import wait_until_ingested
-from infra.offsets import heartbeat
+from infra.driver import process
+from infra.driver.heartbeat import heartbeat
+from infra.driver.waiting import wait_until_ingested
 from infra.settings import PROJECT, Settings
 from producers.codec import Codec, registry
 from producers.inject import Faults
@@ -65,7 +65,7 @@ def airflow(stack: Settings) -> Iterator[Airflow]:
     yield session
     for dag_id in ("stream_supervisor", "reconcile", "data_quality", "replay_dead_letters", "backfill"):
         session.pause(dag_id)
-    driver.stop(stack, timeout=30)
+    process.stop(stack, timeout=30)
 
 
 @pytest.fixture(scope="module")
@@ -438,7 +438,7 @@ def test_a_new_stream_is_files(stack: Settings, airflow: Airflow, truth: duckdb.
         return airflow.task_states(attempt).get("tides") == "success"
 
     assert wait_for(provisioned, timeout=240)
-    driver.stop(stack, timeout=60)  # the supervisor's next driver reads the new stream
+    process.stop(stack, timeout=60)  # the supervisor's next driver reads the new stream
     airflow.unpause("stream_supervisor")
     contract = catalog(stack.contracts)["tides"]
     tides.learn(truth, tides.readings())
@@ -538,7 +538,7 @@ def test_a_poison_storm_halts_its_stream_alone_until_somebody_decides(
 def test_a_reset_goes_on_where_bronze_ends(stack: Settings, airflow: Airflow) -> None:
     contract = catalog(stack.contracts)["tides"]
     airflow.pause("stream_supervisor")
-    driver.stop(stack, timeout=60)
+    process.stop(stack, timeout=60)
     done = millrace("checkpoint", "reset", "tides", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["generation"] == 2

@@ -15,8 +15,8 @@ import pyspark
 import pytest
 from confluent_kafka.admin import AdminClient
 
-from infra import driver
 from infra.airflow_client import Airflow
+from infra.driver import process as driver
 from infra.lease import Lease
 from infra.local import airflow
 from infra.provisioning import provision_subject, provision_topics

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from infra import driver
+from infra.driver import process
 from infra.lease import Lease, LeaseHeld, LeaseLost
 from infra.settings import Settings
 
@@ -26,12 +26,12 @@ class Supervisor:
         self.settings = settings.model_copy(update={"home": home, "postgres_url": settings.postgres("").rstrip("/")})
         self.lease = Lease(self.settings, name)
 
-    def drive(self) -> driver.Driver:
-        folder = str(driver.place(self.settings))
-        it = driver.ensure(
+    def drive(self) -> process.Driver:
+        folder = str(process.place(self.settings))
+        it = process.ensure(
             self.settings, self.lease, lambda epoch: [sys.executable, str(SMALL_DRIVER), folder, str(epoch)]
         )
-        driver.wait_started(self.settings, it, timeout=30)
+        process.wait_started(self.settings, it, timeout=30)
         return it
 
 
@@ -41,7 +41,7 @@ def supervisors(stack: Settings, tmp_path: Path) -> Iterator[tuple[Supervisor, S
     both = Supervisor(stack, tmp_path / "one", name), Supervisor(stack, tmp_path / "two", name)
     yield both
     for supervisor in both:
-        driver.stop(supervisor.settings, timeout=0)
+        process.stop(supervisor.settings, timeout=0)
         supervisor.lease.close()
 
 
@@ -67,7 +67,7 @@ def test_a_second_installation_waits_and_its_driver_is_not_started(
     first = one.drive()
     with pytest.raises(LeaseHeld):
         two.drive()
-    assert driver.recorded(driver.place(two.settings)) is None
+    assert process.recorded(process.place(two.settings)) is None
     one.lease.check(first.epoch)
 
 

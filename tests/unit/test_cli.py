@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from infra import driver
 from infra.cli import app
+from infra.driver import process
 from infra.settings import Settings
 
 MILLRACE = Path(sys.executable).with_name("millrace")
@@ -135,17 +135,17 @@ def test_down_without_a_stack_is_harmless(tmp_path: Path) -> None:
 
 def test_a_checkpoint_is_not_reset_while_the_driver_runs(tmp_path: Path) -> None:
     home = Settings(home=tmp_path)
-    small = [sys.executable, str(Path(__file__).with_name("small_driver.py")), str(driver.place(home)), "1"]
-    it = driver.start(home, 1, small)
+    small = [sys.executable, str(Path(__file__).with_name("small_driver.py")), str(process.place(home)), "1"]
+    it = process.start(home, 1, small)
     try:
-        driver.wait_started(home, it, timeout=20)
+        process.wait_started(home, it, timeout=20)
         done = millrace(tmp_path, "checkpoint", "reset", "flights")
         assert done.returncode == 1
         assert f"the streaming driver runs (process {it.pid})" in done.stderr
         assert "`millrace stream stop`" in done.stderr
         assert not (tmp_path / "checkpoints").exists()
     finally:
-        driver.stop(home, timeout=0)
+        process.stop(home, timeout=0)
 
 
 def test_checkpoint_show_needs_no_server_and_accept_storm_says_that_there_is_none(tmp_path: Path) -> None:

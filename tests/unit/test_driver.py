@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from infra import driver
+from infra.driver import process
 from infra.provisioning import require_deployed
 from infra.settings import PROJECT, Settings
 from schemas.catalog import load
@@ -28,39 +28,39 @@ SMALL_DRIVER = Path(__file__).with_name("small_driver.py")
 def home(tmp_path: Path) -> Iterator[Settings]:
     settings = Settings(home=tmp_path)
     yield settings
-    driver.stop(settings, timeout=0)
+    process.stop(settings, timeout=0)
 
 
 def command(settings: Settings, epoch: int, *options: str) -> list[str]:
-    return [sys.executable, str(SMALL_DRIVER), str(driver.place(settings)), str(epoch), *options]
+    return [sys.executable, str(SMALL_DRIVER), str(process.place(settings)), str(epoch), *options]
 
 
-def started(settings: Settings, epoch: int, *options: str) -> driver.Driver:
-    it = driver.start(settings, epoch, command(settings, epoch, *options))
-    driver.wait_started(settings, it, timeout=20)
+def started(settings: Settings, epoch: int, *options: str) -> process.Driver:
+    it = process.start(settings, epoch, command(settings, epoch, *options))
+    process.wait_started(settings, it, timeout=20)
     return it
 
 
 def test_is_found_again_by_another_process_and_not_a_child_of_its_group(home: Settings) -> None:
     first = started(home, 7)
-    assert driver.running(home) == first
+    assert process.running(home) == first
     assert os.getpgid(first.pid) == os.getsid(first.pid) == first.pid != os.getpgid(0)
     assert len(first.processes()) == 2
-    assert "driver with epoch 7" in driver.log_end(home)
-    assert "small driver 7" in driver.log_end(home)
+    assert "driver with epoch 7" in process.log_end(home)
+    assert "small driver 7" in process.log_end(home)
 
 
 def test_survives_the_kill_of_the_process_group_that_started_it(home: Settings, tmp_path: Path) -> None:
     """As Airflow kills a task: SIGKILL to the process group of the task."""
     starter = (
-        "import os, sys; from pathlib import Path; from infra import driver; from infra.settings import Settings\n"
+        "import os, sys; from pathlib import Path; from infra.driver import process as driver; from infra.settings import Settings\n"
         f"settings = Settings(home=Path({str(tmp_path)!r}))\n"
         f"driver.wait_started(settings, driver.start(settings, 3, {command(home, 3)!r}), 20)\n"
         "os.killpg(0, 9)"
     )
     task = subprocess.run([sys.executable, "-c", starter], start_new_session=True, check=False)
     assert task.returncode == -9
-    again = driver.running(home)
+    again = process.running(home)
     assert again is not None
     assert again.epoch == 3
 
@@ -68,11 +68,11 @@ def test_survives_the_kill_of_the_process_group_that_started_it(home: Settings, 
 def test_a_process_that_only_has_the_same_id_is_not_the_driver(home: Settings) -> None:
     it = started(home, 1)
     older = replace(it, created=it.created - 3600)
-    (driver.place(home) / "driver.json").write_text(json.dumps(asdict(older)))
-    assert driver.running(home) is None
-    assert driver.stop(home, timeout=0) is False, "a stranger must not be killed"
+    (process.place(home) / "driver.json").write_text(json.dumps(asdict(older)))
+    assert process.running(home) is None
+    assert process.stop(home, timeout=0) is False, "a stranger must not be killed"
     assert it.alive
-    (driver.place(home) / "driver.json").write_text(json.dumps(asdict(it)))
+    (process.place(home) / "driver.json").write_text(json.dumps(asdict(it)))
 
 
 def test_a_driver_is_known_again_when_the_clock_was_set(home: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,40 +82,40 @@ def test_a_driver_is_known_again_when_the_clock_was_set(home: Settings, monkeypa
         monkeypatch.setattr(f"{psutil._psplatform.__name__}.boot_time", lambda step=step: boot + step)
         told = psutil.Process(it.pid).create_time() - boot
         assert told == pytest.approx(it.created + step), "psutil tells times by the clock of now"
-        assert driver.running(home) == it
+        assert process.running(home) == it
         assert it.processes()
 
 
 @pytest.mark.parametrize("state", ["failed", "stopped"])
 def test_a_driver_that_has_ended_in_its_own_words_is_not_running(home: Settings, state: str) -> None:
-    it = driver.start(home, 1, command(home, 1, "--state", state))
-    with pytest.raises(driver.DriverError, match="did not start"):
-        driver.wait_started(home, it, timeout=20)
+    it = process.start(home, 1, command(home, 1, "--state", state))
+    with pytest.raises(process.DriverError, match="did not start"):
+        process.wait_started(home, it, timeout=20)
     assert it.alive
-    assert driver.running(home) is None
+    assert process.running(home) is None
 
 
 def test_stop_asks_first(home: Settings) -> None:
     it = started(home, 1)
-    assert driver.stop(home, timeout=20) is True
+    assert process.stop(home, timeout=20) is True
     assert not it.processes()
-    beat = driver.heartbeat(driver.place(home), 1)
+    beat = process.heartbeat(process.place(home), 1)
     assert beat is not None
     assert beat["state"] == "stopped"
-    assert not (driver.place(home) / "stop").exists()
-    assert driver.stop(home, timeout=20) is False
+    assert not (process.place(home) / "stop").exists()
+    assert process.stop(home, timeout=20) is False
 
 
 def test_stop_kills_the_whole_session_of_a_driver_that_does_not_listen(home: Settings) -> None:
     it = started(home, 1, "--deaf")
-    assert driver.stop(home, timeout=0.1) is True
+    assert process.stop(home, timeout=0.1) is True
     assert not it.processes()
 
 
 def test_a_driver_that_misses_the_marker_is_asked_by_a_signal_before_it_is_killed(home: Settings) -> None:
     started(home, 1, "--slow")
-    assert driver.stop(home, timeout=0.5) is True
-    assert (driver.place(home) / "terminated").exists()
+    assert process.stop(home, timeout=0.5) is True
+    assert (process.place(home) / "terminated").exists()
 
 
 def test_stop_finds_the_child_that_outlived_its_leader(home: Settings) -> None:
@@ -125,36 +125,36 @@ def test_stop_finds_the_child_that_outlived_its_leader(home: Settings) -> None:
     psutil.wait_procs([leader], timeout=10)
     assert not it.alive
     assert len(it.processes()) == 1
-    assert driver.running(home) is None
-    driver.stop(home, timeout=0)
+    assert process.running(home) is None
+    process.stop(home, timeout=0)
     assert not it.processes()
 
 
 def test_stop_of_another_epoch_does_nothing(home: Settings) -> None:
     it = started(home, 2)
-    assert driver.stop(home, timeout=0, epoch=1) is False
+    assert process.stop(home, timeout=0, epoch=1) is False
     assert it.alive
 
 
 def test_a_command_that_dies_is_reported_with_its_output(home: Settings) -> None:
-    it = driver.start(home, 1, [sys.executable, "-c", "raise SystemExit('no such table')"])
-    with pytest.raises(driver.DriverError, match="no such table"):
-        driver.wait_started(home, it, timeout=20)
+    it = process.start(home, 1, [sys.executable, "-c", "raise SystemExit('no such table')"])
+    with pytest.raises(process.DriverError, match="no such table"):
+        process.wait_started(home, it, timeout=20)
 
 
 def test_early_deaths_are_counted_until_a_long_life_or_a_stop_on_purpose(home: Settings) -> None:
-    folder = driver.place(home)
+    folder = process.place(home)
     for epoch in (1, 2, 3):
-        it = driver.start(home, epoch, [sys.executable, "-c", ""])
+        it = process.start(home, epoch, [sys.executable, "-c", ""])
         assert it.crashes == epoch - 1
         with contextlib.suppress(psutil.NoSuchProcess):  # it may have ended already
             psutil.Process(it.pid).wait(10)
-    assert driver.deaths(folder) == 3
+    assert process.deaths(folder) == 3
 
     it = started(home, 4)
     assert it.crashes == 3
-    driver.stop(home, timeout=20)
-    assert driver.deaths(folder) == 0
+    process.stop(home, timeout=20)
+    assert process.deaths(folder) == 0
 
 
 def test_airflows_secrets_do_not_reach_the_driver(home: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ import pytest
 from airflow.sdk.exceptions import TaskDeferred
 from airflow.sdk.module_loading import import_string
 
-from infra import driver, operate, restarts, watch
+from infra.driver import airflow_triggers, operations, process, restart_policy
 from infra.settings import PROJECT, Settings
 from tests.unit.test_driver import started
 
@@ -29,47 +29,49 @@ SECOND = timedelta(seconds=1)
 def home(tmp_path: Path) -> Iterator[Settings]:
     settings = Settings(home=tmp_path)
     yield settings
-    driver.stop(settings, timeout=0)
+    process.stop(settings, timeout=0)
 
 
 def die_young(settings: Settings, epoch: int) -> datetime:
     """A driver that ends at once; returns its last sign of life."""
-    it = driver.start(settings, epoch, [sys.executable, "-c", ""])
+    it = process.start(settings, epoch, [sys.executable, "-c", ""])
     with contextlib.suppress(psutil.NoSuchProcess):  # it may have ended already
         psutil.Process(it.pid).wait(10)
-    return driver.last_sign(driver.place(settings), it)
+    return process.last_sign(process.place(settings), it)
 
 
 def test_pauses_grow_with_early_deaths_and_are_the_same_for_every_reader(home: Settings) -> None:
-    assert restarts.breaker(home, datetime.now(UTC)) == restarts.Breaker("closed", 0, None)
+    assert restart_policy.breaker(home, datetime.now(UTC)) == restart_policy.Breaker("closed", 0, None)
     pauses = []
-    for epoch in range(1, restarts.BACKOFF.attempts):
+    for epoch in range(1, restart_policy.BACKOFF.attempts):
         died = die_young(home, epoch)
-        state = restarts.breaker(home, died)
+        state = restart_policy.breaker(home, died)
         assert (state.state, state.deaths) == ("closed", epoch)
-        assert restarts.breaker(home, died) == state
+        assert restart_policy.breaker(home, died) == state
         pauses.append((state.until - died).total_seconds() if state.until else 0)
-        assert restarts.breaker(home, died + timedelta(minutes=1)).until is None
+        assert restart_policy.breaker(home, died + timedelta(minutes=1)).until is None
     assert pauses[0] == 0
     for pause, longest in zip(pauses[1:], (2, 4, 8), strict=True):
         assert longest / 2 <= pause <= longest
 
 
 def test_a_crash_loop_opens_the_breaker_until_it_cooled_down_and_one_long_life_closes_it(home: Settings) -> None:
-    for epoch in range(1, restarts.BACKOFF.attempts + 1):
+    for epoch in range(1, restart_policy.BACKOFF.attempts + 1):
         died = die_young(home, epoch)
-    state = restarts.breaker(home, died + SECOND)
-    assert (state.state, state.until) == ("open", died + restarts.COOL_DOWN)
-    assert "the circuit breaker is open: 5 drivers" in str(restarts.waits(home, died + SECOND))
-    after = died + restarts.COOL_DOWN + SECOND
-    assert restarts.breaker(home, after) == restarts.Breaker("half-open", 5, None)
-    assert restarts.waits(home, after) is None
+    state = restart_policy.breaker(home, died + SECOND)
+    assert (state.state, state.until) == ("open", died + restart_policy.COOL_DOWN)
+    assert "the circuit breaker is open: 5 drivers" in str(restart_policy.waits(home, died + SECOND))
+    after = died + restart_policy.COOL_DOWN + SECOND
+    assert restart_policy.breaker(home, after) == restart_policy.Breaker("half-open", 5, None)
+    assert restart_policy.waits(home, after) is None
 
     it = started(home, 6)
-    assert restarts.breaker(home, datetime.now(UTC)).state == "half-open", "it is being tried"
-    document = asdict(it) | {"started_at": (datetime.now(UTC) - timedelta(seconds=driver.HEALTHY_LIFE + 9)).isoformat()}
-    (driver.place(home) / "driver.json").write_text(json.dumps(document))
-    assert restarts.breaker(home, datetime.now(UTC)) == restarts.Breaker("closed", 0, None)
+    assert restart_policy.breaker(home, datetime.now(UTC)).state == "half-open", "it is being tried"
+    document = asdict(it) | {
+        "started_at": (datetime.now(UTC) - timedelta(seconds=process.HEALTHY_LIFE + 9)).isoformat()
+    }
+    (process.place(home) / "driver.json").write_text(json.dumps(document))
+    assert restart_policy.breaker(home, datetime.now(UTC)) == restart_policy.Breaker("closed", 0, None)
 
 
 @pytest.mark.parametrize(
@@ -86,36 +88,36 @@ def test_a_driver_that_dies_of_its_first_batch_dies_young_however_long_that_take
     home: Settings, query: dict[str, Any], deaths: int
 ) -> None:
     die_young(home, 1)
-    folder, now = driver.place(home), datetime.now(UTC)
+    folder, now = process.place(home), datetime.now(UTC)
     document = json.loads((folder / "driver.json").read_text())
-    driver.put(folder / "driver.json", document | {"started_at": (now - timedelta(minutes=9)).isoformat()})
+    process.put(folder / "driver.json", document | {"started_at": (now - timedelta(minutes=9)).isoformat()})
     beat = {"epoch": 1, "state": "running", "updated_at": now.isoformat(), "queries": {"flights": query}}
-    driver.put(folder / "heartbeat.json", beat)
-    assert driver.deaths(folder) == deaths
+    process.put(folder / "heartbeat.json", beat)
+    assert process.deaths(folder) == deaths
 
 
 def test_a_failed_try_opens_it_again_and_a_person_closes_it(home: Settings) -> None:
-    for epoch in range(1, restarts.BACKOFF.attempts + 2):
+    for epoch in range(1, restart_policy.BACKOFF.attempts + 2):
         died = die_young(home, epoch)
-    assert restarts.breaker(home, died + SECOND).state == "open"
-    assert restarts.close_breaker(home)
-    assert restarts.waits(home, died) is None
-    assert not restarts.close_breaker(home)
+    assert restart_policy.breaker(home, died + SECOND).state == "open"
+    assert restart_policy.close_breaker(home)
+    assert restart_policy.waits(home, died) is None
+    assert not restart_policy.close_breaker(home)
     again = die_young(home, 7)
-    assert restarts.breaker(home, again) == restarts.Breaker("closed", 1, None)
+    assert restart_policy.breaker(home, again) == restart_policy.Breaker("closed", 1, None)
 
 
 def test_a_stopped_stream_stays_stopped_until_it_is_started(home: Settings) -> None:
     started(home, 1)
-    done = operate.operate(home, "stop", "ann", "broker moves")
-    assert (done.before, driver.running(home)) == (1, None)
-    why = str(restarts.waits(home, datetime.now(UTC)))
+    done = operations.operate(home, "stop", "ann", "broker moves")
+    assert (done.before, process.running(home)) == (1, None)
+    why = str(restart_policy.waits(home, datetime.now(UTC)))
     assert why.startswith("ann stopped the stream at ")
     assert "broker moves. `millrace stream start`" in why
-    with pytest.raises(operate.NotOperated, match="no driver to restart: ann stopped the stream"):
-        operate.operate(home, "restart", "bob", "")
-    assert restarts.let_go(home)
-    assert restarts.waits(home, datetime.now(UTC)) is None
+    with pytest.raises(operations.NotOperated, match="no driver to restart: ann stopped the stream"):
+        operations.operate(home, "restart", "bob", "")
+    assert restart_policy.let_go(home)
+    assert restart_policy.waits(home, datetime.now(UTC)) is None
 
 
 def test_a_stream_that_is_stopped_while_its_driver_is_started_stays_stopped(
@@ -125,27 +127,27 @@ def test_a_stream_that_is_stopped_while_its_driver_is_started_stays_stopped(
     monkeypatch.syspath_prepend(str(PROJECT / "dags"))
     drive = importlib.import_module("stream_supervisor").Drive(task_id="drive")
 
-    def ensure(settings: Settings, lease: Any, command: Any) -> driver.Driver:
+    def ensure(settings: Settings, lease: Any, command: Any) -> process.Driver:
         """What starts a driver, and is overtaken by somebody who stops the stream and finds none yet."""
-        done = operate.operate(settings, "stop", "ann", "broker moves")
+        done = operations.operate(settings, "stop", "ann", "broker moves")
         assert done.before is None
         return started(settings, 5)
 
-    monkeypatch.setattr(driver, "ensure", ensure)
+    monkeypatch.setattr(process, "ensure", ensure)
     with pytest.raises(TaskDeferred):
         drive.execute({})
-    assert driver.running(home) is None
-    assert restarts.held(home)
+    assert process.running(home) is None
+    assert restart_policy.held(home)
 
 
 def test_a_start_that_waits_holds_no_worker_and_goes_on_when_it_may(
     home: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("infra.settings.settings", lambda: home)
-    monkeypatch.setattr(watch, "EVERY", 0.05)
+    monkeypatch.setattr(airflow_triggers, "EVERY", 0.05)
     monkeypatch.syspath_prepend(str(PROJECT / "dags"))
     drive = importlib.import_module("stream_supervisor").Drive(task_id="drive")
-    restarts.hold(home, "ann", "broker moves")
+    restart_policy.hold(home, "ann", "broker moves")
     with pytest.raises(TaskDeferred) as deferred:
         drive.execute({})
     path, arguments = deferred.value.trigger.serialize()
@@ -155,7 +157,7 @@ def test_a_start_that_waits_holds_no_worker_and_goes_on_when_it_may(
         event = asyncio.ensure_future(anext(trigger.run()))
         done, _ = await asyncio.wait([event], timeout=0.3)
         assert not done, "fired while the stream was held"
-        restarts.let_go(home)
+        restart_policy.let_go(home)
         return bool((await asyncio.wait_for(event, timeout=20)).payload)
 
     assert asyncio.run(wait())

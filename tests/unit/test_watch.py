@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from airflow.sdk.module_loading import import_string
 
-from infra import driver, watch
+from infra.driver import airflow_triggers, process
 from infra.settings import Settings
 
 SMALL_DRIVER = Path(__file__).with_name("small_driver.py")
@@ -23,16 +23,16 @@ SMALL_DRIVER = Path(__file__).with_name("small_driver.py")
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
-    monkeypatch.setattr(watch, "EVERY", 0.05)
+    monkeypatch.setattr(airflow_triggers, "EVERY", 0.05)
     settings = Settings(home=tmp_path)
     yield settings
-    driver.stop(settings, timeout=0)
+    process.stop(settings, timeout=0)
 
 
-def started(settings: Settings, *options: str) -> driver.Driver:
-    folder = driver.place(settings)
-    it = driver.start(settings, 1, [sys.executable, str(SMALL_DRIVER), str(folder), "1", *options])
-    driver.wait_started(settings, it, timeout=20)
+def started(settings: Settings, *options: str) -> process.Driver:
+    folder = process.place(settings)
+    it = process.start(settings, 1, [sys.executable, str(SMALL_DRIVER), str(folder), "1", *options])
+    process.wait_started(settings, it, timeout=20)
     return it
 
 
@@ -40,7 +40,7 @@ def ending(
     settings: Settings, cause: Any = None, stall_after: float = 60, epoch: int = 1, since: str | None = None
 ) -> dict[str, Any]:
     """The event of a watch that has seen the driver alive before `cause` happened."""
-    path, arguments = watch.DriverWatch(str(driver.place(settings)), epoch, stall_after, since).serialize()
+    path, arguments = airflow_triggers.DriverWatch(str(process.place(settings)), epoch, stall_after, since).serialize()
     trigger = import_string(path)(**arguments)  # as the triggerer makes it again, from what the database holds
 
     async def wait() -> dict[str, Any]:
@@ -54,6 +54,12 @@ def ending(
         return payload
 
     return asyncio.run(wait())
+
+
+@pytest.mark.parametrize("name", ["DriverWatch", "MayStart"])
+def test_a_trigger_that_was_deferred_before_it_moved_is_found(name: str) -> None:
+    """Airflow's database holds `infra.watch.<name>` on a platform that is upgraded while it runs."""
+    assert import_string(f"infra.watch.{name}") is getattr(airflow_triggers, name)
 
 
 def test_kill_9_is_an_exit(home: Settings) -> None:
@@ -77,17 +83,19 @@ def test_an_exit_is_noticed_within_three_seconds(home: Settings, monkeypatch: py
 
 
 def test_a_clock_that_jumps_is_no_silence() -> None:
-    seen, now = watch.Progress(), datetime(2026, 1, 1, tzinfo=UTC)
+    seen, now = airflow_triggers.Progress(), datetime(2026, 1, 1, tzinfo=UTC)
     for jump in (0, 3600, -7200, 86_400, 0):
         now += timedelta(seconds=1)
         assert seen.silence((now + timedelta(seconds=jump)).isoformat(), now) <= 1
     assert seen.silence(now.isoformat(), now + timedelta(seconds=60)) == 60
-    assert watch.Progress().silence(now.isoformat(), now + timedelta(seconds=60)) == 60, "it was old at the first look"
+    assert airflow_triggers.Progress().silence(now.isoformat(), now + timedelta(seconds=60)) == 60, (
+        "it was old at the first look"
+    )
 
 
 def test_a_stop_on_purpose_is_not_a_failure(home: Settings) -> None:
     started(home)
-    assert ending(home, lambda: (driver.place(home) / "stop").touch())["reason"] == "stopped"
+    assert ending(home, lambda: (process.place(home) / "stop").touch())["reason"] == "stopped"
 
 
 def test_a_paused_driver_stalls(home: Settings) -> None:
@@ -98,7 +106,7 @@ def test_a_paused_driver_stalls(home: Settings) -> None:
 
 
 def test_a_driver_that_never_beats_stalls(home: Settings) -> None:
-    driver.start(home, 1, [sys.executable, str(SMALL_DRIVER), str(driver.place(home)), "1", "--beats", "0"])
+    process.start(home, 1, [sys.executable, str(SMALL_DRIVER), str(process.place(home)), "1", "--beats", "0"])
     assert ending(home, stall_after=0.5)["reason"] == "stalled"
 
 
@@ -111,23 +119,23 @@ def test_records_that_wait_without_progress_are_lag(home: Settings) -> None:
 
 
 def test_a_reported_error_is_passed_on(home: Settings) -> None:
-    folder = driver.place(home)
-    driver.start(home, 1, [sys.executable, str(SMALL_DRIVER), str(folder), "1", "--state", "failed"])
+    folder = process.place(home)
+    process.start(home, 1, [sys.executable, str(SMALL_DRIVER), str(folder), "1", "--state", "failed"])
     event = ending(home)
     assert (event["reason"], event["detail"]) == ("failed", "made to fail")
 
 
 def test_a_stream_that_halts_is_told_and_the_driver_lives(home: Settings) -> None:
     it = started(home, "--halted", "2024-05-01T12:00:01+00:00")
-    event = ending(home, (driver.place(home) / "storm").touch, since="2024-05-01T12:00:00+00:00")
+    event = ending(home, (process.place(home) / "storm").touch, since="2024-05-01T12:00:00+00:00")
     assert (event["reason"], event["detail"]) == ("halted", "flights waits for a decision")
     assert it.alive
-    assert driver.running(home) == it
+    assert process.running(home) == it
 
 
 def test_a_halt_is_told_once(home: Settings) -> None:
     """It began before this run did: the run before has told it."""
-    folder = driver.place(home)
+    folder = process.place(home)
     folder.mkdir(parents=True)
     (folder / "storm").touch()
     started(home, "--halted", "2024-05-01T12:00:01+00:00")
@@ -143,7 +151,7 @@ def test_another_driver_in_its_place_ends_the_watch(home: Settings) -> None:
 
 
 def test_lag_that_shrinks_by_finished_batches_is_progress() -> None:
-    progress, start = watch.Progress(), datetime.now(UTC)
+    progress, start = airflow_triggers.Progress(), datetime.now(UTC)
 
     def stuck(batch: int, lag: int, after: int) -> str:
         queries = {"flights": {"batch_id": batch, "lag": lag}}
@@ -157,7 +165,7 @@ def test_lag_that_shrinks_by_finished_batches_is_progress() -> None:
 
 def test_a_query_that_hangs_before_its_batch_is_stuck() -> None:
     """As one that waits for a dead connection: it was up to date when it last said something."""
-    progress, start = watch.Progress(), datetime.now(UTC)
+    progress, start = airflow_triggers.Progress(), datetime.now(UTC)
 
     def stuck(busy: bool, after: int) -> str:
         queries = {"flights": {"batch_id": 4, "lag": 0, "busy": busy}}
@@ -169,7 +177,7 @@ def test_a_query_that_hangs_before_its_batch_is_stuck() -> None:
 
 
 def test_a_contract_says_how_long_a_batch_may_take() -> None:
-    progress, start = watch.Progress(), datetime.now(UTC)
+    progress, start = airflow_triggers.Progress(), datetime.now(UTC)
 
     def stuck(after: int) -> list[str]:
         queries = {
@@ -185,7 +193,7 @@ def test_a_contract_says_how_long_a_batch_may_take() -> None:
 
 
 def test_a_stream_that_falls_behind_is_told_and_one_that_catches_up_is_not() -> None:
-    progress, start = watch.Progress(), datetime.now(UTC)
+    progress, start = airflow_triggers.Progress(), datetime.now(UTC)
 
     def behind(after: int, lag: int) -> str:
         queries = {"flights": {"batch_id": after, "lag": lag}}
@@ -206,7 +214,7 @@ def test_a_driver_that_falls_behind_lives(home: Settings) -> None:
 
 
 def test_records_that_wait_for_a_decision_are_no_lag() -> None:
-    progress, start = watch.Progress(), datetime.now(UTC)
+    progress, start = airflow_triggers.Progress(), datetime.now(UTC)
     halted = {"why": "a storm", "since": start.isoformat()}
     for after in (0, 600, 1200):
         queries = {"flights": {"batch_id": 3, "lag": 1000, "halted": halted}}

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 
 from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
 
-from infra import driver, restarts
+from infra.driver import process, restart_policy
 from infra.settings import Settings
 from schemas.errors import TerminalError, TransientError
 
@@ -48,18 +48,18 @@ def operate(settings: Settings, action: Action, by: str, because: str) -> Done:
     """Does `action`. Raises `NotOperated`, `NotStarted`, `driver.DriverError`, and for a deployment what is wrong with
     the contracts or which stream would be refused."""
     if action == "stop":
-        restarts.hold(settings, by, because)
-        before = driver.running(settings)
-        driver.stop(settings, PATIENCE)
+        restart_policy.hold(settings, by, because)
+        before = process.running(settings)
+        process.stop(settings, PATIENCE)
         return Done(action, "the stream is stopped, and stays so until it is started", before.epoch if before else None)
     if action == "start":
-        was_held = restarts.let_go(settings)
+        was_held = restart_policy.let_go(settings)
         return _started(settings, action, "the stream runs" + ("" if was_held else "; nobody had stopped it"))
     if action == "close-breaker":
-        if not restarts.close_breaker(settings):
+        if not restart_policy.close_breaker(settings):
             return Done(action, "the circuit breaker was closed")
         return _started(settings, action, "the circuit breaker is closed, and the stream runs")
-    if why := restarts.waits(settings, datetime.now(UTC)):
+    if why := restart_policy.waits(settings, datetime.now(UTC)):
         raise NotOperated(f"there is no driver to {action}: {why}")
     _require_supervisor(settings)
     if action == "deploy":
@@ -69,12 +69,12 @@ def operate(settings: Settings, action: Action, by: str, because: str) -> Done:
 
 
 def _replaced(settings: Settings, action: Action) -> Done:
-    before = driver.running(settings)
+    before = process.running(settings)
     if before is None:
         raise NotOperated(f"there is no driver to {action}; the supervisor is just about to start one")
-    driver.stop(settings, PATIENCE, before.epoch)
+    process.stop(settings, PATIENCE, before.epoch)
     stopped = datetime.now(UTC)
-    last = driver.heartbeat(driver.place(settings), before.epoch) or {}
+    last = process.heartbeat(process.place(settings), before.epoch) or {}
     left = "has finished its batch" if last.get("state") == "stopped" else "was killed in a batch, which runs again"
     done = _started(settings, action, "", before)
     gap = (datetime.now(UTC) - stopped).total_seconds()
@@ -82,12 +82,12 @@ def _replaced(settings: Settings, action: Action) -> Done:
     return Done(action, said, before.epoch, done.after, round(gap, 1))
 
 
-def _started(settings: Settings, action: Action, said: str, before: driver.Driver | None = None) -> Done:
+def _started(settings: Settings, action: Action, said: str, before: process.Driver | None = None) -> Done:
     def beat() -> dict[str, Any] | None:
-        last = driver.running(settings)
+        last = process.running(settings)
         if last is None or (before and last.epoch <= before.epoch):
             return None
-        found = driver.heartbeat(driver.place(settings), last.epoch)
+        found = process.heartbeat(process.place(settings), last.epoch)
         return found if found and found["state"] == "running" else None
 
     found = Retrying(
@@ -97,11 +97,11 @@ def _started(settings: Settings, action: Action, said: str, before: driver.Drive
         retry_error_callback=lambda _: None,
     )(beat)
     if found is None:
-        why = restarts.waits(settings, datetime.now(UTC)) or (
+        why = restart_policy.waits(settings, datetime.now(UTC)) or (
             f"is the DAG stream_supervisor at {settings.airflow_url} paused?"
         )
         raise NotStarted(
-            f"no driver runs after {STARTING:.0f} s: {why}. The last one's last words: {driver.log_end(settings)}"
+            f"no driver runs after {STARTING:.0f} s: {why}. The last one's last words: {process.log_end(settings)}"
         )
     return Done(action, said, before.epoch if before else None, found["epoch"])
 

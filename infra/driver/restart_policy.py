@@ -19,7 +19,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal
 
-from infra import driver
+from infra.driver import process
 from infra.settings import Settings
 from schemas.model import Backoff
 
@@ -48,14 +48,14 @@ class Held:
 
 def breaker(settings: Settings, now: datetime) -> Breaker:
     """The breaker at `now` (UTC)."""
-    folder = driver.place(settings)
-    last = driver.recorded(folder)
+    folder = process.place(settings)
+    last = process.recorded(folder)
     if last is None:
         return Breaker("closed", 0, None)
-    if (deaths := driver.deaths(folder)) == 0:  # it lives, or it died of old age
-        trying = last.crashes >= BACKOFF.attempts and last.alive and not driver.is_healthy(folder, last)
+    if (deaths := process.deaths(folder)) == 0:  # it lives, or it died of old age
+        trying = last.crashes >= BACKOFF.attempts and last.alive and not process.is_healthy(folder, last)
         return Breaker("half-open" if trying else "closed", last.crashes if trying else 0, None)
-    died = driver.last_sign(folder, last)
+    died = process.last_sign(folder, last)
     if deaths >= BACKOFF.attempts:
         until = died + COOL_DOWN
         return Breaker("open" if now < until else "half-open", deaths, until if now < until else None)
@@ -66,19 +66,19 @@ def breaker(settings: Settings, now: datetime) -> Breaker:
 
 def close_breaker(settings: Settings) -> bool:
     """Forgets all early deaths, so that the next driver is started at once; returns whether there were any."""
-    folder = driver.place(settings)
-    last = driver.recorded(folder)
-    if last is None or (last.crashes <= 0 and driver.deaths(folder) == 0):
+    folder = process.place(settings)
+    last = process.recorded(folder)
+    if last is None or (last.crashes <= 0 and process.deaths(folder) == 0):
         return False
-    driver.forgive(folder)
+    process.forgive(folder)
     return True
 
 
 def hold(settings: Settings, by: str, because: str) -> None:
     """No driver is started from now on. What runs is left alone."""
-    place = driver.place(settings)
+    place = process.place(settings)
     place.mkdir(parents=True, exist_ok=True)
-    driver.put(_held_file(settings), asdict(Held(by, because, datetime.now(UTC).isoformat())))
+    process.put(_held_file(settings), asdict(Held(by, because, datetime.now(UTC).isoformat())))
 
 
 def let_go(settings: Settings) -> bool:
@@ -96,7 +96,7 @@ def held(settings: Settings) -> Held | None:
 
 
 def _held_file(settings: Settings) -> Path:
-    return driver.place(settings) / "held"
+    return process.place(settings) / "held"
 
 
 def waits(settings: Settings, now: datetime) -> str | None:

@@ -7,8 +7,9 @@ from datetime import UTC, datetime
 
 from tenacity import RetryError, retry, retry_if_result, stop_after_delay, wait_fixed
 
-from infra import driver, restarts
-from infra.offsets import broker_offsets, halts, heartbeat, ingested_offsets
+from infra.driver import process, restart_policy
+from infra.driver.heartbeat import halts, heartbeat, ingested_offsets
+from infra.offsets import broker_offsets
 from infra.settings import Settings
 from schemas.errors import TransientError
 from schemas.model import Contract
@@ -71,6 +72,6 @@ def wait_until_ingested(
 
 def _driver(settings: Settings) -> str:
     beat = heartbeat(settings) or {}
-    waits = None if driver.running(settings) else restarts.waits(settings, datetime.now(UTC))
+    waits = None if process.running(settings) else restart_policy.waits(settings, datetime.now(UTC))
     why = waits or beat.get("error") or "; ".join(halts(beat).values()) or "see millrace logs stream"
     return f"the driver is {beat.get('state', 'not started')}: {why}"
