@@ -15,11 +15,12 @@ from typing import Any
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from infra import conserved
+from infra.broker.ranges import Place, Range
 from infra.settings import Settings
 from schemas.catalog import load
 from schemas.errors import TerminalError, TransientError
 from spark.audits import Audit
-from spark.conservation import Finding, Place, Range, split
+from spark.conservation import Finding, split
 from spark.reconcile import Range as Hours
 from spark.reconcile import utc
 

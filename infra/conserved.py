@@ -20,16 +20,17 @@ import duckdb
 from confluent_kafka import Message
 from deltalake.exceptions import DeltaError
 
+from infra.broker.offsets import Offsets, broker_offsets
+from infra.broker.ranges import Place, Range
 from infra.driver.waiting import wait_until_ingested
 from infra.gaps import Gaps
-from infra.offsets import Offsets, broker_offsets
 from infra.settings import Settings
 from producers import repair
 from schemas.errors import TerminalError
 from schemas.model import Contract
 from spark import audits, checkpoints, conservation
 from spark.audits import Audit
-from spark.conservation import Conserved, Finding, Held, Place, Range
+from spark.conservation import Conserved, Finding, Held
 from spark.coordinates import Coordinates
 
 log = logging.getLogger(__name__)

@@ -15,9 +15,10 @@ from typing import Any, Generic, TypeVar
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
 
+from infra.broker.ranges import Range
 from infra.settings import Settings
 from schemas.errors import TransientError
-from spark.conservation import Finding, Proof, Range, ranges, split
+from spark.conservation import Finding, Proof, ranges, split
 
 SECONDS = 30.0
 """How long an answer of Kafka may take."""

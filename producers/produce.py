@@ -23,7 +23,7 @@ from typing import Any
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka import Message as Delivered
 
-from infra.answers import Unanswered, answered
+from infra.broker.bounded import Unanswered, answered
 from infra.settings import Settings
 from producers.codec import Codec, Message, registry, schema_id
 from producers.inject import Faults, Injected, violations

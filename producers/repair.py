@@ -13,14 +13,14 @@ from itertools import islice
 
 from confluent_kafka import KafkaException
 
-from infra.offsets import Offsets
+from infra.broker.offsets import Offsets
+from infra.broker.ranges import Place, Range
 from infra.settings import Settings
 from producers.letters import Header, Letter
 from producers.replay import TRANSACTION_LETTERS
 from producers.transactions import Fenced, Session, SessionError
 from schemas.errors import TransientError
 from schemas.model import Contract
-from spark.conservation import Place, Range
 
 
 class RepairError(TransientError):

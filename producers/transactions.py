@@ -19,7 +19,7 @@ from confluent_kafka import (
     TopicPartition,
 )
 
-from infra.answers import Unanswered, answered
+from infra.broker.bounded import Unanswered, answered
 from infra.settings import Settings
 from producers.letters import Header, Letter
 

@@ -12,8 +12,9 @@ from typing import Any
 
 from deltalake import DeltaTable
 
+from infra.broker.ranges import Place
 from spark import tables
-from spark.conservation import PROOFS, Conserved, Finding, Place
+from spark.conservation import PROOFS, Conserved, Finding
 
 
 @dataclass(frozen=True)

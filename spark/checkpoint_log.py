@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from pyarrow import fs
 from pydantic import BaseModel, ValidationError
 
-from infra.offsets import Offsets, flat
+from infra.broker.offsets import Offsets, flat
 from schemas.errors import TerminalError
 from spark.tables import local_path
 

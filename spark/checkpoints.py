@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
-from infra.offsets import Offsets, flat
+from infra.broker.offsets import Offsets, flat
 from infra.settings import Settings
 from schemas.errors import TransientError
 from schemas.model import Contract

@@ -15,6 +15,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, get_args
 
+from infra.broker.ranges import Place, Range
+
 Proof = Literal["marker", "aborted", "compacted", "repaired", "accepted"]
 """Why an offset has no row and need not have one: it is the mark of a transaction's end, a record of an aborted
 transaction, a record that compaction removed (or a mark, in a compacted topic: nobody can tell); the same record is
@@ -25,20 +27,6 @@ Fault = Literal["missing", "expired", "doubled"]
 rows."""
 
 PROOFS: tuple[Proof, ...] = get_args(Proof)
-
-Place = tuple[str, int]
-"""Topic and partition."""
-
-
-class Range(NamedTuple):
-    """Offsets, both ends included."""
-
-    first: int
-    last: int
-
-    @property
-    def size(self) -> int:
-        return self.last - self.first + 1
 
 
 class Finding(NamedTuple):

@@ -16,7 +16,7 @@ import duckdb
 from deltalake import DeltaTable
 from duckdb_extensions import import_extension
 
-from infra.offsets import Offsets
+from infra.broker.offsets import Offsets
 from spark import tables
 from spark.conservation import Break
 

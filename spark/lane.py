@@ -20,7 +20,7 @@ from typing import Any
 from pyspark.sql import SparkSession
 from pyspark.sql.streaming.query import StreamingQuery
 
-from infra.offsets import Offsets, flat, nested
+from infra.broker.offsets import Offsets, flat, nested
 from infra.settings import Settings
 from schemas import references
 from schemas.errors import MillraceError

@@ -19,7 +19,7 @@ from pyspark.sql import DataFrame, Row
 from pyspark.sql import functions as F
 from tenacity import Retrying, before_sleep_log, retry_if_exception_type, stop_after_delay, wait_exponential_jitter
 
-from infra.answers import Unanswered, answered
+from infra.broker.bounded import Unanswered, answered
 from schemas.errors import TerminalError, TransientError
 from schemas.model import Contract
 

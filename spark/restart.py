@@ -26,7 +26,7 @@ from typing import Any
 import duckdb
 from deltalake import DeltaTable
 
-from infra.offsets import Offsets, broker_offsets, flat, nested
+from infra.broker.offsets import Offsets, broker_offsets, flat, nested
 from infra.settings import Settings
 from schemas.errors import Halt, TerminalError
 from schemas.model import Contract

@@ -6,7 +6,7 @@ import json
 
 from pyspark.sql import DataFrame, SparkSession
 
-from infra.offsets import Offsets, broker_offsets, nested
+from infra.broker.offsets import Offsets, broker_offsets, nested
 from infra.settings import Settings
 from schemas.model import Contract
 

@@ -12,7 +12,7 @@ import typer
 from schemas.errors import TerminalError
 
 if TYPE_CHECKING:
-    from infra.offsets import Offsets
+    from infra.broker.offsets import Offsets
     from infra.settings import Settings
     from schemas.model import Contract
     from spark.restart import Storm
@@ -87,8 +87,8 @@ def reset(
     The streaming driver must not run: `millrace stream stop` stops it. The old generation's files
     stay where they are.
     """
+    from infra.broker.offsets import nested
     from infra.commands.produce import contract_of
-    from infra.offsets import nested
     from infra.settings import settings
     from spark import restart
 
@@ -132,7 +132,7 @@ def _reset_derived(contract: Contract, name: str, config: Settings, json_: bool)
 
 
 def _reset_lane(contract: Contract, config: Settings, json_: bool) -> None:
-    from infra.offsets import flat
+    from infra.broker.offsets import flat
     from spark import lane
 
     with _no_driver(config) as check:
@@ -169,7 +169,7 @@ def accept_storm(stream: Stream, json_: Json = False) -> None:
 def _facts(contract: Contract, config: Settings) -> dict[str, Any]:
     """The document of one stream. `planned` and `committed` are batches of its generation, `bronze` and `unfinished`
     name theirs; `offsets` are where it goes on after the last committed batch; `refused` is why it may not start."""
-    from infra.offsets import broker_offsets, nested
+    from infra.broker.offsets import broker_offsets, nested
     from schemas.errors import MillraceError
     from spark import checkpoint_log, checkpoints, restart, tables
 

@@ -132,8 +132,8 @@ def _run(
 
 def _replay(contract: Contract, days: int, events: int, faults: Faults, speed: float, again: bool, say: Say) -> None:
     """Send one stream's data set, or a generated day, unless its topic holds that many records already."""
+    from infra.broker.offsets import broker_offsets
     from infra.commands.produce import send
-    from infra.offsets import broker_offsets
     from infra.settings import settings
     from producers.generators import CLICK_SHARE, GENERATORS, generated
     from producers.sources import source

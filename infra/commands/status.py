@@ -55,8 +55,8 @@ def _driver() -> dict[str, Any]:
 
 def _stream(name: str) -> dict[str, Any]:
     """Rows, windows, horizon, lag and the last results of one stream."""
+    from infra.broker.offsets import broker_offsets
     from infra.driver.heartbeat import halts, heartbeat, ingested_offsets
-    from infra.offsets import broker_offsets
     from infra.settings import settings
     from producers.decisions import DecisionsUnknown, pending
     from schemas.catalog import catalog

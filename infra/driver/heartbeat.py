@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from infra.offsets import Offsets, flat
+from infra.broker.offsets import Offsets, flat
 from infra.settings import Settings
 
 

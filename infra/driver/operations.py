@@ -118,7 +118,7 @@ def _require_supervisor(settings: Settings) -> None:
 
 def _require_topics(settings: Settings) -> None:
     """A stream without topics would only halt itself, but who deploys it wants it to run."""
-    from infra.offsets import require_topics
+    from infra.broker.offsets import require_topics
     from schemas.catalog import catalog
 
     for contract in catalog(settings.contracts).values():

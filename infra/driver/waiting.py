@@ -7,9 +7,9 @@ from datetime import UTC, datetime
 
 from tenacity import RetryError, retry, retry_if_result, stop_after_delay, wait_fixed
 
+from infra.broker.offsets import broker_offsets
 from infra.driver import process, restart_policy
 from infra.driver.heartbeat import halts, heartbeat, ingested_offsets
-from infra.offsets import broker_offsets
 from infra.settings import Settings
 from schemas.errors import TransientError
 from schemas.model import Contract

@@ -21,8 +21,8 @@ import psutil
 from confluent_kafka.admin import AdminClient
 from rich.console import Console
 
+from infra.broker.offsets import broker_offsets
 from infra.local.supervisor import Supervisor
-from infra.offsets import broker_offsets
 from infra.provisioning import provision_subject, provision_topics
 from infra.settings import Settings
 from infra.uses import SHELF

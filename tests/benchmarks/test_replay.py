@@ -16,7 +16,7 @@ import pytest
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 
-from infra.offsets import broker_offsets
+from infra.broker.offsets import broker_offsets
 from infra.settings import PROJECT, Settings
 from producers.moves import moves
 from producers.replay import replay

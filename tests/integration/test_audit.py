@@ -29,8 +29,9 @@ from pyspark.sql.pandas.types import to_arrow_schema
 from tenacity import retry, retry_if_result, stop_after_delay, wait_fixed
 
 from infra.backfill import WrongSelection, selected, send_missing
+from infra.broker.offsets import broker_offsets
+from infra.broker.ranges import Range
 from infra.conserved import BronzeUnreadable, NotConserved, audit, require_conserved
-from infra.offsets import broker_offsets
 from infra.provisioning import provision_topics
 from infra.settings import PROJECT, Settings
 from producers.repair import repair
@@ -38,7 +39,7 @@ from schemas.catalog import load
 from schemas.model import Contract
 from spark import audits, checkpoints, tables
 from spark.audits import Audit
-from spark.conservation import Conserved, Finding, Range
+from spark.conservation import Conserved, Finding
 from spark.coordinates import Coordinates
 from spark.serving.duck import connect
 

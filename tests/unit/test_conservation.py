@@ -13,11 +13,12 @@ from deltalake import DeltaTable, write_deltalake
 from hypothesis import given
 from hypothesis import strategies as st
 
+from infra.broker.ranges import Range
 from infra.settings import PROJECT, Settings
 from schemas.catalog import load
 from spark import audits, checkpoints, tables
 from spark.audits import Audit
-from spark.conservation import Break, Finding, Range, account, gaps, held, ranges, split
+from spark.conservation import Break, Finding, account, gaps, held, ranges, split
 from spark.coordinates import Coordinates
 
 PLACE = ("clicks", 0)

@@ -53,7 +53,8 @@ def test_is_found_again_by_another_process_and_not_a_child_of_its_group(home: Se
 def test_survives_the_kill_of_the_process_group_that_started_it(home: Settings, tmp_path: Path) -> None:
     """As Airflow kills a task: SIGKILL to the process group of the task."""
     starter = (
-        "import os, sys; from pathlib import Path; from infra.driver import process as driver; from infra.settings import Settings\n"
+        "import os, sys; from pathlib import Path\n"
+        "from infra.driver import process as driver; from infra.settings import Settings\n"
         f"settings = Settings(home=Path({str(tmp_path)!r}))\n"
         f"driver.wait_started(settings, driver.start(settings, 3, {command(home, 3)!r}), 20)\n"
         "os.killpg(0, 9)"

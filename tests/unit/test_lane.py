@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from infra.broker.offsets import flat
 from infra.cli import app
-from infra.offsets import flat
 from infra.security.certificates import ensure_certificates
 from infra.settings import Settings, settings
 from infra.uses import SHELF
@@ -150,7 +150,7 @@ def test_a_damaged_checkpoint_is_refused_with_the_way_out(site: Site, monkeypatc
     monkeypatch.setenv("MILLRACE_CONTRACTS", str(SHELF))
     settings.cache_clear()
     try:
-        monkeypatch.setattr("infra.offsets.broker_offsets", lambda *_: {})
+        monkeypatch.setattr("infra.broker.offsets.broker_offsets", lambda *_: {})
         shown = CliRunner().invoke(app, ["checkpoint", "show", "--json"])
         streams = json.loads(shown.stdout)["streams"]
         assert streams["activity"]["lane"] is None
