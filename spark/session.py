@@ -9,8 +9,8 @@ from typing import Literal
 
 from pyspark.sql import SparkSession
 
-from infra.local import class_archive
-from infra.local.jars import spark_class_path, spark_jars
+from infra.jvm import class_archive
+from infra.jvm.jars import spark_class_path, spark_jars
 from infra.settings import Settings
 from schemas.catalog import catalog
 

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import httpx
 
-from infra.local.java import java_executable
+from infra.jvm.environment import program_environment
+from infra.jvm.java import java_executable
 from infra.local.program import Program
-from infra.local.supervisor import program_environment
 from infra.private_files import write_private
 from infra.settings import PROJECT, Principal, Settings
 from schemas.errors import TerminalError, TransientError

@@ -13,8 +13,8 @@ from typing import Any
 
 import psutil
 
-from infra.local import jars
-from infra.local.java import usable_java
+from infra.jvm import jars
+from infra.jvm.java import usable_java
 from infra.settings import Settings
 from schemas.errors import MillraceError, TerminalError
 

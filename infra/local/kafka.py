@@ -31,8 +31,9 @@ from confluent_kafka.admin import (
     UserScramCredentialUpsertion,
 )
 
-from infra.local import jars, kafka_start
-from infra.local.java import java_executable
+from infra.jvm import jars
+from infra.jvm.java import java_executable
+from infra.local import kafka_start
 from infra.local.program import Program, java_arguments
 from infra.private_files import write_private
 from infra.security.certificates import BROKER_NAME, broker_keystore

@@ -22,7 +22,7 @@ import sys
 import threading
 from pathlib import Path
 
-from infra.local.java import java_executable
+from infra.jvm.java import java_executable
 from infra.settings import settings
 
 ENDED = "Fencing broker 1 "

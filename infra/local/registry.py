@@ -7,8 +7,8 @@ from urllib.parse import unquote, urlsplit
 
 import httpx
 
-from infra.local import jars
-from infra.local.java import java_executable
+from infra.jvm import jars
+from infra.jvm.java import java_executable
 from infra.local.program import Program, java_arguments
 from infra.private_files import write_private
 from infra.settings import Settings

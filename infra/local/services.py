@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
+from infra.jvm.jars import Progress
 from infra.local import airflow, docs, kafka, postgres, registry
-from infra.local.jars import Progress
 from infra.local.program import Program
 from infra.settings import Settings
 from schemas.errors import TerminalError

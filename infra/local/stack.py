@@ -10,8 +10,9 @@ from contextlib import contextmanager
 
 from tenacity import Retrying, retry_if_exception_type, retry_if_result, stop_after_delay, wait_fixed
 
-from infra.local import class_archive, doctor
-from infra.local.jars import Progress
+from infra.jvm import class_archive
+from infra.jvm.jars import Progress
+from infra.local import doctor
 from infra.local.leftovers import end, leftovers
 from infra.local.program import Program
 from infra.local.services import SERVICES, replaced, with_needs

@@ -9,32 +9,20 @@ import subprocess
 import sys
 import tempfile
 import xmlrpc.client
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import psutil
 from tenacity import Retrying, stop_after_delay, wait_fixed
 
+from infra.jvm.environment import program_environment
 from infra.local.leftovers import MARK, session_file
 from infra.local.program import Program
 from infra.private_files import write_private
 from infra.settings import Settings
 from schemas.errors import TerminalError
 
-_PASSED_ON = (
-    "HOME",
-    "USER",
-    "LOGNAME",
-    "SHELL",
-    "LANG",
-    "LC_ALL",
-    "TZ",
-    "TMPDIR",
-    "SSL_CERT_FILE",
-    "REQUESTS_CA_BUNDLE",
-)
-_PROXIES = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")
 _LONGEST_SOCKET = 90  # Unix allows about 104 bytes, and supervisord first binds a name with its pid behind it
 
 
@@ -208,14 +196,3 @@ class Supervisor:
 def _escaped(value: Any) -> str:
     """supervisord expands `%(name)s` in every value."""
     return str(value).replace("%", "%%")
-
-
-def program_environment() -> Mapping[str, str]:
-    """What programs inherit: little, so that neither secrets nor stray settings of the caller's shell leak into them.
-
-    `PATH` starts with this Python's folder, so that `spark-submit`, `airflow` and `python` are the environment's own.
-    """
-    loopback = ",".join(filter(None, [os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), "127.0.0.1,localhost"]))
-    kept = {name: os.environ[name] for name in (*_PASSED_ON, *_PROXIES) if name in os.environ}
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-    return {**kept, "PATH": path, "no_proxy": loopback, "NO_PROXY": loopback}

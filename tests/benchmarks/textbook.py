@@ -18,7 +18,7 @@ from pyspark.sql import functions as F
 from pyspark.sql.avro.functions import from_avro
 from pyspark.sql.streaming.query import StreamingQuery
 
-from infra.local.jars import spark_class_path
+from infra.jvm.jars import spark_class_path
 from infra.settings import Settings
 from schemas.model import Contract
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from infra.local import class_archive
+from infra.jvm import class_archive
 from tests import stacks
 from tests.faults.catalogue import FAKETIME, FAULTS
 from tests.faults.matrix import cell

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from infra.local import class_archive
-from infra.local.class_archive import NoArchive, archive, make, options
-from infra.local.jars import spark_class_path
+from infra.jvm import class_archive
+from infra.jvm.class_archive import NoArchive, archive, make, options
+from infra.jvm.jars import spark_class_path
 from infra.settings import PROJECT, Settings
 
 KNOWN = ("org/apache/spark/deploy/SparkSubmit", "io/delta/sql/DeltaSparkSessionExtension")

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from infra.local import jars
-from infra.local.jars import Jar, JarError, JarUnavailable, fetch, locked, verify
+from infra.jvm import jars
+from infra.jvm.jars import Jar, JarError, JarUnavailable, fetch, locked, verify
 from infra.settings import PROJECT, Settings
 
 CONTENT = {"org.example:thing:1.0": b"a jar of things", "org.example:box:2.1:all@tar.gz": b"a box" * 1000}
@@ -88,7 +88,7 @@ def test_an_unreachable_file_says_so(settings: Settings, wanted: list[Jar], tmp_
 
 def test_processes_at_once_fetch_once(settings: Settings, wanted: list[Jar]) -> None:
     program = (
-        "import sys; from infra.local.jars import *; from infra.settings import Settings; from pathlib import Path\n"
+        "import sys; from infra.jvm.jars import *; from infra.settings import Settings; from pathlib import Path\n"
         "fetched = []\n"
         "s = Settings(home=Path(sys.argv[1]), jar_cache=Path(sys.argv[2]), maven_repository=sys.argv[3])\n"
         "jars = [Jar(*each.split('=')) for each in sys.argv[4:]]\n"

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.sax.saxutils import quoteattr
 
-from infra.local.java import java_executable
+from infra.jvm.java import java_executable
 from infra.settings import Settings, settings
 from schemas.errors import TerminalError, TransientError
 
@@ -179,7 +179,7 @@ def _admit(arrived: Path, place: Path, jar: Jar) -> None:
     actual = _sha256(arrived)
     if actual != jar.sha256:
         raise JarError(
-            f"{jar.file_name} ({jar.coordinate}) is not the file of infra/local/jars.lock:\n"
+            f"{jar.file_name} ({jar.coordinate}) is not the file of infra/jvm/jars.lock:\n"
             f"  expected SHA-256 {jar.sha256}\n  actual SHA-256   {actual}\n"
             "It was not put into the cache. The repository or a proxy served something else: try again, or choose "
             "another repository with MILLRACE_MAVEN_REPOSITORY."
@@ -278,5 +278,5 @@ def relock(lock: Path = LOCK) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:] != ["lock"]:
-        sys.exit("usage: python -m infra.local.jars lock")
+        sys.exit("usage: python -m infra.jvm.jars lock")
     relock()

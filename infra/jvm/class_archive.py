@@ -17,9 +17,9 @@ import tempfile
 from importlib.metadata import distribution
 from pathlib import Path
 
-from infra.local.jars import only_one, spark_class_path, spark_jars
-from infra.local.java import java_executable
-from infra.local.supervisor import program_environment
+from infra.jvm.environment import program_environment
+from infra.jvm.jars import only_one, spark_class_path, spark_jars
+from infra.jvm.java import java_executable
 from infra.settings import Settings
 from schemas.errors import MillraceError
 
