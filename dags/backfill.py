@@ -88,7 +88,7 @@ with DAG(
     @duty
     def audit(params: Any = None) -> dict[str, Any]:
         """Returns how many records bronze lacks and Kafka has, and how many of them were sent again."""
-        from infra.backfill import send_missing
+        from infra.operations.backfill import send_missing
         from infra.settings import settings
 
         missing, sent = send_missing(settings(), params["stream"], params["records"], dry_run=params["dry_run"])

@@ -51,7 +51,7 @@ with DAG(
         from contextlib import nullcontext
         from datetime import UTC, datetime
 
-        from infra.exclusive import exclusive
+        from infra.locks.batch_lock import exclusive
         from infra.settings import settings
         from schemas.catalog import catalog
         from spark import maintenance

@@ -51,10 +51,10 @@ with DAG(
         """Returns the action, what it did, the epochs and the gap."""
         from dataclasses import asdict
 
-        from infra.driver import operations
+        from infra.driver import actions
         from infra.settings import settings
 
         who = getattr(dag_run, "triggering_user_name", None) or "somebody"
-        return asdict(operations.operate(settings(), params["action"], f"{who} (in Airflow)", params["because"]))
+        return asdict(actions.operate(settings(), params["action"], f"{who} (in Airflow)", params["because"]))
 
     operate()

@@ -52,7 +52,7 @@ with DAG(
         from airflow.providers.apache.kafka.hooks.client import KafkaAdminClientHook
         from confluent_kafka.schema_registry import SchemaRegistryClient
 
-        from infra.provisioning import provision_subject, provision_topics, require_deployed
+        from infra.operations.provisioning import provision_subject, provision_topics, require_deployed
         from infra.settings import settings
         from schemas.catalog import load
         from spark import tables

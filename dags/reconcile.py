@@ -104,6 +104,7 @@ with DAG(
         import logging
 
         from infra import conserved
+        from infra.operations.repair import send_missing
         from infra.settings import settings
         from schemas.catalog import load
         from schemas.errors import MillraceError, TerminalError, TransientError
@@ -120,7 +121,7 @@ with DAG(
                 contract = load(config.contracts / stream)
                 account = conserved.audit(config, contract, run_id, accept=bool(asked.get("accept")))
                 if asked.get("repair") and account.residual:
-                    conserved.send_missing(config, contract, account)
+                    send_missing(config, contract, account)
                     account = conserved.audit(config, contract, run_id, accept=bool(asked.get("accept")))
                 audits.record(config.lake_uri, account)
                 found[stream] = {"offsets": account.offsets, "gaps": account.gaps, "residual": account.residual}

@@ -94,7 +94,7 @@ class Drive(BaseOperator):
         stops notes that first and looks for a driver then, and here it is the other way round."""
         from infra.driver import process
         from infra.driver.restart_policy import held
-        from infra.lease import Lease
+        from infra.locks.driver_lease import Lease
         from infra.settings import settings
         from spark.session import submit_conf
 

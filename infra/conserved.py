@@ -22,7 +22,6 @@ from deltalake.exceptions import DeltaError
 
 from infra.broker.offsets import Offsets, broker_offsets
 from infra.broker.ranges import Place, Range
-from infra.driver.waiting import wait_until_ingested
 from infra.gaps import Gaps
 from infra.settings import Settings
 from producers import repair
@@ -64,28 +63,6 @@ def audit(
             f"bronze of {contract.stream} cannot be read: {error}; restore what is damaged, from a copy or by the "
             "table's history"
         ) from error
-
-
-def send_missing(
-    settings: Settings,
-    contract: Contract,
-    found: Audit,
-    timeout: float = 300,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
-) -> int:
-    """Sends what `found` is missing and Kafka still has to the retry topic, waits until the stream has ingested it, and
-    returns the number of records. Raises `RepairError`, and `NotIngested` after `timeout` seconds."""
-    missing = {
-        partition.place: [finding.range for finding in partition.findings if finding.reason == "missing"]
-        for partition in found.partitions
-    }
-    if not any(missing.values()):
-        return 0
-    ingested = {partition.place: partition.to_offset for partition in found.partitions}
-    sent = repair.repair(contract, settings, missing, ingested)
-    log.info("%s: %d missing records were sent again", contract.stream, sent)
-    wait_until_ingested(settings, [contract], timeout, on_progress)
-    return sent
 
 
 def require_conserved(found: Audit) -> None:

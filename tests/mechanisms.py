@@ -266,7 +266,7 @@ MECHANISMS = (
         ("tests/unit/test_plan.py::test_forced_hours_are_recomputed_without_news",),
     ),
     Mechanism(
-        "P5", "batch runs take turns, whoever starts them", "infra/exclusive.py",
+        "P5", "batch runs take turns, whoever starts them", "infra/locks/batch_lock.py",
         "select pg_try_advisory_lock(%(key)s)", "select %(key)s > 0",
         ("tests/integration/test_exclusive.py::test_a_second_holder_waits_and_is_told_for_whom",),
     ),
@@ -374,7 +374,7 @@ MECHANISMS = (
          "::test_a_damaged_state_is_told_in_words_with_a_way_out_that_leads_out",),
     ),
     Mechanism(
-        "P6", "a deployment looks at states too", "infra/driver/operations.py",
+        "P6", "a deployment looks at states too", "infra/driver/actions.py",
         "            stateful.opening(contract, one, settings)\n", "            pass\n",
         ("tests/unit/test_stateful_start.py"
          "::test_a_deployment_that_a_state_would_not_survive_is_refused_with_the_way_out",),
@@ -548,7 +548,7 @@ MECHANISMS = (
         ("tests/unit/test_upkeep.py::test_nothing_is_merged_without_the_lease",),
     ),
     Mechanism(
-        "P7", "only the newest epoch may commit", "infra/lease.py",
+        "P7", "only the newest epoch may commit", "infra/locks/driver_lease.py",
         "        if self._one(_CHECK, epoch=epoch) is None:\n            raise self._lost(epoch)\n",
         "        self._one(_CHECK, epoch=epoch)\n",
         ("tests/integration/test_takeover.py::test_a_driver_paused_past_its_lease_is_fenced_and_replaced",

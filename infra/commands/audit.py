@@ -67,12 +67,13 @@ def audit(
 
 def _audited(config: Settings, contract: Contract, repair: bool, console: Console) -> Audit:
     from infra import conserved
+    from infra.operations.repair import send_missing
 
     title = f"audit {contract.stream}"
     with console.status(title) as spinner:
         found = conserved.audit(config, contract, "command")
         if repair and found.residual:
-            sent = conserved.send_missing(
+            sent = send_missing(
                 config, contract, found,
                 on_progress=lambda done, total: spinner.update(f"{title}: stream ingests {done:,} of {total:,}"),
             )  # fmt: skip

@@ -38,8 +38,8 @@ def backfill(
     """
     from rich.console import Console
 
-    from infra.backfill import backfill as work
     from infra.commands.produce import contract_of
+    from infra.operations.backfill import backfill as work
     from infra.settings import settings
     from spark.reconcile import utc, whole_hours
 

@@ -277,7 +277,7 @@ def _no_driver(config: Settings) -> Iterator[Callable[[], None]]:
     """Takes the lease, so that no other driver commits; gives the check that it still has it. Raises `DriverRuns`,
     `LeaseHeld` while another installation streams, and `LeaseUnreachable`."""
     from infra.driver import process
-    from infra.lease import Lease
+    from infra.locks.driver_lease import Lease
 
     last = process.recorded(process.place(config))
     if last is not None and last.processes():

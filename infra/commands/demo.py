@@ -58,8 +58,8 @@ def demo(
     from infra.commands.produce import contract_of
     from infra.commands.status import facts, show
     from infra.local import stack
+    from infra.operations.uses import named, take
     from infra.settings import settings
-    from infra.uses import named, take
     from producers.inject import Faults
 
     config = settings()

@@ -15,8 +15,8 @@ def metrics(
     """Print the metrics in Prometheus' text format, or serve them."""
     from prometheus_client import generate_latest, start_http_server
 
-    from infra import metrics
     from infra.commands.status import facts
+    from infra.operations import metrics
     from schemas.errors import TerminalError
 
     found = metrics.registry(facts)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from infra.driver.operations import Action
+    from infra.driver.actions import Action
 
 stream = typer.Typer(no_args_is_help=True, help="Stop, start, restart or deploy the streaming driver.")
 
@@ -21,7 +21,7 @@ Json = Annotated[bool, typer.Option("--json", help="End with one JSON document."
 def _acting(action: Action, explained: str) -> None:
     @stream.command(action, help=explained)
     def command(because: Because = "from the command line", json_: Json = False) -> None:
-        from infra.driver.operations import operate
+        from infra.driver.actions import operate
         from infra.settings import settings
 
         done = operate(settings(), action, getpass.getuser(), because)

@@ -29,7 +29,7 @@ from typing import Any
 import psutil
 from tenacity import Retrying, retry_if_exception_type, retry_if_result, stop_after_delay, wait_fixed
 
-from infra.lease import Lease, LeaseLost
+from infra.locks.driver_lease import Lease, LeaseLost
 from infra.settings import PROJECT, Settings
 from schemas.errors import TransientError
 

@@ -34,9 +34,9 @@ from confluent_kafka.admin import (
 from infra.jvm import jars
 from infra.jvm.java import java_executable
 from infra.local import kafka_start
+from infra.local.certificates import BROKER_NAME, broker_keystore
 from infra.local.program import Program, java_arguments
 from infra.private_files import write_private
-from infra.security.certificates import BROKER_NAME, broker_keystore
 from infra.settings import PRINCIPALS, Settings
 from schemas.errors import TerminalError, TransientError
 

@@ -13,11 +13,11 @@ from tenacity import Retrying, retry_if_exception_type, retry_if_result, stop_af
 from infra.jvm import class_archive
 from infra.jvm.jars import Progress
 from infra.local import doctor
+from infra.local.certificates import ensure_certificates
 from infra.local.leftovers import end, leftovers
 from infra.local.program import Program
 from infra.local.services import SERVICES, replaced, with_needs
 from infra.local.supervisor import Supervisor
-from infra.security.certificates import ensure_certificates
 from infra.settings import Settings
 from schemas.errors import MillraceError, TerminalError, TransientError
 

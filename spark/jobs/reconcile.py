@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, Any
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from infra.exclusive import exclusive
+from infra.locks.batch_lock import exclusive
 from infra.settings import PROJECT, Settings
 from schemas.catalog import catalog, load
 from schemas.errors import TerminalError, TransientError

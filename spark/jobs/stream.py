@@ -40,7 +40,7 @@ from pyspark.sql.streaming.query import StreamingQuery
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_exponential_jitter
 
 from infra.broker.offsets import require_topics
-from infra.lease import Lease, LeaseUnreachable
+from infra.locks.driver_lease import Lease, LeaseUnreachable
 from infra.settings import Settings, settings
 from schemas.catalog import catalog
 from schemas.errors import Halt, MillraceError, TransientError

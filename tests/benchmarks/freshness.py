@@ -31,8 +31,8 @@ from rich.console import Console
 from rich.table import Table
 
 from infra.driver.waiting import wait_until_running
-from infra.lease import Lease
-from infra.provisioning import provision_subject, provision_topics
+from infra.locks.driver_lease import Lease
+from infra.operations.provisioning import provision_subject, provision_topics
 from infra.settings import PROJECT, Settings, settings
 from producers.codec import registry, schema_id
 from producers.produce import OPTIONS

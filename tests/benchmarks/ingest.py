@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from infra.local.supervisor import Supervisor
-from infra.provisioning import provision_subject, provision_topics
+from infra.operations.provisioning import provision_subject, provision_topics
 from infra.settings import PROJECT, Settings
 from schemas.catalog import load as load_contract
 from schemas.model import Contract

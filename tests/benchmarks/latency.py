@@ -35,9 +35,9 @@ from confluent_kafka.admin import AdminClient
 from rich.console import Console
 from rich.table import Table
 
-from infra.provisioning import provision_subject, provision_topics
+from infra.operations.provisioning import provision_subject, provision_topics
+from infra.operations.uses import SHELF
 from infra.settings import PROJECT, Settings, settings
-from infra.uses import SHELF
 from producers import load
 from producers.codec import registry, schema_id
 from schemas.catalog import load as load_contract

@@ -23,9 +23,9 @@ from rich.console import Console
 
 from infra.broker.offsets import broker_offsets
 from infra.local.supervisor import Supervisor
-from infra.provisioning import provision_subject, provision_topics
+from infra.operations.provisioning import provision_subject, provision_topics
+from infra.operations.uses import SHELF
 from infra.settings import Settings
-from infra.uses import SHELF
 from producers import load
 from producers.codec import registry
 from schemas.catalog import load as load_contract

@@ -25,13 +25,13 @@ import pytest
 from confluent_kafka.schema_registry import Schema
 from confluent_kafka.schema_registry.error import SchemaRegistryError
 
-from infra.driver import operations as operating
+from infra.driver import actions as operating
 from infra.driver import process as driver
 from infra.driver.heartbeat import halts, heartbeat
-from infra.lease import Lease, LeaseHeld
 from infra.local import airflow, stack
 from infra.local.leftovers import leftovers
 from infra.local.supervisor import Supervisor
+from infra.locks.driver_lease import Lease, LeaseHeld
 from producers.codec import registry
 from schemas.errors import MillraceError
 from spark import checkpoints, tables

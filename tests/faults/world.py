@@ -35,7 +35,7 @@ from infra.airflow_client import Airflow
 from infra.driver import process as driver
 from infra.driver.waiting import wait_until_ingested, wait_until_running
 from infra.local.supervisor import Supervisor
-from infra.provisioning import provision_subject, provision_topics
+from infra.operations.provisioning import provision_subject, provision_topics
 from infra.settings import PROJECT, Settings
 from producers.codec import registry
 from schemas.catalog import catalog, load

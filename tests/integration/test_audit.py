@@ -28,11 +28,11 @@ from deltalake import DeltaTable, write_deltalake
 from pyspark.sql.pandas.types import to_arrow_schema
 from tenacity import retry, retry_if_result, stop_after_delay, wait_fixed
 
-from infra.backfill import WrongSelection, selected, send_missing
 from infra.broker.offsets import broker_offsets
 from infra.broker.ranges import Range
 from infra.conserved import BronzeUnreadable, NotConserved, audit, require_conserved
-from infra.provisioning import provision_topics
+from infra.operations.backfill import WrongSelection, selected, send_missing
+from infra.operations.provisioning import provision_topics
 from infra.settings import PROJECT, Settings
 from producers.repair import repair
 from schemas.catalog import load

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from infra.airflow_client import FINISHED, Airflow, Run
 from infra.cli import app
-from infra.provisioning import provision_topics
+from infra.operations.provisioning import provision_topics
 from infra.settings import Settings
 from schemas.catalog import load
 from schemas.model import Contract

@@ -12,7 +12,7 @@ import pytest
 from pyspark.sql import SparkSession
 from tenacity import retry, retry_if_result, stop_after_delay, wait_fixed
 
-from infra.exclusive import Busy, LockLost, exclusive
+from infra.locks.batch_lock import Busy, LockLost, exclusive
 from infra.settings import PROJECT, Settings
 from tests.integration.lake.feed import AVRO, DOCUMENT, Feed, hours_of_sales
 from tests.integration.lake.test_reconcile import assert_published_equals_oracle

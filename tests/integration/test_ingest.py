@@ -20,7 +20,7 @@ from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
 
 from infra.conserved import audit
 from infra.local.supervisor import Supervisor
-from infra.provisioning import provision_subject, provision_topics
+from infra.operations.provisioning import provision_subject, provision_topics
 from infra.settings import Settings
 from producers.codec import registry
 from producers.repair import repair

@@ -25,8 +25,8 @@ from pyspark.sql import SparkSession
 from tenacity import Retrying, retry, retry_if_result, stop_after_delay, wait_fixed
 
 from infra.driver import process as driver
-from infra.lease import Lease
-from infra.provisioning import provision_subject, provision_topics
+from infra.locks.driver_lease import Lease
+from infra.operations.provisioning import provision_subject, provision_topics
 from infra.settings import PROJECT, Settings
 from producers.codec import Codec, registry, schema_id
 from producers.generators import generated

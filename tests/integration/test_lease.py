@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import psycopg2
 import pytest
 
-from infra.lease import Lease, LeaseHeld, LeaseLost, LeaseUnreachable
+from infra.locks.driver_lease import Lease, LeaseHeld, LeaseLost, LeaseUnreachable
 from infra.settings import Settings
 
 NewLease = Callable[..., Lease]

@@ -16,7 +16,7 @@ import pytest
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, NewTopic, ResourceType
 
-from infra.provisioning import provision_subject
+from infra.operations.provisioning import provision_subject
 from infra.settings import PROJECT, Settings
 from producers.codec import Codec, RegistryError, RegistryUnavailable, registry, schema_exists, schema_id
 from producers.inject import Faults

@@ -12,7 +12,7 @@ from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, C
 from confluent_kafka.schema_registry import SchemaRegistryClient
 from tenacity import Retrying, stop_after_delay, wait_fixed
 
-from infra.provisioning import Drift, Refused, Unavailable, provision_subject, provision_topics, topic_specs
+from infra.operations.provisioning import Drift, Refused, Unavailable, provision_subject, provision_topics, topic_specs
 from infra.settings import PROJECT, Settings
 from schemas.catalog import load
 from schemas.model import Contract, Topic
@@ -146,7 +146,7 @@ def test_half_provisioned_is_completed(admin: AdminClient, contract: Contract) -
 
 
 def test_no_broker_is_transient(stack: Settings, contract: Contract, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("infra.provisioning.TIMEOUT", 2.0)
+    monkeypatch.setattr("infra.operations.provisioning.TIMEOUT", 2.0)
     nowhere = AdminClient(stack.kafka_client("provision") | {"bootstrap.servers": "127.0.0.1:1", "log_level": 0})
     with pytest.raises(Unavailable, match="Kafka does not answer"):
         provision_topics(nowhere, contract)

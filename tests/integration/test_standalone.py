@@ -17,9 +17,9 @@ from confluent_kafka.admin import AdminClient
 
 from infra.airflow_client import Airflow
 from infra.driver import process as driver
-from infra.lease import Lease
 from infra.local import airflow
-from infra.provisioning import provision_subject, provision_topics
+from infra.locks.driver_lease import Lease
+from infra.operations.provisioning import provision_subject, provision_topics
 from infra.settings import Settings, settings
 from producers.codec import registry
 from schemas.catalog import load

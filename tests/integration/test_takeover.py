@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from infra.driver import process
-from infra.lease import Lease, LeaseHeld, LeaseLost
+from infra.locks.driver_lease import Lease, LeaseHeld, LeaseLost
 from infra.settings import Settings
 
 SMALL_DRIVER = Path(__file__).parents[1] / "unit" / "small_driver.py"

@@ -12,7 +12,7 @@ from threading import Thread
 import pytest
 from cryptography import x509
 
-from infra.security.certificates import LIFETIME, RENEW_BEFORE, broker_keystore, ensure_certificates
+from infra.local.certificates import LIFETIME, RENEW_BEFORE, broker_keystore, ensure_certificates
 from infra.settings import Settings
 
 

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from infra.driver import process
-from infra.provisioning import require_deployed
+from infra.operations.provisioning import require_deployed
 from infra.settings import PROJECT, Settings
 from schemas.catalog import load
 from spark import restart

@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 
 from infra.broker.offsets import flat
 from infra.cli import app
-from infra.security.certificates import ensure_certificates
+from infra.local.certificates import ensure_certificates
+from infra.operations.uses import SHELF
 from infra.settings import Settings, settings
-from infra.uses import SHELF
 from schemas.catalog import load
 from spark import lane as lanes
 from spark.checkpoint_log import Unreadable

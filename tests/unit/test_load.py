@@ -10,7 +10,7 @@ import fastavro
 import numpy as np
 import pytest
 
-from infra.uses import SHELF
+from infra.operations.uses import SHELF
 from producers import load
 from producers.codec import Codec
 from schemas.catalog import load as load_contract

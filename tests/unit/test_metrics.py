@@ -14,7 +14,7 @@ import pytest
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from infra.metrics import registry
+from infra.operations.metrics import registry
 from infra.settings import Settings
 
 PROGRAM = str(Path(sys.executable).with_name("millrace"))

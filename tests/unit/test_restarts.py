@@ -18,7 +18,7 @@ import pytest
 from airflow.sdk.exceptions import TaskDeferred
 from airflow.sdk.module_loading import import_string
 
-from infra.driver import airflow_triggers, operations, process, restart_policy
+from infra.driver import actions, airflow_triggers, process, restart_policy
 from infra.settings import PROJECT, Settings
 from tests.unit.test_driver import started
 
@@ -109,13 +109,13 @@ def test_a_failed_try_opens_it_again_and_a_person_closes_it(home: Settings) -> N
 
 def test_a_stopped_stream_stays_stopped_until_it_is_started(home: Settings) -> None:
     started(home, 1)
-    done = operations.operate(home, "stop", "ann", "broker moves")
+    done = actions.operate(home, "stop", "ann", "broker moves")
     assert (done.before, process.running(home)) == (1, None)
     why = str(restart_policy.waits(home, datetime.now(UTC)))
     assert why.startswith("ann stopped the stream at ")
     assert "broker moves. `millrace stream start`" in why
-    with pytest.raises(operations.NotOperated, match="no driver to restart: ann stopped the stream"):
-        operations.operate(home, "restart", "bob", "")
+    with pytest.raises(actions.NotOperated, match="no driver to restart: ann stopped the stream"):
+        actions.operate(home, "restart", "bob", "")
     assert restart_policy.let_go(home)
     assert restart_policy.waits(home, datetime.now(UTC)) is None
 
@@ -129,7 +129,7 @@ def test_a_stream_that_is_stopped_while_its_driver_is_started_stays_stopped(
 
     def ensure(settings: Settings, lease: Any, command: Any) -> process.Driver:
         """What starts a driver, and is overtaken by somebody who stops the stream and finds none yet."""
-        done = operations.operate(settings, "stop", "ann", "broker moves")
+        done = actions.operate(settings, "stop", "ann", "broker moves")
         assert done.before is None
         return started(settings, 5)
 

@@ -17,7 +17,7 @@ from pyspark.sql.pandas.types import to_arrow_schema
 from typer.testing import CliRunner
 
 from infra.cli import app
-from infra.driver.operations import require_startable
+from infra.driver.actions import require_startable
 from infra.settings import Settings, settings
 from schemas.catalog import load
 from schemas.errors import Halt

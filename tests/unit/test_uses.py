@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from infra.operations.uses import SHELF, NoSuchUse, named, take
 from infra.settings import PROJECT
-from infra.uses import SHELF, NoSuchUse, named, take
 from schemas.catalog import catalog, folders
 from schemas.check import check
 

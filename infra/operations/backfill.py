@@ -16,6 +16,7 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from infra import conserved
 from infra.broker.ranges import Place, Range
+from infra.operations import repair
 from infra.settings import Settings
 from schemas.catalog import load
 from schemas.errors import TerminalError, TransientError
@@ -53,7 +54,7 @@ def send_missing(settings: Settings, stream: str, records: Sequence[str], *, dry
     missing = sum(f.range.size for one in found.partitions for f in one.findings if f.reason == "missing")
     if dry_run:
         return missing, 0
-    sent = conserved.send_missing(settings, contract, found) if missing else 0
+    sent = repair.send_missing(settings, contract, found) if missing else 0
     if not records:
         conserved.require_conserved(conserved.audit(settings, contract, "backfill") if sent else found)
     return missing, sent

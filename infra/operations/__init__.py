@@ -1,0 +1,1 @@
+"""What operators do to the whole platform: provision, repair, backfill, metrics, uses."""

@@ -1,0 +1,36 @@
+"""Sending again what bronze lacks and Kafka still has."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from infra.driver.waiting import wait_until_ingested
+from infra.settings import Settings
+from producers import repair
+from schemas.model import Contract
+from spark.audits import Audit
+
+log = logging.getLogger(__name__)
+
+
+def send_missing(
+    settings: Settings,
+    contract: Contract,
+    found: Audit,
+    timeout: float = 300,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> int:
+    """Sends what `found` is missing and Kafka still has to the retry topic, waits until the stream has ingested it, and
+    returns the number of records. Raises `RepairError`, and `NotIngested` after `timeout` seconds."""
+    missing = {
+        partition.place: [finding.range for finding in partition.findings if finding.reason == "missing"]
+        for partition in found.partitions
+    }
+    if not any(missing.values()):
+        return 0
+    ingested = {partition.place: partition.to_offset for partition in found.partitions}
+    sent = repair.repair(contract, settings, missing, ingested)
+    log.info("%s: %d missing records were sent again", contract.stream, sent)
+    wait_until_ingested(settings, [contract], timeout, on_progress)
+    return sent

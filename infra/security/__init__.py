@@ -1,1 +1,0 @@
-"""Certificates (and later access rules) of the embedded stack."""
