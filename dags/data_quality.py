@@ -65,13 +65,13 @@ def unchanged(stream: str) -> str | None:
     """Why a check would find what the last one found: that one was green and saw the newest batch and the newest
     publication, and the contract does not ask for freshness, which time alone can break."""
     from infra.settings import settings
-    from schemas.catalog import load
+    from schemas.contract.catalog import contract_in
     from spark.checkpoints import settled_batch
     from spark.publications import publications
     from spark.serving.duck import connect
 
     config = settings()
-    contract = load(config.contracts / stream)
+    contract = contract_in(config.contracts, stream)
     published = publications(config.lake_uri, stream)
     with connect(config, [contract]) as served:
         last = served.execute(

@@ -45,12 +45,12 @@ def questions(stream: str) -> list[dict[str, Any]]:
 
     from infra.settings import settings
     from producers.decisions import pending
-    from schemas.catalog import load
+    from schemas.contract.catalog import contract_in
     from spark.serving import letters
     from spark.serving.duck import connect
 
     now, asked = datetime.now(UTC), []
-    contract = load(settings().contracts / stream)
+    contract = contract_in(settings().contracts, stream)
     with connect(settings(), [contract]) as served:
         which = letters.Filter(status="parked", until=now)
         if groups := letters.counts(served, stream, which):
@@ -79,7 +79,7 @@ def decided(letters: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
 
     from infra.settings import settings
     from producers.decisions import DecisionError, Parked, Verdict, announce, pending
-    from schemas.catalog import load
+    from schemas.contract.catalog import contract_in
     from spark.serving.duck import connect
     from spark.serving.letters import Filter
     from spark.serving.letters import letters as found
@@ -88,7 +88,7 @@ def decided(letters: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
     if chosen == LEAVE:
         return {"decision": chosen, "letters": 0}
     who = answer["responded_by_user"] or {}
-    contract = load(settings().contracts / letters["stream"])
+    contract = contract_in(settings().contracts, letters["stream"])
     until = datetime.fromisoformat(letters["until"])
     others = pending(contract, settings()).keys()
     which = Filter((), letters["error_class"], letters["reason"], "parked", until, exactly=True, other_than=others)

@@ -53,7 +53,7 @@ with DAG(
 
         from infra.locks.batch_lock import exclusive
         from infra.settings import settings
-        from schemas.catalog import catalog
+        from schemas.contract.catalog import catalog
         from spark import maintenance
         from spark.serving.duck import write_catalog
 

@@ -54,11 +54,11 @@ with DAG(
 
         from infra.operations.provisioning import provision_subject, provision_topics, require_deployed
         from infra.settings import settings
-        from schemas.catalog import load
+        from schemas.contract.catalog import contract_in
         from spark import tables
 
         config = settings()
-        contract = load(config.contracts / stream)
+        contract = contract_in(config.contracts, stream)
         require_deployed(config, contract)
         changes = provision_topics(KafkaAdminClientHook("kafka_provision").get_conn, contract)
         changes += provision_subject(SchemaRegistryClient(config.registry), contract)

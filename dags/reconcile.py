@@ -49,7 +49,7 @@ def nothing_new(stream: str) -> str | None:
     """Why a reconciliation would find nothing to do: no batch was ingested after those in the last publication, and its
     velocity, sessions and joins are published as far."""
     from infra.settings import settings
-    from schemas.catalog import catalog
+    from schemas.contract.catalog import catalog
     from spark.checkpoints import settled_batch
     from spark.publications import behind, in_force, publications
 
@@ -69,7 +69,7 @@ def residual(stream: str, run_id: str) -> str | None:
     hours that a residual keeps back are served as withheld."""
     from infra.conserved import NotConserved, require_conserved
     from infra.settings import settings
-    from schemas.catalog import load
+    from schemas.contract.catalog import contract_in
     from spark import refusals
     from spark.audits import audits
 
@@ -80,7 +80,9 @@ def residual(stream: str, run_id: str) -> str | None:
     try:
         require_conserved(own[-1])
     except NotConserved as error:
-        refusals.withhold(config.lake_uri, load(config.contracts / stream), run_id, own[-1].through_batch, str(error))
+        refusals.withhold(
+            config.lake_uri, contract_in(config.contracts, stream), run_id, own[-1].through_batch, str(error)
+        )
         return str(error)
     return None
 
@@ -106,7 +108,7 @@ with DAG(
         from infra import conserved
         from infra.operations.repair import send_missing
         from infra.settings import settings
-        from schemas.catalog import load
+        from schemas.contract.catalog import contract_in
         from schemas.errors import MillraceError, TerminalError, TransientError
         from spark import audits
 
@@ -118,7 +120,7 @@ with DAG(
                 if reason := nothing_settled(stream):
                     log.info("%s is left out: %s", stream, reason)
                     continue
-                contract = load(config.contracts / stream)
+                contract = contract_in(config.contracts, stream)
                 account = conserved.audit(config, contract, run_id, accept=bool(asked.get("accept")))
                 if asked.get("repair") and account.residual:
                     send_missing(config, contract, account)

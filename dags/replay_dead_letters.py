@@ -43,12 +43,12 @@ def replayed(stream: str, run_id: str) -> dict[str, int]:
     from producers.codec import registry, schema_exists
     from producers.moves import moves
     from producers.replay import replay
-    from schemas.catalog import load
+    from schemas.contract.catalog import contract_in
     from spark import replays
     from spark.serving.duck import connect
 
     config, now = settings(), datetime.now(UTC)
-    contract = load(config.contracts / stream)
+    contract = contract_in(config.contracts, stream)
     with connect(config, [contract]) as served:
 
         def record_moves() -> None:

@@ -46,8 +46,9 @@ def at(cron: str) -> CronTriggerTimetable:
 def streams() -> list[str]:
     """The streams that have a contract, by the names of their folders; the contracts themselves are not read."""
     from infra.settings import settings
+    from schemas.contract.folders import folders
 
-    return sorted(path.parent.name for path in settings().contracts.glob("*/stream.yaml"))
+    return [folder.name for folder in folders(settings().contracts)]
 
 
 def duty(work: Callable[P, R]) -> Callable[P, R]:
@@ -181,7 +182,7 @@ class SparkJob(SparkSubmitOperator):
 
     def _reports(self, chosen: list[str], since: datetime) -> dict[str, Any]:
         from infra.settings import settings
-        from schemas.catalog import load
+        from schemas.contract.catalog import contract_in
         from schemas.errors import MillraceError
         from spark.serving.duck import connect
 
@@ -189,7 +190,7 @@ class SparkJob(SparkSubmitOperator):
         reports: dict[str, Any] = {}
         for stream in chosen:
             try:
-                with connect(config, [load(config.contracts / stream)]) as served:
+                with connect(config, [contract_in(config.contracts, stream)]) as served:
                     reports[stream] = self.report(served, {"stream": stream, "since": since})
             except MillraceError as error:
                 reports[stream] = {"failures": [f"{stream}: {error}"]}
@@ -267,10 +268,10 @@ def failed_suites(served: Any, job: dict[str, Any]) -> list[str]:
 def nothing_settled(stream: str) -> str | None:
     """Why there is nothing to work on: no batch is complete yet."""
     from infra.settings import settings
-    from schemas.catalog import load
+    from schemas.contract.catalog import contract_in
     from spark.checkpoints import settled_batch
 
     config = settings()
-    if settled_batch(load(config.contracts / stream), config) is None:
+    if settled_batch(contract_in(config.contracts, stream), config) is None:
         return f"no batch of {stream} is complete yet: provision, stream and produce first"
     return None

@@ -24,9 +24,9 @@ from infra.broker.offsets import Offsets, broker_offsets
 from infra.broker.ranges import Place, Range
 from infra.gaps import Gaps
 from infra.settings import Settings
-from producers import repair
+from schemas import dead_letter
+from schemas.contract.model import Contract
 from schemas.errors import TerminalError
-from schemas.model import Contract
 from spark import audits, checkpoints, conservation
 from spark.audits import Audit
 from spark.conservation import Conserved, Finding, Held
@@ -157,7 +157,7 @@ def _found(
 
     def note(message: Message) -> Identity:
         topic, partition, offset = message.topic() or "", message.partition() or 0, message.offset() or 0
-        return repair.identity(contract, topic, partition, offset, message.headers() or [])  # type: ignore[arg-type]
+        return dead_letter.identity(contract, topic, partition, offset, message.headers() or [])  # type: ignore[arg-type]
 
     if not any(unknown.values()):
         return {place: [] for place in unknown}
@@ -183,7 +183,7 @@ def _less_repaired(
     """`findings`, with what was lost told from what was lost and came back on the retry topic."""
 
     def came_back(offset: int) -> bool:
-        return (identities.get(offset) or repair.identity(contract, *place, offset, [])) in again
+        return (identities.get(offset) or dead_letter.identity(contract, *place, offset, [])) in again
 
     for finding in findings:
         if finding.reason not in ("missing", "expired"):

@@ -19,6 +19,7 @@ from pydantic import AliasChoices, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from infra.private_files import create_private
+from schemas.contract.folders import STREAMS, streams_folder
 from schemas.errors import TerminalError
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -44,7 +45,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="MILLRACE_", extra="ignore", validate_by_name=True)
 
     home: Path = Field(PROJECT / ".millrace", description="State of the local stack: data, logs, secrets, pid files.")
-    contracts: Path = Field(PROJECT / "schemas", description="Folder of the contracts, one folder per stream.")
+    contracts: Path = Field(STREAMS, description="Folder of the contracts, one folder per stream.")
     lake: str = Field("", description="URI of the Delta tables; default `file:<home>/lake`.")
     checkpoints: str = Field("", description="URI of the streaming checkpoints; default `file:<home>/checkpoints`.")
     catalog: Path | None = Field(
@@ -105,6 +106,11 @@ class Settings(BaseSettings):
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
         return value and value.expanduser().resolve()
+
+    @field_validator("contracts")
+    @classmethod
+    def _streams(cls, value: Path) -> Path:
+        return streams_folder(value)
 
     @field_validator("lake", "checkpoints")
     @classmethod

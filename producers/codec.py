@@ -19,9 +19,9 @@ from confluent_kafka.schema_registry import Schema, SchemaRegistryClient, Schema
 
 from infra.settings import Settings
 from producers.sources import Record
+from schemas.contract.field_kinds import logical_type
+from schemas.contract.model import Contract
 from schemas.errors import TerminalError, TransientError
-from schemas.fields import logical_type
-from schemas.model import Contract
 from schemas.wire import header
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

@@ -19,13 +19,24 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from infra.settings import Settings
 from producers.codec import Codec, registry, schema_id, writer
-from producers.letters import DECIDED_AT, DECIDED_BECAUSE, DECIDED_BY, DECISION, Letter, Verb, instant, moment
 from producers.transactions import Reader, SessionError, send
+from schemas.contract.examples import Misfit, encode
+from schemas.contract.field_kinds import from_json
+from schemas.contract.model import Contract
+from schemas.contract.verdict import Judge
+from schemas.dead_letter import (
+    ATTEMPT,
+    DECIDED_AT,
+    DECIDED_BECAUSE,
+    DECIDED_BY,
+    DECISION,
+    ID,
+    Letter,
+    Verb,
+    instant,
+    moment,
+)
 from schemas.errors import TerminalError, TransientError
-from schemas.examples import Misfit, encode
-from schemas.fields import from_json
-from schemas.model import Contract
-from schemas.verdict import Judge
 from schemas.wire import HEADER, header
 from schemas.wire import schema_id as schema_id_of
 
@@ -111,7 +122,7 @@ def announce(
             if edited is not None:
                 letter = letter._replace(key=edited[0], value=edited[1])
             # Also a letter whose own headers are unreadable must say who it is.
-            who = {"dl-id": known.id, "dl-attempt": str(known.attempt)}
+            who = {ID: known.id, ATTEMPT: str(known.attempt)}
             what = {
                 DECISION: verdict.verb,
                 DECIDED_BY: verdict.by,
@@ -141,7 +152,7 @@ def pending(contract: Contract, settings: Settings) -> dict[str, Verdict]:
             for partition, start in reader.committed(ends).items():
                 for letter in reader.letters(partition, start, ends[partition], ends[partition]):
                     headers = dict(letter.headers)
-                    who, verb, at = letter.header("dl-id"), letter.header(DECISION), moment(headers, DECIDED_AT)
+                    who, verb, at = letter.header(ID), letter.header(DECISION), moment(headers, DECIDED_AT)
                     if who and verb in get_args(Verb) and at:
                         by, because = letter.header(DECIDED_BY) or "?", letter.header(DECIDED_BECAUSE) or "?"
                         found.setdefault(who, Verdict(cast("Verb", verb), by, because, at))

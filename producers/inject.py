@@ -16,8 +16,8 @@ from datetime import timedelta
 from random import Random
 
 from producers.codec import Codec, Message
+from schemas.contract.examples import bad
 from schemas.errors import TerminalError
-from schemas.examples import bad
 from schemas.wire import HEADER, Fault, broken
 
 WIRE_FAULTS: tuple[Fault, ...] = ("bad_magic", "truncated", "unknown_schema")

@@ -22,9 +22,9 @@ from infra.settings import Settings, settings
 from producers.codec import Codec, registry, schema_id
 from producers.generators import generated
 from producers.produce import FLUSH_SECONDS, OPTIONS
+from schemas.contract.model import Contract
+from schemas.contract.predicates import Alerts
 from schemas.errors import TransientError
-from schemas.model import Contract
-from schemas.predicates import Alerts
 from schemas.wire import HEADER, header
 
 STREAM = "telemetry"
@@ -192,10 +192,10 @@ def _prepare(ready: Any) -> None:
 
 
 def _one(stream: str, events: int, process: int) -> tuple[float, float]:
-    from schemas.catalog import load as load_contract
+    from schemas.contract.catalog import contract_in
 
     config = settings()
-    contract = load_contract(config.contracts / stream)
+    contract = contract_in(config.contracts, stream)
     mine = load(contract, schema_id(contract, registry(config)), process=process)
     client = producer(config)
     client.list_topics(contract.stream, 10)  # connected

@@ -13,20 +13,24 @@ from typing import Any
 from confluent_kafka import KafkaException
 
 from infra.settings import Settings
-from producers.letters import (
+from producers.transactions import Reader, SessionError
+from schemas.contract.model import Contract
+from schemas.dead_letter import (
     DECIDED_AT,
     DECIDED_BECAUSE,
     DECIDED_BY,
     DECISION,
+    ERROR_CLASS,
+    FIRST_FAILED_AT,
+    ID,
     PARKED_BECAUSE,
+    REASON,
     Letter,
     attempts,
     moment,
     text,
 )
-from producers.transactions import Reader, SessionError
 from schemas.errors import TransientError
-from schemas.model import Contract
 
 BLOCK = 25_000
 """Moves that are in memory at a time."""
@@ -66,8 +70,8 @@ def _columns(contract: Contract, letters: list[tuple[str, Letter]]) -> Columns:
     texts = {
         name: [text(its.get(header)) for its in headers]
         for name, header in {
-            "error_class": "dl-error-class",
-            "reason": "dl-reason",
+            "error_class": ERROR_CLASS,
+            "reason": REASON,
             "parked_because": PARKED_BECAUSE,
             "decision": DECISION,
             "decided_by": DECIDED_BY,
@@ -82,11 +86,11 @@ def _columns(contract: Contract, letters: list[tuple[str, Letter]]) -> Columns:
             for (topic, _), decision in zip(letters, decisions, strict=True)
         ],
         "id": [
-            text(its.get("dl-id")) or f"{topic}/{letter.partition}/{letter.offset}"
+            text(its.get(ID)) or f"{topic}/{letter.partition}/{letter.offset}"
             for (topic, letter), its in zip(letters, headers, strict=True)
         ],
         "attempt": [attempts(its) or 0 for its in headers],
-        "first_failed_at": [moment(its, "dl-first-failed-at") for its in headers],
+        "first_failed_at": [moment(its, FIRST_FAILED_AT) for its in headers],
         "decided_at": [moment(its, DECIDED_AT) for its in headers],
         "edited": [
             letter.value if decision == "edit" else None

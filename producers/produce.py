@@ -28,8 +28,8 @@ from infra.settings import Settings
 from producers.codec import Codec, Message, registry, schema_id
 from producers.inject import Faults, Injected, violations
 from producers.sources import Record
+from schemas.contract.model import Contract
 from schemas.errors import TerminalError, TransientError
-from schemas.model import Contract
 
 OPTIONS: dict[str, str | int | float | bool] = {
     "enable.idempotence": True,  # no duplicates and no reordering by the client's own retries

@@ -16,23 +16,15 @@ from confluent_kafka import KafkaException
 from infra.broker.offsets import Offsets
 from infra.broker.ranges import Place, Range
 from infra.settings import Settings
-from producers.letters import Header, Letter
 from producers.replay import TRANSACTION_LETTERS
 from producers.transactions import Fenced, Session, SessionError
+from schemas.contract.model import Contract
+from schemas.dead_letter import ATTEMPT, ID, Letter, identity
 from schemas.errors import TransientError
-from schemas.model import Contract
 
 
 class RepairError(TransientError):
     """A repair could not finish. What was committed stays; the next one sends what is left."""
-
-
-def identity(contract: Contract, topic: str, partition: int, offset: int, headers: Sequence[Header]) -> tuple[str, int]:
-    """Which record it is, and the attempt: its own topic/partition/offset and 0, but a letter that was replayed to the
-    retry topic is the letter that its headers name."""
-    letter = Letter(partition, offset, None, None, None, tuple(headers) if topic == contract.retry_topic else ())
-    attempt = letter.header("dl-attempt") or ""
-    return letter.header("dl-id") or f"{topic}/{partition}/{offset}", int(attempt) if attempt.isdecimal() else 0
 
 
 def repair(contract: Contract, settings: Settings, missing: Mapping[Place, Sequence[Range]], ingested: Offsets) -> int:
@@ -68,4 +60,4 @@ def _lost(contract: Contract, session: Session, missing: Mapping[Place, Sequence
         for first, last in ranges:
             for letter in session.letters(partition, first, last + 1, topic=topic):
                 id_, attempt = identity(contract, topic, partition, letter.offset, letter.headers)
-                yield letter.with_headers({"dl-id": id_, "dl-attempt": str(attempt)})
+                yield letter.with_headers({ID: id_, ATTEMPT: str(attempt)})

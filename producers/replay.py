@@ -27,10 +27,11 @@ from typing import NamedTuple
 from confluent_kafka import KafkaException
 
 from infra.settings import Settings
-from producers.letters import Decision, Identity, Letter, decide
+from producers.letters import Decision, decide
 from producers.transactions import Fenced, Reader, Session, SessionError
+from schemas.contract.model import Contract
+from schemas.dead_letter import Identity, Letter
 from schemas.errors import TransientError
-from schemas.model import Contract
 
 TRANSACTION_LETTERS = 10_000
 """Letters that one transaction moves at most."""

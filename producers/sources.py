@@ -21,10 +21,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from schemas.contract.examples import encode
+from schemas.contract.field_kinds import from_json
+from schemas.contract.model import Contract
 from schemas.errors import TerminalError
-from schemas.examples import encode
-from schemas.fields import from_json
-from schemas.model import Contract
 
 Record = Mapping[str, Any]
 

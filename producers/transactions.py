@@ -21,7 +21,7 @@ from confluent_kafka import (
 
 from infra.broker.bounded import Unanswered, answered
 from infra.settings import Settings
-from producers.letters import Header, Letter
+from schemas.dead_letter import Header, Letter
 
 SECONDS = 30.0
 """How long an answer of Kafka may take."""

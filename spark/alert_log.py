@@ -15,7 +15,7 @@ from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from pyspark.sql.pandas.types import to_arrow_schema
 
 from infra.settings import Settings
-from schemas.model import Contract
+from schemas.contract.model import Contract
 from spark import tables
 from spark.upkeep import Upkeep
 

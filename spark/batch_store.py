@@ -17,7 +17,7 @@ from deltalake import DeltaTable
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from schemas.model import Aggregate, Contract
+from schemas.contract.model import Aggregate, Contract
 from spark import measures, retention, tables
 from spark.reconcile import floor_hour, literal
 

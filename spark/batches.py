@@ -26,7 +26,7 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import StructType
 
-from schemas.model import Contract
+from schemas.contract.model import Contract
 from spark import tables
 
 FOLDER = "batch-"

@@ -11,8 +11,8 @@ from pydantic import BaseModel, ConfigDict
 
 from infra.broker.offsets import Offsets, flat
 from infra.settings import Settings
+from schemas.contract.model import Contract
 from schemas.errors import TransientError
-from schemas.model import Contract
 from spark import tables
 from spark.checkpoint_log import Log, beginning, document, model, numbers, offsets
 

@@ -24,7 +24,7 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from infra.settings import Settings
-from schemas.model import Contract, Derived, Join, Sessions, Velocity
+from schemas.contract.model import Contract, Derived, Join, Sessions, Velocity
 from spark import derived, stateful, tables
 from spark.batch_store import BatchStore
 from spark.publications import Publication, publications, unique_run_id

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from pyspark.sql.types import DataType, LongType, StringType, TimestampType
 
-from schemas.catalog import load
-from schemas.model import Contract, Derived, Join, Measure, Sessions, Velocity
+from schemas.contract.catalog import load
+from schemas.contract.model import Contract, Derived, Join, Measure, Sessions, Velocity
 from spark import measures
 from spark.fields import scalar
 

@@ -22,8 +22,8 @@ from pyspark.sql.types import (
     TimestampType,
 )
 
+from schemas.contract.model import Contract
 from schemas.errors import TerminalError
-from schemas.model import Contract
 
 _PLAIN: dict[str, DataType] = {
     "boolean": BooleanType(),

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
-from schemas.model import Contract
+from schemas.contract.model import Contract
 from spark import measures, tables
 
 

@@ -21,8 +21,8 @@ import numpy as np
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
+from schemas.contract.model import Contract
 from schemas.errors import Halt
-from schemas.model import Contract
 from spark import batches, checkpoints, tables
 from spark.letters import Letters, letters
 from spark.transforms.aggregates import distinct_events, event_columns, partials

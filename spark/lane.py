@@ -22,9 +22,9 @@ from pyspark.sql.streaming.query import StreamingQuery
 
 from infra.broker.offsets import Offsets, flat, nested
 from infra.settings import Settings
-from schemas import references
+from schemas.contract import references
+from schemas.contract.model import Contract
 from schemas.errors import MillraceError
-from schemas.model import Contract
 from spark import checkpoint_log, checkpoints, source
 from spark.alert_log import AlertLog
 from spark.checkpoint_log import Unreadable

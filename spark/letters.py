@@ -20,16 +20,14 @@ from pyspark.sql import functions as F
 from tenacity import Retrying, before_sleep_log, retry_if_exception_type, stop_after_delay, wait_exponential_jitter
 
 from infra.broker.bounded import Unanswered, answered
+from schemas.contract.model import Contract
+from schemas.dead_letter import ATTEMPT, ERROR_CLASS, FIRST_FAILED_AT, ID, NEXT_DUE_AT, PREFIX, REASON
 from schemas.errors import TerminalError, TransientError
-from schemas.model import Contract
 
 log = logging.getLogger(__name__)
 
 TIMEOUT = 15.0
 """Seconds that a step of a transaction may take: longer than a broker needs, and short enough to try again soon."""
-
-PREFIX = "dl-"
-"""Headers that belong to the platform; all others are the producer's and stay as they are."""
 
 PATIENCE = 60.0
 """Seconds for which failed transactions are tried again."""
@@ -180,14 +178,14 @@ class Letters:
         before = {key: value for key, value in own if key.startswith(PREFIX)}
         now, backoff = self._clock(), self._contract.dead_letters.policy[letter["error_class"]]
         replayed = letter["attempt"] > 0
-        first = before.get("dl-first-failed-at") if replayed else None
+        first = before.get(FIRST_FAILED_AT) if replayed else None
         ours = {
-            "dl-id": letter["id"].encode(),
-            "dl-error-class": letter["error_class"].encode(),
-            "dl-reason": letter["reason"].encode(),
-            "dl-attempt": str(letter["attempt"]).encode(),
-            "dl-first-failed-at": first or _instant(now),
-            "dl-next-due-at": _instant(now + backoff.due_after(letter["attempt"], letter["id"])),
+            ID: letter["id"].encode(),
+            ERROR_CLASS: letter["error_class"].encode(),
+            REASON: letter["reason"].encode(),
+            ATTEMPT: str(letter["attempt"]).encode(),
+            FIRST_FAILED_AT: first or _instant(now),
+            NEXT_DUE_AT: _instant(now + backoff.due_after(letter["attempt"], letter["id"])),
         }
         return [(key, value) for key, value in own if not key.startswith(PREFIX)] + list(ours.items())
 

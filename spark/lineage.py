@@ -9,8 +9,8 @@ import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from schemas.contract.model import Contract
 from schemas.errors import TerminalError
-from schemas.model import Contract
 from spark import tables
 from spark.serving.snapshot import NOTHING_FINAL
 from spark.serving.views import views

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from infra.settings import Settings
-from schemas.model import Contract
+from schemas.contract.model import Contract
 from spark import lineage, tables
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from deltalake import DeltaTable, WriterProperties
 from deltalake.fs import DeltaStorageHandler
 from pyarrow.fs import FileSelector, PyFileSystem
 
-from schemas.model import Contract
+from schemas.contract.model import Contract
 from spark import derived, retention, tables
 from spark.publications import Publication, in_force, publications, unique_run_id
 

@@ -20,7 +20,7 @@ from pyspark.sql import Column, Window
 from pyspark.sql import functions as F
 from pyspark.sql.types import BinaryType, DataType, DecimalType, DoubleType, LongType
 
-from schemas.model import Aggregate, Contract, Measure, Sessions
+from schemas.contract.model import Aggregate, Contract, Measure, Sessions
 from spark.fields import scalar
 
 Dialect = Literal["spark", "duckdb"]

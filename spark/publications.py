@@ -9,7 +9,7 @@ from typing import Any
 
 from deltalake import DeltaTable
 
-from schemas.model import Contract
+from schemas.contract.model import Contract
 from spark import derived, tables
 
 

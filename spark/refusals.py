@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 import duckdb
 from duckdb_extensions import import_extension
 
-from schemas.model import Contract
+from schemas.contract.model import Contract
 from spark import tables
 from spark.publications import Publication, publications
 from spark.reconcile import TouchedHour, floor_hour, plan

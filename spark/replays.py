@@ -14,8 +14,8 @@ from typing import Any
 
 from duckdb import DuckDBPyConnection
 
+from schemas.contract.model import Contract
 from schemas.errors import TerminalError
-from schemas.model import Contract
 from spark import tables
 
 Identity = tuple[str, str, bool]

@@ -28,8 +28,8 @@ from deltalake import DeltaTable
 
 from infra.broker.offsets import Offsets, broker_offsets, flat, nested
 from infra.settings import Settings
+from schemas.contract.model import Contract
 from schemas.errors import Halt, TerminalError
-from schemas.model import Contract
 from spark import checkpoint_log, checkpoints, tables
 from spark.checkpoint_log import Log, Unreadable
 from spark.checkpoints import Start

@@ -16,7 +16,7 @@ from datetime import UTC, datetime, timedelta
 import pyarrow
 from deltalake import CommitProperties, DeltaTable
 
-from schemas.model import Contract, Derived
+from schemas.contract.model import Contract, Derived
 from spark import derived, tables
 from spark.publications import in_force, publications
 

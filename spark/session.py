@@ -12,7 +12,7 @@ from pyspark.sql import SparkSession
 from infra.jvm import class_archive
 from infra.jvm.jars import spark_class_path, spark_jars
 from infra.settings import Settings
-from schemas.catalog import catalog
+from schemas.contract.catalog import catalog
 
 Role = Literal["stream", "batch"]
 

@@ -8,7 +8,7 @@ from pyspark.sql import DataFrame, SparkSession
 
 from infra.broker.offsets import Offsets, broker_offsets, nested
 from infra.settings import Settings
-from schemas.model import Contract
+from schemas.contract.model import Contract
 
 EARLIEST = -2
 """Spark's name for the first offset that a partition still has."""

@@ -23,8 +23,8 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.streaming.query import StreamingQuery
 
 from infra.settings import Settings
+from schemas.contract.model import Contract, Derived, Join, Sessions, Velocity
 from schemas.errors import Halt
-from schemas.model import Contract, Derived, Join, Sessions, Velocity
 from spark import batches, checkpoint_log, checkpoints, derived, retention, tables
 from spark.checkpoint_log import Unreadable
 from spark.fingerprint import Fingerprint, changes

@@ -16,9 +16,9 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import BinaryType
 
-from schemas import references
-from schemas.fields import nullable
-from schemas.model import Aggregate, Contract, Measure, Reference, Severity
+from schemas.contract import references
+from schemas.contract.field_kinds import nullable
+from schemas.contract.model import Aggregate, Contract, Measure, Reference, Severity
 from spark import fields, measures, tables
 from spark.transforms.windows import SECONDS
 

@@ -30,7 +30,7 @@ from pyspark.sql.types import (
     TimestampType,
 )
 
-from schemas.model import Aggregate, Contract, Derived
+from schemas.contract.model import Aggregate, Contract, Derived
 from spark import derived, fields, measures
 
 STRING, LONG, INT, TIMESTAMP, DOUBLE = StringType(), LongType(), IntegerType(), TimestampType(), DoubleType()

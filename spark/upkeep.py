@@ -26,7 +26,7 @@ import pyarrow
 from deltalake import DeltaTable, WriterProperties
 from deltalake.exceptions import DeltaError
 
-from schemas.model import Contract
+from schemas.contract.model import Contract
 from spark import batches, retention, tables
 
 log = logging.getLogger(__name__)

@@ -30,8 +30,8 @@ from tenacity import (
 )
 
 from infra.settings import Settings
+from schemas.contract.model import Contract
 from schemas.errors import TransientError
-from schemas.model import Contract
 
 log = logging.getLogger(__name__)
 

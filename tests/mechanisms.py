@@ -85,8 +85,8 @@ MECHANISMS = (
     ),
     Mechanism(
         "P5", "what an audit keeps from being published is marked too", "dags/reconcile.py",
-        "        refusals.withhold(config.lake_uri, load(config.contracts / stream), run_id, own[-1].through_batch, "
-        "str(error))\n", "",
+        "        refusals.withhold(\n            config.lake_uri, contract_in(config.contracts, stream), run_id, "
+        "own[-1].through_batch, str(error)\n        )\n", "",
         ("tests/unit/test_dag_reports.py::test_a_stream_with_a_residual_is_withheld_and_the_others_go_on",),
     ),
     Mechanism(
@@ -176,7 +176,7 @@ MECHANISMS = (
          "::test_state_does_not_grow_with_time_and_a_batch_writes_its_changes_only[stays]",),
     ),
     Mechanism(
-        "P2", "what a field means does not change", "schemas/compatibility.py",
+        "P2", "what a field means does not change", "schemas/contract/compatibility.py",
         "_other_meanings(versions[newer], versions[older]) if directions else ()", "()",
         ("tests/unit/test_contracts.py::test_compatibility_of_versions",),
     ),
@@ -636,12 +636,12 @@ MECHANISMS = (
          "::test_a_lane_that_dies_after_each_start_is_told_and_a_reset_loses_no_alert"),
     ),
     Mechanism(
-        "P9", "no result is called as the alert lane", "schemas/named.py",
+        "P9", "no result is called as the alert lane", "schemas/contract/check_names.py",
         "        if name == LANE:\n", "        if False:\n",
         ("tests/unit/test_contracts.py::test_a_name_that_something_else_has_is_an_error_for_everybody",),
     ),
     Mechanism(
-        "P9", "no view is called as another one", "schemas/named.py",
+        "P9", "no view is called as another one", "schemas/contract/check_names.py",
         "                if view in views:\n", "                if False:\n",
         ("tests/unit/test_contracts.py::test_a_name_that_something_else_has_is_an_error_for_everybody",),
     ),
@@ -653,7 +653,7 @@ MECHANISMS = (
     ),
     Mechanism(
         "P9", "a stream is a folder", "dags/wiring.py",
-        'path.parent.name for path in settings().contracts.glob("*/stream.yaml")', 'name for name in ("flights",)',
+        'folder.name for folder in folders(settings().contracts)', 'name for name in ("flights",)',
         ("tests/unit/test_dags.py::test_a_new_stream_is_a_folder",),
     ),
     Mechanism(

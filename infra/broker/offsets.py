@@ -8,8 +8,8 @@ from confluent_kafka import IsolationLevel, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from infra.settings import Principal, Settings
+from schemas.contract.model import Contract
 from schemas.errors import Halt, TransientError
-from schemas.model import Contract
 
 Offsets = dict[tuple[str, int], int]
 """(topic, partition) to an offset."""

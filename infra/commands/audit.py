@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from infra.settings import Settings
-    from schemas.model import Contract
+    from schemas.contract.model import Contract
     from spark.audits import Audit
     from spark.conservation import Conserved
 
@@ -35,7 +35,7 @@ def audit(
     from infra.commands.produce import contract_of
     from infra.conserved import NotConserved, require_conserved
     from infra.settings import settings
-    from schemas.catalog import catalog
+    from schemas.contract.catalog import catalog
     from spark.checkpoints import NothingSettled
 
     contracts = [contract_of(name) for name in streams] if streams else list(catalog(settings().contracts).values())

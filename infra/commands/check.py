@@ -18,7 +18,7 @@ def check(
     Needs no server. Every problem is reported with file, line and field; the exit code is 1 when there is one.
     """
     from infra.settings import settings
-    from schemas.check import check as problems_of
+    from schemas.contract.check import check as problems_of
 
     root = settings().contracts
     problems = problems_of(root, streams)

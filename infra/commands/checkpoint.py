@@ -14,7 +14,7 @@ from schemas.errors import TerminalError
 if TYPE_CHECKING:
     from infra.broker.offsets import Offsets
     from infra.settings import Settings
-    from schemas.model import Contract
+    from schemas.contract.model import Contract
     from spark.restart import Storm
 
 checkpoint = typer.Typer(
@@ -39,7 +39,7 @@ def show(
     the same of its velocity, sessions and joins, and of its alert lane."""
     from infra.commands.produce import contract_of
     from infra.settings import settings
-    from schemas.catalog import catalog
+    from schemas.contract.catalog import catalog
 
     config = settings()
     contracts = [contract_of(stream)] if stream else list(catalog(config.contracts).values())

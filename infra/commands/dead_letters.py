@@ -16,8 +16,8 @@ from schemas.errors import MillraceError, TerminalError
 
 if TYPE_CHECKING:
     from producers.decisions import Parked, Verdict
-    from producers.letters import Verb
-    from schemas.model import Contract
+    from schemas.contract.model import Contract
+    from schemas.dead_letter import Verb
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -53,7 +53,7 @@ def list_(
 ) -> None:
     """Count dead letters by class, reason and status, and list them."""
     from infra.settings import settings
-    from schemas.catalog import catalog
+    from schemas.contract.catalog import catalog
     from spark.serving import letters
     from spark.serving.duck import connect
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from producers.generators import Generated
     from producers.inject import Faults
     from producers.sources import Source
-    from schemas.model import Contract
+    from schemas.contract.model import Contract
 
 STREAMS = ("flights", "weather")
 DUTIES = {

@@ -20,7 +20,7 @@ def lineage(
     """
     from infra.commands.query import print_table
     from infra.settings import settings
-    from schemas.catalog import catalog
+    from schemas.contract.catalog import catalog
     from spark.lineage import around, edges
 
     found = edges(catalog(settings().contracts).values())

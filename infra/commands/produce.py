@@ -16,7 +16,7 @@ from schemas.errors import TerminalError
 if TYPE_CHECKING:
     from producers.inject import Faults
     from producers.produce import Report
-    from schemas.model import Contract
+    from schemas.contract.model import Contract
 
 
 class UnknownStream(TerminalError):
@@ -26,7 +26,7 @@ class UnknownStream(TerminalError):
 def contract_of(stream: str) -> Contract:
     """The contract of `stream`. Raises `UnknownStream` with the names there are."""
     from infra.settings import settings
-    from schemas.catalog import catalog
+    from schemas.contract.catalog import catalog
 
     contracts = catalog(settings().contracts)
     if stream not in contracts:

@@ -23,7 +23,7 @@ def provision() -> None:
     from infra.airflow_client import Airflow
     from infra.commands.progress import narrated
     from infra.settings import settings
-    from schemas.catalog import catalog
+    from schemas.contract.catalog import catalog
 
     config = settings()
     streams = list(catalog(config.contracts))

@@ -23,7 +23,7 @@ def facts() -> dict[str, Any]:
     """
     from infra.local import stack
     from infra.settings import settings
-    from schemas.catalog import catalog
+    from schemas.contract.catalog import catalog
 
     config = settings()
     contracts = catalog(config.contracts)
@@ -59,7 +59,7 @@ def _stream(name: str) -> dict[str, Any]:
     from infra.driver.heartbeat import halts, heartbeat, ingested_offsets
     from infra.settings import settings
     from producers.decisions import DecisionsUnknown, pending
-    from schemas.catalog import catalog
+    from schemas.contract.catalog import catalog
     from schemas.errors import MillraceError
     from spark.serving import letters
     from spark.serving.duck import connect

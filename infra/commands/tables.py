@@ -17,7 +17,7 @@ def tables(
     """
     from infra.commands.query import print_table, text
     from infra.settings import settings
-    from schemas.catalog import catalog
+    from schemas.contract.catalog import catalog
     from spark.maintenance import usage
 
     config = settings()

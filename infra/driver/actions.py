@@ -119,7 +119,7 @@ def _require_supervisor(settings: Settings) -> None:
 def _require_topics(settings: Settings) -> None:
     """A stream without topics would only halt itself, but who deploys it wants it to run."""
     from infra.broker.offsets import require_topics
-    from schemas.catalog import catalog
+    from schemas.contract.catalog import catalog
 
     for contract in catalog(settings.contracts).values():
         require_topics(settings, contract)
@@ -128,7 +128,7 @@ def _require_topics(settings: Settings) -> None:
 def require_startable(settings: Settings) -> None:
     """Raises what would keep a driver from starting now: a broken contract, or a change that the checkpoint of a stream
     or of its velocity, sessions or joins refuses."""
-    from schemas.catalog import catalog
+    from schemas.contract.catalog import catalog
     from spark import restart, stateful
 
     for contract in catalog(settings.contracts).values():

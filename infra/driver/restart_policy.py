@@ -21,7 +21,7 @@ from typing import Literal
 
 from infra.driver import process
 from infra.settings import Settings
-from schemas.model import Backoff
+from schemas.contract.model import Backoff
 
 BACKOFF = Backoff(attempts=5, base=timedelta(seconds=2), cap=timedelta(minutes=5), jitter=0.5)
 COOL_DOWN = timedelta(minutes=10)

@@ -11,8 +11,8 @@ from infra.broker.offsets import broker_offsets
 from infra.driver import process, restart_policy
 from infra.driver.heartbeat import halts, heartbeat, ingested_offsets
 from infra.settings import Settings
+from schemas.contract.model import Contract
 from schemas.errors import TransientError
-from schemas.model import Contract
 
 
 class NotRunning(TransientError):

@@ -18,7 +18,7 @@ from infra import conserved
 from infra.broker.ranges import Place, Range
 from infra.operations import repair
 from infra.settings import Settings
-from schemas.catalog import load
+from schemas.contract.catalog import contract_in
 from schemas.errors import TerminalError, TransientError
 from spark.audits import Audit
 from spark.conservation import Finding, split
@@ -49,7 +49,7 @@ def backfill(
 def send_missing(settings: Settings, stream: str, records: Sequence[str], *, dry_run: bool) -> tuple[int, int]:
     """The number of selected records that bronze lacks and Kafka has, and how many of them were sent again: all, none
     in a `dry_run`. Raises as `backfill` does."""
-    contract = load(settings.contracts / stream)
+    contract = contract_in(settings.contracts, stream)
     found = selected(settings, conserved.audit(settings, contract, "backfill"), records)
     missing = sum(f.range.size for one in found.partitions for f in one.findings if f.reason == "missing")
     if dry_run:

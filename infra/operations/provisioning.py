@@ -29,8 +29,8 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_f
 
 from infra.driver import process
 from infra.settings import Settings
+from schemas.contract.model import Contract
 from schemas.errors import MillraceError, TerminalError, TransientError
-from schemas.model import Contract
 
 TIMEOUT = 30.0
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from infra.driver.waiting import wait_until_ingested
 from infra.settings import Settings
 from producers import repair
-from schemas.model import Contract
+from schemas.contract.model import Contract
 from spark.audits import Audit
 
 log = logging.getLogger(__name__)

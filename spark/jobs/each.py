@@ -14,7 +14,7 @@ from typing import Any
 from pyspark.sql import SparkSession
 
 from infra.settings import Settings, settings
-from schemas.catalog import load
+from schemas.contract.catalog import contract_in
 from schemas.errors import MillraceError
 from spark.lineage_events import told
 
@@ -48,7 +48,7 @@ def main(
         began = time.monotonic()
         try:
             config = settings()
-            with told(config, duty, load(config.contracts / stream), duty, parent=given.parent):
+            with told(config, duty, contract_in(config.contracts, stream), duty, parent=given.parent):
                 summaries.append(work(config, stream, given.run_id))
         except MillraceError as error:
             log.error("%s", error)

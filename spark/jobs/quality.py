@@ -22,8 +22,8 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from infra.settings import PROJECT, Settings
-from schemas.catalog import load
-from schemas.model import Contract
+from schemas.contract.catalog import contract_in
+from schemas.contract.model import Contract
 from spark import checkpoints, lineage, quality, suites, tables
 from spark.batch_store import BatchStore
 from spark.jobs import each
@@ -145,7 +145,7 @@ def check(config: Settings, stream: str, run_id: str) -> dict[str, Any]:
     """Runs the stream's suites with `config`, writes their rows, builds Data Docs and returns a summary. Raises
     `NothingSettled`, and `FailedExpectations` with every one that failed."""
     loading = quality.warm_up()
-    contract = load(config.contracts / stream)
+    contract = contract_in(config.contracts, stream)
     tables.create(config.lake_uri, contract)
     through = checkpoints.settled_batch(contract, config)
     if through is None:

@@ -38,9 +38,9 @@ from pyspark.sql import functions as F
 
 from infra.locks.batch_lock import exclusive
 from infra.settings import PROJECT, Settings
-from schemas.catalog import catalog, load
+from schemas.contract.catalog import catalog, contract_in
+from schemas.contract.model import Aggregate, Contract
 from schemas.errors import TerminalError, TransientError
-from schemas.model import Aggregate, Contract
 from spark import checkpoints, lineage, quality, suites, tables
 from spark.batch_store import BatchStore
 from spark.derivation import Derivation, derivations
@@ -431,7 +431,7 @@ def _reconcile(
 ) -> dict[str, Any]:
     """The run if it `may_commit`, else the survey."""
     loading = quality.warm_up()
-    contract = load(config.contracts / stream)
+    contract = contract_in(config.contracts, stream)
     now = datetime.now(UTC)
     tables.create(config.lake_uri, contract)
     through = checkpoints.settled_batch(contract, config)

@@ -42,9 +42,9 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_e
 from infra.broker.offsets import require_topics
 from infra.locks.driver_lease import Lease, LeaseUnreachable
 from infra.settings import Settings, settings
-from schemas.catalog import catalog
+from schemas.contract.catalog import catalog
+from schemas.contract.model import Contract
 from schemas.errors import Halt, MillraceError, TransientError
-from schemas.model import Contract
 from spark import checkpoints, derived, lineage, restart, retention, source, tables
 from spark.clock import Clock
 from spark.heartbeat import NO_PROGRESS, Heartbeat, plain, progress

@@ -12,8 +12,8 @@ from pyspark.sql.pandas.types import to_arrow_schema
 from pyspark.sql.types import StructType
 
 from infra.settings import Settings
-from schemas.catalog import catalog
-from schemas.model import Contract
+from schemas.contract.catalog import catalog
+from schemas.contract.model import Contract
 from spark.serving import sketches
 from spark.serving.snapshot import Snapshot, published
 from spark.serving.views import views

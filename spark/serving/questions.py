@@ -12,7 +12,7 @@ import duckdb
 import pyarrow
 
 from infra.settings import Settings, settings
-from schemas.catalog import catalog
+from schemas.contract.catalog import catalog
 from schemas.errors import TerminalError
 from spark.serving import snapshot
 from spark.serving.duck import connect

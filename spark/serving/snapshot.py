@@ -17,8 +17,8 @@ from deltalake.exceptions import TableNotFoundError
 from deltalake.fs import DeltaStorageHandler
 from pyarrow.fs import PyFileSystem
 
+from schemas.contract.model import Contract
 from schemas.errors import TerminalError
-from schemas.model import Contract
 from spark import tables
 from spark.publications import Publication, in_force, publications
 from spark.serving.views import views

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pyspark.sql import SparkSession
 
-from schemas.model import Contract
+from schemas.contract.model import Contract
 from spark.serving.snapshot import NoSuchSnapshot, Snapshot, published
 from spark.serving.views import views
 

@@ -4,9 +4,9 @@ For each aggregate `<name>_1m`, `_5m` and `_1h`: columns window_start, window_en
 `source` ('batch' or 'speed'), `final` and `withheld`. Windows that end at or before the stream's `final_through` are
 the batch layer's, exact and final; later ones are the speed layer's partials, folded. Those of hours that a run refused
 to publish, because their exact numbers failed its checks, are `withheld` until a run publishes them. For each velocity,
-session and join the view of its name, with the columns that `schemas.model` names and the same three: rows that cannot
-change any more are the batch layer's. For each stream `<stream>_events`
-(accepted records, with their place in Kafka; a repeated event is there as often as it came),
+session and join the view of its name, with the columns that `schemas.contract.model` names and the same three: rows
+that cannot change any more are the batch layer's. For each stream `<stream>_events` (accepted records, with their place
+in Kafka; a repeated event is there as often as it came),
 `<stream>_dead_letters` (rejected ones, with bytes and reason; one that was rejected again after its replay is there
 again), `<stream>_letters` (one row a dead letter, with its `status`) and, if its contract has alerts, `<stream>_alerts`
 (each alert once). And the platform's own: publications, refusals, ledger, quality, moves, replays, audits.
@@ -20,8 +20,8 @@ from datetime import UTC, datetime
 
 from pyspark.sql.types import StructType
 
-from schemas.model import Aggregate, Contract, Derived
-from schemas.model import Window as WindowName
+from schemas.contract.model import Aggregate, Contract, Derived
+from schemas.contract.model import Window as WindowName
 from spark import checkpoints, derived, measures, tables
 from spark.measures import Dialect
 from spark.transforms.windows import SECONDS

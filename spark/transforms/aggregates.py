@@ -5,8 +5,8 @@ from __future__ import annotations
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
-from schemas.model import Aggregate, Contract, Measure
-from schemas.model import Window as WindowName
+from schemas.contract.model import Aggregate, Contract, Measure
+from schemas.contract.model import Window as WindowName
 from spark import measures, tables
 from spark.transforms.windows import SECONDS
 

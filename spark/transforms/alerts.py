@@ -9,7 +9,7 @@ from functools import reduce
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from schemas.model import Alert, Contract
+from schemas.contract.model import Alert, Contract
 from spark.transforms.decode import decode
 from spark.transforms.validate import validate
 

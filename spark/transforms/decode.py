@@ -16,8 +16,9 @@ from pyspark.sql import functions as F
 from pyspark.sql.avro.functions import from_avro
 from pyspark.sql.types import ArrayType, DataType, DateType, MapType, StringType, StructType, TimestampType
 
-from schemas.fields import nullable
-from schemas.model import Contract
+from schemas.contract.field_kinds import nullable
+from schemas.contract.model import Contract
+from schemas.dead_letter import ATTEMPT, ID
 from schemas.wire import HEADER, header
 from spark import fields
 
@@ -61,8 +62,8 @@ def decoding(contract: Contract, writers: Mapping[int, str], complete: bool = Tr
         "partition",
         "offset",
         F.col("timestamp").alias("kafka_timestamp"),
-        _replay_header(contract, "dl-id").alias("original"),
-        F.coalesce(_replay_header(contract, "dl-attempt").try_cast("int"), F.lit(0)).alias("attempt"),
+        _replay_header(contract, ID).alias("original"),
+        F.coalesce(_replay_header(contract, ATTEMPT).try_cast("int"), F.lit(0)).alias("attempt"),
         _by_writer(writers, lambda schema_id, _: F.lit(schema_id), stranger).alias("_known"),
         _record(contract, writers).alias("_record"),
         "key",

@@ -20,7 +20,7 @@ from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 from pyspark.sql.types import NumericType
 
-from schemas.model import Contract, Derived, Join, Sessions, Velocity
+from schemas.contract.model import Contract, Derived, Join, Sessions, Velocity
 from spark import derived
 from spark.transforms.windows import interval
 

@@ -7,7 +7,7 @@ from datetime import timedelta
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from schemas.model import Contract, Join
+from schemas.contract.model import Contract, Join
 from spark import derived
 from spark.transforms.windows import interval
 

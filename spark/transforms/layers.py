@@ -8,8 +8,8 @@ from functools import reduce
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from schemas.model import Aggregate, Contract, Measure
-from schemas.model import Window as WindowName
+from schemas.contract.model import Aggregate, Contract, Measure
+from schemas.contract.model import Window as WindowName
 from spark import measures
 
 COUNTS = ("rows", "distinct_in_batch", "distinct_events", "repaired", "replayed", "speed")

@@ -26,7 +26,7 @@ from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 from pyspark.sql.types import BinaryType, DateType, StringType, TimestampType
 
-from schemas.model import Aggregate, Contract, Measure
+from schemas.contract.model import Aggregate, Contract, Measure
 from spark import measures
 from spark.transforms import aggregates
 from spark.transforms.layers import counter

@@ -7,7 +7,7 @@ from datetime import timedelta
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from schemas.model import Contract, Sessions
+from schemas.contract.model import Contract, Sessions
 from spark import derived, measures
 from spark.transforms.windows import interval
 

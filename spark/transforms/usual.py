@@ -9,7 +9,7 @@ from __future__ import annotations
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
-from schemas.model import Aggregate
+from schemas.contract.model import Aggregate
 from spark.transforms.layers import counter
 
 DAYS = 28

@@ -9,7 +9,7 @@ from typing import Any, cast
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from schemas.model import Contract
+from schemas.contract.model import Contract
 from spark import tables
 
 

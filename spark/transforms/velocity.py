@@ -1,8 +1,8 @@
 """Velocity: when a key crosses its limit. `exact` says it of all events; `Crossings` of events as they come.
 
-Both follow the definition of `schemas.model.Velocity`. `Crossings` tells a crossing at once, and each run of events
-above the limit once. An event that comes late may show that a run began earlier, or that two runs are one, which the
-batch layer corrects; or that one run is two, of which the second is told then.
+Both follow the definition of `schemas.contract.model.Velocity`. `Crossings` tells a crossing at once, and each run of
+events above the limit once. An event that comes late may show that a run began earlier, or that two runs are one, which
+the batch layer corrects; or that one run is two, of which the second is told then.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pyspark.sql.types import (
     StructType,
 )
 
-from schemas.model import Contract, Velocity
+from schemas.contract.model import Contract, Velocity
 from spark import derived, measures
 from spark.fields import scalar
 

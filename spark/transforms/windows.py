@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from schemas.model import Window
+from schemas.contract.model import Window
 
 SECONDS: dict[Window, int] = {"1m": 60, "5m": 300, "1h": 3600}
 

@@ -15,8 +15,8 @@ from collections.abc import Callable
 from pyspark.sql import SparkSession
 
 from infra.settings import Settings, settings
-from schemas.catalog import load
-from schemas.model import Contract
+from schemas.contract.catalog import contract_in
+from schemas.contract.model import Contract
 from spark import checkpoints, source, tables
 from spark.ingest import Ingest
 from spark.letters import Letters
@@ -62,7 +62,7 @@ RUNS: dict[str, Run] = {
 
 def main(name: str) -> None:
     config = settings()
-    contract = load(config.contracts / STREAM)
+    contract = contract_in(config.contracts, STREAM)
     spark = textbook.default_session(config) if name == "defaults" else session(config, "stream", f"bench-{name}")
     for _ in sys.stdin:
         began = time.monotonic()

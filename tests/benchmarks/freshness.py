@@ -36,7 +36,7 @@ from infra.operations.provisioning import provision_subject, provision_topics
 from infra.settings import PROJECT, Settings, settings
 from producers.codec import registry, schema_id
 from producers.produce import OPTIONS
-from schemas.catalog import load as load_contract
+from schemas.contract.catalog import contract_in
 from schemas.wire import header
 from spark.serving.duck import connect
 from tests import stacks
@@ -61,7 +61,7 @@ def bench(rates: list[int], seconds: float, warm: float, idle: float, console: C
         stacks.running("millrace-freshness-", readings.CONTRACTS, ["kafka", "registry", "postgres"]) as config,
         multiprocessing.get_context("spawn").Pool(1) as sender,
     ):
-        contract = load_contract(config.contracts / readings.STREAM)
+        contract = contract_in(config.contracts, readings.STREAM)
         provision_topics(AdminClient(config.kafka_client("provision")), contract)
         provision_subject(registry(config), contract)
         with _driver(config) as driver, connect(config, [contract]) as served:
@@ -115,7 +115,7 @@ def _waited(served: DuckDBPyConnection, prefix: str, sending: Any) -> list[float
 def _send(rate: int, seconds: float, prefix: str) -> tuple[int, dict[int, float]]:
     """The sender's process: the number of events that it sent, and when it handed over each probe."""
     config = settings()
-    contract = load_contract(config.contracts / readings.STREAM)
+    contract = contract_in(config.contracts, readings.STREAM)
     parsed, start = fastavro.parse_schema(contract.schema_now), header(schema_id(contract, registry(config)))
     producer = Producer(config.kafka_client("producer") | OPTIONS)
     first = time.time_ns()  # ids of another phase are smaller

@@ -29,8 +29,8 @@ from rich.table import Table
 from infra.local.supervisor import Supervisor
 from infra.operations.provisioning import provision_subject, provision_topics
 from infra.settings import PROJECT, Settings
-from schemas.catalog import load as load_contract
-from schemas.model import Contract
+from schemas.contract.catalog import contract_in
+from schemas.contract.model import Contract
 from spark import tables
 from spark.serving.duck import connect
 from tests import stacks
@@ -133,7 +133,7 @@ def bench(events: int, partitions: int, console: Console) -> dict[str, object]:
     warm = max(100_000, events)
     os.environ["MILLRACE_STREAM_MEMORY"] = HEAP
     with stacks.running("millrace-bench-", readings.CONTRACTS, ["kafka", "registry"]) as config:
-        contract = _with_partitions(load_contract(config.contracts / readings.STREAM), partitions)
+        contract = _with_partitions(contract_in(config.contracts, readings.STREAM), partitions)
         provision_topics(AdminClient(config.kafka_client("provision")), contract)
         provision_subject(SchemaRegistryClient(config.registry), contract)
         broker = psutil.Process(Supervisor(config).information()["kafka"]["pid"])

@@ -36,12 +36,12 @@ from rich.console import Console
 from rich.table import Table
 
 from infra.operations.provisioning import provision_subject, provision_topics
-from infra.operations.uses import SHELF
 from infra.settings import PROJECT, Settings, settings
 from producers import load
 from producers.codec import registry, schema_id
-from schemas.catalog import load as load_contract
-from schemas.model import Contract
+from schemas.contract.catalog import contract_in
+from schemas.contract.folders import USES
+from schemas.contract.model import Contract
 from tests import stacks
 
 RATES = (1_000, 5_000, 20_000)
@@ -67,13 +67,13 @@ def bench(rates: list[int], seconds: float, warm: float, console: Console, only:
     found: dict[int, dict[str, Any]] = {rate: {"rate": rate} for rate in rates}
     with tempfile.TemporaryDirectory() as folder:
         contracts = Path(folder) / "contracts"
-        shutil.copytree(SHELF / load.STREAM, contracts / load.STREAM)
+        shutil.copytree(USES / load.STREAM, contracts / load.STREAM)
         for beside in [PLACES[only]] if only else PLACES.values():
             with (
                 stacks.running("millrace-latency-", contracts, ["kafka", "registry"]) as config,
                 multiprocessing.get_context("spawn").Pool(1) as sender,
             ):
-                contract = load_contract(config.contracts / load.STREAM)
+                contract = contract_in(config.contracts, load.STREAM)
                 provision_topics(AdminClient(config.kafka_client("provision")), contract)
                 provision_subject(registry(config), contract)
                 desk = Desk(config, contract)
@@ -110,7 +110,7 @@ def _client() -> Producer:
 def _send(rate: float, seconds: float, phase: int) -> int:
     """The sender's process: the number of events it sent."""
     config = settings()
-    contract = load_contract(config.contracts / load.STREAM)
+    contract = contract_in(config.contracts, load.STREAM)
     mine = load.load(contract, schema_id(contract, registry(config)), alerting=SHARE, process=phase)
     return load.paced(mine, _client(), contract.stream, rate, seconds)
 
@@ -196,7 +196,7 @@ def run_lane(beside: bool) -> None:
     from spark.session import session
 
     config = settings()
-    contract = load_contract(config.contracts / load.STREAM)
+    contract = contract_in(config.contracts, load.STREAM)
     spark = session(config, "stream", "millrace-latency")
     tables.create(config.lake_uri, contract)
     stream = Stream(contract, config, threading.Event(), lambda: None)

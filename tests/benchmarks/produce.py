@@ -24,12 +24,12 @@ from rich.console import Console
 from infra.broker.offsets import broker_offsets
 from infra.local.supervisor import Supervisor
 from infra.operations.provisioning import provision_subject, provision_topics
-from infra.operations.uses import SHELF
 from infra.settings import Settings
 from producers import load
 from producers.codec import registry
-from schemas.catalog import load as load_contract
-from schemas.model import Contract
+from schemas.contract.catalog import contract_in
+from schemas.contract.folders import USES
+from schemas.contract.model import Contract
 from tests import stacks
 
 
@@ -38,9 +38,9 @@ def bench(events: int, processes: list[int], console: Console) -> dict[str, Any]
     number of records than were sent."""
     with tempfile.TemporaryDirectory() as folder:
         contracts = Path(folder) / "contracts"
-        shutil.copytree(SHELF / load.STREAM, contracts / load.STREAM)
+        shutil.copytree(USES / load.STREAM, contracts / load.STREAM)
         with stacks.running("millrace-produce-", contracts, ["kafka", "registry"]) as config:
-            contract = load_contract(config.contracts / load.STREAM)
+            contract = contract_in(config.contracts, load.STREAM)
             provision_topics(AdminClient(config.kafka_client("provision")), contract)
             provision_subject(registry(config), contract)
             load.in_processes(contract, max(10_000, events // 10), 1)  # the broker is warm, and so is its disk cache

@@ -31,8 +31,8 @@ from rich.console import Console
 from rich.table import Table
 
 from infra.settings import Settings
-from schemas.catalog import catalog
-from schemas.model import Aggregate, Contract
+from schemas.contract.catalog import catalog
+from schemas.contract.model import Aggregate, Contract
 from spark import maintenance, measures, tables
 from spark.publications import Publication
 from spark.serving import snapshot

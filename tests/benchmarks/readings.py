@@ -14,7 +14,7 @@ from confluent_kafka import KafkaError, Producer
 from infra.settings import Settings
 from producers.codec import registry, schema_id
 from producers.produce import OPTIONS
-from schemas.model import Contract
+from schemas.contract.model import Contract
 from schemas.wire import header
 
 CONTRACTS = Path(__file__).parent / "contracts"

@@ -32,8 +32,8 @@ from rich.console import Console
 from rich.table import Table
 
 from infra.settings import PROJECT, Settings
-from schemas.catalog import load as load_contract
-from schemas.model import Contract
+from schemas.contract.catalog import load as load_contract
+from schemas.contract.model import Contract
 from spark import checkpoints, conservation, tables
 from spark.coordinates import Coordinates
 from spark.serving.duck import connect

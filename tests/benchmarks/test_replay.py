@@ -20,8 +20,8 @@ from infra.broker.offsets import broker_offsets
 from infra.settings import PROJECT, Settings
 from producers.moves import moves
 from producers.replay import replay
-from schemas.catalog import catalog
-from schemas.model import Contract
+from schemas.contract.catalog import catalog
+from schemas.contract.model import Contract
 from spark import replays, tables
 from spark.serving.duck import connect
 
@@ -34,7 +34,7 @@ VALUE = b"\0\0\0\0\x07" + bytes(range(256))[:120]  # a flight takes about 60 byt
 
 @pytest.fixture
 def contract(stack: Settings) -> Iterator[Contract]:
-    mine = catalog(PROJECT / "schemas")["flights"].model_copy(update={"stream": "replay_benchmark"})
+    mine = catalog(PROJECT / "schemas" / "streams")["flights"].model_copy(update={"stream": "replay_benchmark"})
     admin, forever = AdminClient(stack.kafka_client("admin")), {"retention.ms": "-1"}
     for future in admin.create_topics([NewTopic(topic, 4, 1, config=forever) for topic in mine.topics]).values():
         future.result()

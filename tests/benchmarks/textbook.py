@@ -20,7 +20,7 @@ from pyspark.sql.streaming.query import StreamingQuery
 
 from infra.jvm.jars import spark_class_path
 from infra.settings import Settings
-from schemas.model import Contract
+from schemas.contract.model import Contract
 
 WINDOWS = {"1m": "1 minute", "5m": "5 minutes", "1h": "1 hour"}
 

@@ -38,8 +38,8 @@ from infra.local.supervisor import Supervisor
 from infra.operations.provisioning import provision_subject, provision_topics
 from infra.settings import PROJECT, Settings
 from producers.codec import registry
-from schemas.catalog import catalog, load
-from schemas.model import Contract
+from schemas.contract.catalog import catalog, load
+from schemas.contract.model import Contract
 from spark import batches, checkpoints, tables
 from spark.serving.duck import connect
 from tests.faults.load import START, STEP, Load, kind, record

@@ -15,7 +15,7 @@ from tests import stacks
 
 def _impatient_contracts(folder: Path) -> Path:
     """A copy of the project's contracts whose dead letters of unknown schemas are due after a second, not minutes."""
-    for contract in PROJECT.glob("schemas/*/stream.yaml"):
+    for contract in PROJECT.glob("schemas/streams/*/stream.yaml"):
         shutil.copytree(contract.parent, folder / contract.parent.name)
         copy = folder / contract.parent.name / "stream.yaml"
         copy.write_text(re.sub(r"(unknown_schema: .*base: )\w+", r"\g<1>1s", copy.read_text()))

@@ -35,8 +35,8 @@ from infra.operations.backfill import WrongSelection, selected, send_missing
 from infra.operations.provisioning import provision_topics
 from infra.settings import PROJECT, Settings
 from producers.repair import repair
-from schemas.catalog import load
-from schemas.model import Contract
+from schemas.contract.catalog import load
+from schemas.contract.model import Contract
 from spark import audits, checkpoints, tables
 from spark.audits import Audit
 from spark.conservation import Conserved, Finding
@@ -205,13 +205,13 @@ def stream(stack: Settings, tmp_path: Path) -> Iterator[Stream]:
     name = f"audited_{uuid.uuid4().hex[:8]}"
     folder = tmp_path / "contracts" / name
     folder.mkdir(parents=True)
-    yaml = (PROJECT / "schemas" / "weather" / "stream.yaml").read_text()
+    yaml = (PROJECT / "schemas" / "streams" / "weather" / "stream.yaml").read_text()
     (folder / "stream.yaml").write_text(
         yaml.replace("stream: weather", f"stream: {name}")
         .replace("partitions: 3", "partitions: 1")
         .replace("retention: 30d", "retention: 36500d")
     )
-    (folder / "v1.avsc").write_text((PROJECT / "schemas" / "weather" / "v1.avsc").read_text())
+    (folder / "v1.avsc").write_text((PROJECT / "schemas" / "streams" / "weather" / "v1.avsc").read_text())
     contract = load(folder)
     admin = AdminClient(stack.kafka_client("admin"))
     provision_topics(admin, contract)

@@ -27,8 +27,8 @@ from infra.settings import PROJECT, Settings, settings
 from producers.codec import registry
 from producers.decisions import Parked, Verdict, announce
 from producers.replay import replay
-from schemas.catalog import load
-from schemas.model import Contract
+from schemas.contract.catalog import contract_in
+from schemas.contract.model import Contract
 from spark import tables
 from spark.replays import LettersLost
 from spark.serving import spark_views
@@ -72,7 +72,7 @@ def mine(stack: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 @pytest.fixture(scope="module")
 def contract(mine: Settings) -> Contract:
-    return load(mine.contracts / "letters_clicks")
+    return contract_in(mine.contracts, "letters_clicks")
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,8 @@ from infra.airflow_client import FINISHED, Airflow, Run
 from infra.cli import app
 from infra.operations.provisioning import provision_topics
 from infra.settings import Settings
-from schemas.catalog import load
-from schemas.model import Contract
+from schemas.contract.catalog import contract_in
+from schemas.contract.model import Contract
 from spark import tables
 from spark.serving.duck import connect
 from tests.integration.test_replay import read
@@ -42,7 +42,7 @@ def airflow(stack: Settings) -> Iterator[Airflow]:
 def contract(stack: Settings) -> Contract:
     """Weather, with dead letters of three reasons that nobody but this test knows."""
     for stream in ("flights", "weather"):
-        contract = load(stack.contracts / stream)
+        contract = contract_in(stack.contracts, stream)
         provision_topics(AdminClient(stack.kafka_client("provision")), contract)
         tables.create(stack.lake_uri, contract)
     producer = Producer(stack.kafka_client("admin"))

@@ -24,7 +24,7 @@ from infra.operations.provisioning import provision_subject, provision_topics
 from infra.settings import Settings
 from producers.codec import registry
 from producers.repair import repair
-from schemas.model import Contract
+from schemas.contract.model import Contract
 from schemas.wire import header
 from spark import audits, checkpoints, source, tables
 from spark.ingest import Ingest

@@ -32,10 +32,10 @@ from producers.codec import Codec, registry, schema_id
 from producers.generators import generated
 from producers.inject import Faults
 from producers.produce import produce
-from schemas.catalog import load
-from schemas.model import Contract
-from schemas.predicates import Alerts
-from schemas.verdict import Judge
+from schemas.contract.catalog import contract_in
+from schemas.contract.model import Contract
+from schemas.contract.predicates import Alerts
+from schemas.contract.verdict import Judge
 from spark import checkpoints, tables
 from spark.alert_log import AlertLog
 from spark.lane import RETRY, TOLD_AFTER, Lane, begin
@@ -87,7 +87,7 @@ class Desk:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.contract = load(settings.contracts / "transactions")
+        self.contract = contract_in(settings.contracts, "transactions")
         self.lease = Lease(settings)
         provision_topics(AdminClient(settings.kafka_client("provision")), self.contract)
         provision_subject(registry(settings), self.contract)

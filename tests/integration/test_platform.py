@@ -41,8 +41,8 @@ from producers.codec import Codec, registry
 from producers.inject import Faults
 from producers.produce import produce
 from producers.sources import source
-from schemas.catalog import catalog
-from schemas.model import Contract
+from schemas.contract.catalog import catalog
+from schemas.contract.model import Contract
 from spark.serving.duck import connect
 from tests import oracle
 from tests.integration import tides

@@ -22,9 +22,9 @@ from producers.codec import Codec, RegistryError, RegistryUnavailable, registry,
 from producers.inject import Faults
 from producers.produce import BrokerUnavailable, ProduceError, TopicMissing, produce
 from producers.sources import Record, source
-from schemas.catalog import catalog
-from schemas.model import Contract
-from schemas.verdict import Judge
+from schemas.contract.catalog import catalog
+from schemas.contract.model import Contract
+from schemas.contract.verdict import Judge
 
 
 @pytest.fixture

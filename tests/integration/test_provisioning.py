@@ -14,8 +14,8 @@ from tenacity import Retrying, stop_after_delay, wait_fixed
 
 from infra.operations.provisioning import Drift, Refused, Unavailable, provision_subject, provision_topics, topic_specs
 from infra.settings import PROJECT, Settings
-from schemas.catalog import load
-from schemas.model import Contract, Topic
+from schemas.contract.catalog import load
+from schemas.contract.model import Contract, Topic
 
 MakeContract = Callable[..., Contract]
 
@@ -34,7 +34,7 @@ def registry(stack: Settings) -> SchemaRegistryClient:
 def contract(admin: AdminClient) -> Iterator[Contract]:
     """The weather contract as a stream of a name that exists nowhere."""
     topic = Topic.model_validate({"partitions": 2, "retention": "1d", "configs": {"segment.ms": "3600000"}})
-    made = load(PROJECT / "schemas" / "weather").model_copy(
+    made = load(PROJECT / "schemas" / "streams" / "weather").model_copy(
         update={"stream": f"t{uuid.uuid4().hex[:8]}", "topic": topic}
     )
     yield made

@@ -16,11 +16,11 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Produ
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from infra.settings import PROJECT, Settings
-from producers.letters import PARKED_BECAUSE, Letter
 from producers.replay import ReplayError, ReplayReport, replay
 from producers.transactions import Session
-from schemas.catalog import catalog
-from schemas.model import Contract
+from schemas.contract.catalog import catalog
+from schemas.contract.model import Contract
+from schemas.dead_letter import PARKED_BECAUSE, Letter
 
 NOW = datetime(2013, 6, 1, 12, 0, tzinfo=UTC)
 PAST = "2013-06-01T11:59:59Z"
@@ -45,7 +45,7 @@ def admin(stack: Settings) -> AdminClient:
 @pytest.fixture
 def contract(stack: Settings, admin: AdminClient) -> Iterator[Contract]:
     """The flights contract under a name of its own, its topics with two partitions."""
-    flights = catalog(PROJECT / "schemas")["flights"]  # the stack's own copy has an impatient policy
+    flights = catalog(PROJECT / "schemas" / "streams")["flights"]  # the stack's own copy has an impatient policy
     mine = flights.model_copy(update={"stream": f"replayed_{uuid.uuid4().hex[:8]}"})
     forever = {"retention.ms": "-1"}  # as provisioned: the letters carry a time of long ago
     for future in admin.create_topics([NewTopic(topic, 2, 1, config=forever) for topic in mine.topics]).values():

@@ -32,7 +32,7 @@ from infra.operations.provisioning import provision_subject, provision_topics
 from infra.settings import Settings
 from producers.codec import registry
 from producers.replay import replay
-from schemas.model import Contract
+from schemas.contract.model import Contract
 from spark import checkpoints, restart, tables
 from spark.ingest import Ingest
 from spark.jobs import stream as driver

@@ -22,7 +22,7 @@ from infra.locks.driver_lease import Lease
 from infra.operations.provisioning import provision_subject, provision_topics
 from infra.settings import Settings, settings
 from producers.codec import registry
-from schemas.catalog import load
+from schemas.contract.catalog import contract_in
 from spark import tables
 from spark.session import submit_conf
 from tests.faults.load import Load
@@ -99,7 +99,7 @@ def world(stack: Settings, cluster: Cluster, tmp_path: Path, monkeypatch: pytest
         cleanup.callback(settings.cache_clear)
         config = settings()
         monkeypatch.setenv("AIRFLOW_CONN_SPARK_STREAM", json.dumps(airflow.connections(config)["spark_stream"]))
-        contract = load(config.contracts / STREAM)
+        contract = contract_in(config.contracts, STREAM)
         provision_topics(AdminClient(config.kafka_client("provision")), contract)
         provision_subject(registry(config), contract)
         tables.create(config.lake_uri, contract)

@@ -14,7 +14,7 @@ from pyspark.sql.pandas.types import to_arrow_schema
 from pyspark.sql.types import StructType
 
 from infra.settings import Settings
-from schemas.catalog import catalog
+from schemas.contract.catalog import catalog
 from spark import tables
 from spark.publications import Publication
 from spark.serving.duck import write_catalog

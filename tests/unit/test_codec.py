@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from producers.codec import Codec, EncodeError
 from producers.sources import source
-from schemas.catalog import catalog
-from schemas.verdict import Judge
+from schemas.contract.catalog import catalog
+from schemas.contract.verdict import Judge
 from schemas.wire import NO_SUCH_ID, broken, schema_id
 
 CONTRACT = catalog()["flights"]

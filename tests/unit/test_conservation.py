@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from infra.broker.ranges import Range
 from infra.settings import PROJECT, Settings
-from schemas.catalog import load
+from schemas.contract.catalog import load
 from spark import audits, checkpoints, tables
 from spark.audits import Audit
 from spark.conservation import Break, Finding, account, gaps, held, ranges, split
@@ -152,7 +152,7 @@ def test_settled_offsets_are_those_of_the_checkpoints_of_all_generations(tmp_pat
             'v1\n{"batchWatermarkMs":0}\n' + json.dumps({"weather.retry": {"0": retry}, "weather": {"1": main}})
         )
 
-    settings, contract = Settings(home=tmp_path), load(PROJECT / "schemas" / "weather")
+    settings, contract = Settings(home=tmp_path), load(PROJECT / "schemas" / "streams" / "weather")
     assert checkpoints.first_offsets(contract, settings) == {}
     wrote("g1/sources/0/0", 2, 40)
     for batch, main in enumerate((50, 60, 70)):
@@ -174,7 +174,7 @@ def test_settled_offsets_are_those_of_the_checkpoints_of_all_generations(tmp_pat
 def test_the_log_gives_back_what_was_recorded(tmp_path: Path) -> None:
     lake = f"file:{tmp_path}/lake"
     assert audits.audits(lake, "weather") == []
-    tables.create(lake, load(PROJECT / "schemas" / "weather"))
+    tables.create(lake, load(PROJECT / "schemas" / "streams" / "weather"))
     at = datetime(2026, 1, 1, tzinfo=UTC)
     findings = (Finding(3, 3, "marker"), Finding(5, 6, "expired"))
     one = account(("weather", 0), 0, 9, 9, held(breaks([0, 1, 2, 4, 7, 8]))[PLACE], [], findings, None)

@@ -14,24 +14,23 @@ import pytest
 from pyarrow import parquet
 
 from infra.settings import PROJECT
-from schemas import examples, references
-from schemas.catalog import catalog, load
-from schemas.check import check
+from schemas.contract import examples, references
+from schemas.contract.catalog import catalog, load
+from schemas.contract.check import check
+from schemas.contract.folders import STREAMS, USES
+from schemas.contract.model import PLATFORM_VIEWS
+from schemas.contract.predicates import Alerts
+from schemas.contract.problem import ContractError
 from schemas.errors import TerminalError
-from schemas.model import PLATFORM_VIEWS
-from schemas.predicates import Alerts
-from schemas.problem import ContractError
 from spark import tables
 from spark.serving.views import view_names, views
-
-ROOT = Path(__file__).resolve().parents[2] / "schemas"
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     """A copy of the committed contracts."""
     for stream in ("flights", "weather"):
-        shutil.copytree(ROOT / stream, tmp_path / stream)
+        shutil.copytree(STREAMS / stream, tmp_path / stream)
     return tmp_path
 
 
@@ -53,7 +52,7 @@ def line_of(path: Path, text: str) -> int:
     return max(i for i, line in enumerate(path.read_text().splitlines(), 1) if text in line)
 
 
-@pytest.mark.parametrize("folder", [ROOT, ROOT / "uses"])
+@pytest.mark.parametrize("folder", [STREAMS, USES])
 def test_the_committed_contracts_are_right_and_have_enough_examples(folder: Path) -> None:
     assert check(folder) == []
     for contract in catalog(folder).values():
@@ -181,7 +180,7 @@ def test_a_name_that_something_else_has_is_an_error_for_everybody(
 
 def test_the_names_that_are_taken_are_those_of_the_served_views() -> None:
     assert frozenset(tables.SYSTEM) == PLATFORM_VIEWS
-    for contract in (catalog() | catalog(ROOT / "uses")).values():
+    for contract in (catalog() | catalog(STREAMS / "uses")).values():
         served = views(contract, "duckdb", "file:/lake", lambda uri, schema: "t", datetime.now(UTC))
         assert sorted(served) == sorted(view_names(contract))
 
@@ -430,7 +429,7 @@ def test_the_policy_of_an_error_class_has_a_default_and_a_bound() -> None:
 @pytest.fixture
 def uses(tmp_path: Path) -> Path:
     """A copy of the contract of transactions, which has alerts."""
-    shutil.copytree(ROOT / "uses" / "transactions", tmp_path / "uses" / "transactions")
+    shutil.copytree(STREAMS / "uses" / "transactions", tmp_path / "uses" / "transactions")
     return tmp_path / "uses"
 
 

@@ -19,7 +19,7 @@ from deltalake import DeltaTable, write_deltalake
 from pyspark.sql.pandas.types import to_arrow_schema
 
 from infra.settings import PROJECT, Settings, settings
-from schemas.catalog import load
+from schemas.contract.catalog import load
 from spark import replays, tables
 from spark.serving.duck import connect
 
@@ -30,13 +30,13 @@ JOB = {"stream": "weather", "since": NOW}
 @pytest.fixture
 def lake(tmp_path: Path) -> str:
     uri = f"file:{tmp_path / 'lake'}"
-    tables.create(uri, load(PROJECT / "schemas" / "weather"))
+    tables.create(uri, load(PROJECT / "schemas" / "streams" / "weather"))
     return uri
 
 
 @pytest.fixture
 def served(lake: str, tmp_path: Path) -> Iterator[duckdb.DuckDBPyConnection]:
-    with connect(Settings(home=tmp_path, lake=lake), [load(PROJECT / "schemas" / "weather")]) as connection:
+    with connect(Settings(home=tmp_path, lake=lake), [load(PROJECT / "schemas" / "streams" / "weather")]) as connection:
         yield connection
 
 
@@ -175,7 +175,7 @@ def audited(lake: str, run_id: str, stream: str, missing: int) -> None:
 
 def accepted(lake: str, event_time: datetime) -> None:
     """An accepted row of weather in its first batch."""
-    contract = load(PROJECT / "schemas" / "weather")
+    contract = load(PROJECT / "schemas" / "streams" / "weather")
     schema = to_arrow_schema(tables.bronze_schema(contract), timezone="UTC")
     row = {"batch": 1 << 40, "accepted": True, "event_time": event_time, "kafka_timestamp": event_time, "offset": 0}
     rows = pa.Table.from_pylist([dict.fromkeys(schema.names) | row], schema=schema)
@@ -203,7 +203,7 @@ def test_a_stream_with_a_residual_is_withheld_and_the_others_go_on(
     assert residual("weather", "other") is None
     assert refused(lake) == []
     assert "2 of 9 offsets are not exactly one row of bronze: weather/0: 2 missing (7-8)" in residual("weather", "r")
-    lateness = load(PROJECT / "schemas" / "weather").allowed_lateness
+    lateness = load(PROJECT / "schemas" / "streams" / "weather").allowed_lateness
     [(stream, through, reason)] = refused(lake)
     assert (stream, through) == ("weather", (newest - lateness).replace(minute=0)), "its views say `withheld`"
     assert "7-8" in reason
@@ -228,7 +228,7 @@ def test_a_broken_contract_keeps_no_other_stream_from_its_turn(
     lake: str, commits: Path, tmp_path: Path, dags: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for stream in ("flights", "weather"):
-        shutil.copytree(PROJECT / "schemas" / stream, tmp_path / "contracts" / stream)
+        shutil.copytree(PROJECT / "schemas" / "streams" / stream, tmp_path / "contracts" / stream)
     (tmp_path / "contracts" / "weather" / "stream.yaml").write_text("stream: [")
     config = Settings(home=tmp_path, lake=lake, contracts=tmp_path / "contracts")
     monkeypatch.setattr("infra.settings.settings", lambda: config)

@@ -87,7 +87,7 @@ print(json.dumps({
 """
 
 
-def parse(home: Path, contracts: Path = PROJECT / "schemas") -> dict[str, Any]:
+def parse(home: Path, contracts: Path = PROJECT / "schemas" / "streams") -> dict[str, Any]:
     environment = {
         "PATH": str(Path(sys.executable).parent) + ":/usr/bin:/bin",
         "HOME": str(home),

@@ -18,7 +18,7 @@ import pytest
 from infra.driver import process
 from infra.operations.provisioning import require_deployed
 from infra.settings import PROJECT, Settings
-from schemas.catalog import load
+from schemas.contract.catalog import contract_in
 from spark import restart
 
 SMALL_DRIVER = Path(__file__).with_name("small_driver.py")
@@ -173,13 +173,13 @@ def test_a_version_is_not_provisioned_while_a_driver_runs_that_does_not_read_it(
     monkeypatch.setattr("infra.settings.settings", lambda: home)
     monkeypatch.syspath_prepend(str(PROJECT / "dags"))
     task = importlib.import_module("provision").provision.function
-    flights = load(home.contracts / "flights")
+    flights = contract_in(home.contracts, "flights")
     restart.remember(flights.model_copy(update={"versions": flights.versions[:1]}), home, 1)
     require_deployed(home, flights)  # the next driver reads it
     started(home, 1)
     with pytest.raises(AirflowFailException, match=r"does not read aircraft, .* of flights.*`millrace stream deploy`"):
         task("flights")
-    require_deployed(home, load(home.contracts / "weather"))  # which no driver has begun to read
+    require_deployed(home, contract_in(home.contracts, "weather"))  # which no driver has begun to read
     restart.remember(flights, home, 1)  # as a new driver does, and so a deployment
     require_deployed(home, flights)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from schemas.model import Contract
+from schemas.contract.model import Contract
 from spark.fingerprint import Fingerprint, changes, fingerprint
 from tests.integration.lake.feed import AVRO, MEASURES, contract
 

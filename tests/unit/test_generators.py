@@ -13,8 +13,8 @@ import pytest
 from producers import generators
 from producers.generators import GENERATORS, Generated, Pace, generated
 from producers.sources import SourceError
-from schemas.catalog import catalog
-from schemas.predicates import Rules
+from schemas.contract.catalog import catalog
+from schemas.contract.predicates import Rules
 
 USES = catalog(Path(__file__).parents[2] / "schemas" / "uses")
 DAY = 86_400

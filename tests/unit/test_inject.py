@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from producers.codec import Codec, Message
 from producers.inject import KINDS, WIRE_FAULTS, Faults, FaultsError, Injected, violations
 from producers.sources import source
-from schemas.catalog import catalog
-from schemas.verdict import Judge
+from schemas.contract.catalog import catalog
+from schemas.contract.verdict import Judge
 
 CONTRACT = catalog()["flights"]
 CODEC = Codec(CONTRACT, len(CONTRACT.versions))  # the judge takes ids for the numbers of versions

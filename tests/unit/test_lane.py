@@ -15,9 +15,9 @@ from typer.testing import CliRunner
 from infra.broker.offsets import flat
 from infra.cli import app
 from infra.local.certificates import ensure_certificates
-from infra.operations.uses import SHELF
 from infra.settings import Settings, settings
-from schemas.catalog import load
+from schemas.contract.catalog import load
+from schemas.contract.folders import USES
 from spark import lane as lanes
 from spark.checkpoint_log import Unreadable
 from spark.lane import RETRY, TOLD_AFTER, Lane
@@ -39,7 +39,7 @@ def test_a_lane_that_fails_is_tried_again_and_told_after_a_while(
     since: list[datetime] = []
     settings = Settings(home=tmp_path)
     ensure_certificates(settings)
-    lane = Lane(load(SHELF / "telemetry"), settings, clock=clock)
+    lane = Lane(load(USES / "telemetry"), settings, clock=clock)
 
     def fails(spark: Any) -> None:
         attempts.append(clock.now)
@@ -66,14 +66,12 @@ def test_a_lane_that_fails_is_tried_again_and_told_after_a_while(
 
 
 def test_the_driver_has_a_slot_more_for_each_partition_that_a_lane_reads(tmp_path: Path) -> None:
-    conf = submit_conf(Settings(home=tmp_path, contracts=SHELF, spark_master="local[3]"), "stream")
-    partitions = sum(load(SHELF / stream).topic.partitions for stream in ("transactions", "telemetry"))
+    conf = submit_conf(Settings(home=tmp_path, contracts=USES, spark_master="local[3]"), "stream")
+    partitions = sum(load(USES / stream).topic.partitions for stream in ("transactions", "telemetry"))
     assert conf["spark.master"] == f"local[{3 + 2 * partitions}]"
     assert conf["spark.default.parallelism"] == "3"
-    assert submit_conf(Settings(home=tmp_path, contracts=SHELF), "batch")["spark.master"] == "local[2]"
-    assert (
-        submit_conf(Settings(home=tmp_path, contracts=SHELF, spark_master="yarn"), "stream")["spark.master"] == "yarn"
-    )
+    assert submit_conf(Settings(home=tmp_path, contracts=USES), "batch")["spark.master"] == "local[2]"
+    assert submit_conf(Settings(home=tmp_path, contracts=USES, spark_master="yarn"), "stream")["spark.master"] == "yarn"
 
 
 class Site:
@@ -147,7 +145,7 @@ def test_a_damaged_checkpoint_is_refused_with_the_way_out(site: Site, monkeypatc
 
     shutil.copytree(site.folder("sales.alerts"), site.folder("telemetry.alerts"))
     monkeypatch.setenv("MILLRACE_HOME", str(site.settings.home))
-    monkeypatch.setenv("MILLRACE_CONTRACTS", str(SHELF))
+    monkeypatch.setenv("MILLRACE_CONTRACTS", str(USES))
     settings.cache_clear()
     try:
         monkeypatch.setattr("infra.broker.offsets.broker_offsets", lambda *_: {})

@@ -14,12 +14,12 @@ from deltalake import write_deltalake
 from pyspark.sql.pandas.types import to_arrow_schema
 
 from infra.settings import PROJECT, Settings
-from schemas.catalog import load
+from schemas.contract.catalog import load
 from spark import replays, tables
 from spark.serving.duck import connect
 from spark.serving.letters import Filter, counts, letters
 
-WEATHER = load(PROJECT / "schemas" / "weather")
+WEATHER = load(PROJECT / "schemas" / "streams" / "weather")
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from infra.settings import Settings, SettingsError, settings
-from schemas.catalog import catalog
+from schemas.contract.catalog import catalog
 from spark import tables
 from spark.lineage import DRIVER, RECONCILE, Edge, NoSuchName, around, edges
 from spark.lineage_events import told

@@ -10,14 +10,14 @@ import fastavro
 import numpy as np
 import pytest
 
-from infra.operations.uses import SHELF
 from producers import load
 from producers.codec import Codec
-from schemas.catalog import load as load_contract
-from schemas.predicates import Alerts
-from schemas.verdict import Judge
+from schemas.contract.catalog import load as load_contract
+from schemas.contract.folders import USES
+from schemas.contract.predicates import Alerts
+from schemas.contract.verdict import Judge
 
-CONTRACT = load_contract(SHELF / load.STREAM)
+CONTRACT = load_contract(USES / load.STREAM)
 NOW = 1_767_603_600_123_456
 
 

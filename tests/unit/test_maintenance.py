@@ -15,14 +15,14 @@ from deltalake import CommitProperties, DeltaTable, write_deltalake
 from pyspark.sql.pandas.types import to_arrow_schema
 
 from infra.settings import PROJECT, Settings
-from schemas.catalog import load
-from schemas.model import Retention
+from schemas.contract.catalog import load
+from schemas.contract.model import Retention
 from spark import maintenance, retention, tables
 from spark.maintenance import Upkeep, maintain, usage
 from spark.publications import Publication, publications
 from spark.serving.questions import QueryError, ask
 
-WEATHER = load(PROJECT / "schemas" / "weather")
+WEATHER = load(PROJECT / "schemas" / "streams" / "weather")
 [AGGREGATE] = WEATHER.aggregates
 T0 = datetime(2024, 1, 1, tzinfo=UTC)
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -75,7 +75,7 @@ class Lake:
 
 def _only_weather(home: Path) -> Path:
     (home / "schemas").mkdir(parents=True)
-    (home / "schemas" / "weather").symlink_to(PROJECT / "schemas" / "weather")
+    (home / "schemas" / "streams" / "weather").symlink_to(PROJECT / "schemas" / "streams" / "weather")
     return home / "schemas"
 
 
@@ -172,7 +172,7 @@ def test_windows_are_kept_as_long_as_the_contract_says(lake: Lake, killed: bool)
 
 
 def test_a_join_s_files_are_looked_after_unless_a_run_died(lake: Lake) -> None:
-    flights = load(PROJECT / "schemas" / "flights")
+    flights = load(PROJECT / "schemas" / "streams" / "flights")
     [join] = flights.joins
     tables.create(lake.uri, flights)
     uri = tables.batch(lake.uri, "flights", join.name)
@@ -205,7 +205,7 @@ def test_a_join_s_files_are_looked_after_unless_a_run_died(lake: Lake) -> None:
 
 def test_each_owner_keeps_up_its_own_tables(lake: Lake) -> None:
     owners: Any = ("batch", "letters", "audits")
-    contracts = [WEATHER, load(PROJECT / "schemas" / "flights")]
+    contracts = [WEATHER, load(PROJECT / "schemas" / "streams" / "flights")]
     for contract in contracts:
         tables.create(lake.uri, contract)
     done = {owner: maintain(lake.uri, contracts, owner, "m", NOW) for owner in owners}

@@ -9,7 +9,7 @@ import typer
 
 from infra.cli import app
 from infra.settings import Settings
-from schemas.catalog import catalog
+from schemas.contract.catalog import catalog
 from spark.serving.duck import connect
 from spark.serving.views import view_names
 
@@ -51,7 +51,7 @@ def test_every_path_of_the_readme_exists() -> None:
 
 def test_every_question_about_a_use_can_be_asked(tmp_path: Path) -> None:
     """Of a platform that has all uses and no data yet."""
-    contracts = catalog(PROJECT / "schemas") | catalog(PROJECT / "schemas" / "uses")
+    contracts = catalog(PROJECT / "schemas" / "streams") | catalog(PROJECT / "schemas" / "uses")
     questions = re.findall(r"^select [^;]*?(?=^select|\Z)", "".join(re.findall(r"```sql\n(.*?)```", README, re.DOTALL)),
                            re.MULTILINE | re.DOTALL)  # fmt: skip
     assert len(questions) > 8

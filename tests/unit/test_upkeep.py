@@ -20,7 +20,7 @@ from deltalake import CommitProperties, DeltaTable, PostCommitHookProperties, Tr
 from pyspark.sql.pandas.types import to_arrow_schema
 
 from infra.settings import PROJECT, Settings
-from schemas.model import Retention
+from schemas.contract.model import Retention
 from spark import retention, tables, upkeep
 from spark.alert_log import AlertLog
 from spark.checkpoints import batch_number

@@ -9,7 +9,7 @@ import pytest
 from pybreaker import STATE_OPEN, CircuitBreakerError
 
 from infra.settings import Settings
-from schemas.catalog import catalog
+from schemas.contract.catalog import catalog
 from spark import writers
 from spark.writers import RegistryUnavailable, Writers
 from tests.stacks import free_ports

@@ -16,7 +16,7 @@ from pyspark.sql import functions as F
 from pyspark.sql.pandas.types import to_arrow_schema
 
 from infra.settings import Settings
-from schemas.model import Contract
+from schemas.contract.model import Contract
 from spark import batches, quality, tables
 from spark.batch_store import BatchStore
 from spark.checkpoints import batch_number

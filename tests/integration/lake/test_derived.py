@@ -17,9 +17,9 @@ from pyspark.errors.exceptions.base import StreamingQueryException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from schemas.catalog import load
+from schemas.contract.catalog import load
+from schemas.contract.model import Join, Sessions, Velocity
 from schemas.errors import TerminalError
-from schemas.model import Join, Sessions, Velocity
 from spark import derived, stateful, tables, upkeep
 from spark.derivation import Derivation, derivations
 from spark.jobs.reconcile import publish_derived

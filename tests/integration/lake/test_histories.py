@@ -11,7 +11,7 @@ from deltalake import DeltaTable
 from pyspark.sql import functions as F
 
 from infra.settings import PROJECT
-from schemas.model import Contract
+from schemas.contract.model import Contract
 from spark import batches, quality, tables
 from spark.jobs.quality import Check
 from spark.maintenance import maintain

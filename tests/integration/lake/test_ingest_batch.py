@@ -17,8 +17,8 @@ from deltalake import DeltaTable, write_deltalake
 from pyspark.sql import SparkSession
 
 from infra.settings import Settings
-from schemas.catalog import catalog
-from schemas.model import Contract
+from schemas.contract.catalog import catalog
+from schemas.contract.model import Contract
 from spark import batches, ingest, tables, upkeep
 from spark.checkpoints import batch_number
 from spark.ingest import Ingest, PoisonStorm

@@ -17,7 +17,7 @@ from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
 from infra.settings import PROJECT
-from schemas.model import Aggregate
+from schemas.contract.model import Aggregate
 from spark import batches, quality, refusals, tables
 from spark.batch_store import BatchStore
 from spark.measures import KLL_K

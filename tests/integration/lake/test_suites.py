@@ -10,7 +10,7 @@ import pytest
 from pyspark.sql import DataFrame, SparkSession
 
 from infra.settings import PROJECT
-from schemas.model import Contract
+from schemas.contract.model import Contract
 from spark import quality, suites
 from spark.tables import bronze_schema
 from tests.integration.lake.feed import DOCUMENT, NOW, contract, sale

@@ -18,8 +18,8 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.pandas.types import to_arrow_schema
 
 from infra.settings import Settings
-from schemas.catalog import catalog
-from schemas.model import Contract, Derived
+from schemas.contract.catalog import catalog
+from schemas.contract.model import Contract, Derived
 from spark import stateful, tables
 from spark.checkpoints import batch_number
 from spark.derivation import Derivation

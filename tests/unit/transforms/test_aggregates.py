@@ -15,8 +15,8 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import StructType
 
-from schemas.model import Contract
-from schemas.model import Window as WindowName
+from schemas.contract.model import Contract
+from schemas.contract.model import Window as WindowName
 from spark import fields, measures, tables
 from spark.transforms.aggregates import distinct_events, exact, finalize, partials, rollup
 

@@ -10,12 +10,12 @@ from pyspark.sql import SparkSession
 
 from producers.codec import Codec
 from producers.generators import generated
-from schemas import references
-from schemas.catalog import load
-from schemas.examples import bad, good
-from schemas.model import Contract
-from schemas.predicates import Alerts
-from schemas.verdict import Judge
+from schemas.contract import references
+from schemas.contract.catalog import load
+from schemas.contract.examples import bad, good
+from schemas.contract.model import Contract
+from schemas.contract.predicates import Alerts
+from schemas.contract.verdict import Judge
 from spark.transforms.alerts import alerts
 from tests.kafka_rows import Row, frame
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from pyspark.sql import DataFrame, SparkSession
 
-from schemas.catalog import catalog
-from schemas.examples import bad, good
-from schemas.model import Contract
-from schemas.verdict import Judge
+from schemas.contract.catalog import catalog
+from schemas.contract.examples import bad, good
+from schemas.contract.model import Contract
+from schemas.contract.verdict import Judge
 from schemas.wire import header
 from spark import tables
 from spark.transforms.decode import UNREGISTERED, decode

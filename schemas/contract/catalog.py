@@ -10,28 +10,24 @@ import fastavro
 from fastavro.schema import SchemaParseException, UnknownType
 from pydantic import ValidationError
 
-from schemas import named
-from schemas.document import Document, read_json, read_yaml
-from schemas.model import Contract
-from schemas.problem import ContractError, Problem
+from schemas.contract import check_names
+from schemas.contract.document import Document, read_json, read_yaml
+from schemas.contract.folders import STREAMS, folder_of, folders
+from schemas.contract.model import Contract
+from schemas.contract.problem import ContractError, Problem
 
-__all__ = ["ContractError", "catalog", "load"]
+__all__ = ["ContractError", "catalog", "contract_in", "load"]
 
 FROM_DISK = frozenset({"folder", "versions"})
 """Attributes of `Contract` that do not come from `stream.yaml`."""
 
 
-def folders(root: Path) -> list[Path]:
-    """The folders under `root` that hold a contract, by name."""
-    return sorted(path.parent for path in root.glob("*/stream.yaml"))
-
-
 def catalog(root: Path | None = None) -> dict[str, Contract]:
-    """Every contract under `root` (default: this package's folder) by stream, in the order of their names.
+    """Every contract under `root` (default: `schemas/streams`) by stream, in the order of their names.
 
     Raises `ContractError` with the problems of all of them, and if there is none at all.
     """
-    root = root or Path(__file__).parent
+    root = root or STREAMS
     contracts: dict[str, Contract] = {}
     problems: list[Problem] = []
     for folder in folders(root):
@@ -48,11 +44,16 @@ def catalog(root: Path | None = None) -> dict[str, Contract]:
     return contracts
 
 
+def contract_in(root: Path, stream: str) -> Contract:
+    """The contract of `stream` among those under `root`. Raises `ContractError` as `load` does."""
+    return load(folder_of(root, stream))
+
+
 def load(folder: Path) -> Contract:
     """The contract in `folder`, whose name is the stream's. Raises `ContractError` with every problem of its shape and
-    of the names that its tables are made of; `schemas.check` looks deeper."""
+    of the names that its tables are made of; `schemas.contract.check` looks deeper."""
     contract, document = load_with_lines(folder)
-    if problems := list(named.problems(contract, document)):
+    if problems := list(check_names.problems(contract, document)):
         raise ContractError(problems)
     return contract
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from schemas.document import Document, Step
-from schemas.fields import DIMENSION, kind, logical_type, nullable
-from schemas.model import PLATFORM_VIEWS, Aggregate, Contract
-from schemas.operands import operand_fault, unknown
-from schemas.problem import Problem
+from schemas.contract.document import Document, Step
+from schemas.contract.field_kinds import DIMENSION, kind, logical_type, nullable
+from schemas.contract.model import PLATFORM_VIEWS, Aggregate, Contract
+from schemas.contract.operands import operand_fault, unknown
+from schemas.contract.problem import Problem
 
 RESERVED_IN_AGGREGATES = frozenset({"hour"})
 """Columns of the batch tables that a field may have but a dimension or a measure may not."""

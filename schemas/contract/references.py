@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import csv, parquet
 
-from schemas.fields import Kind, kind
-from schemas.model import Contract, Reference
-from schemas.problem import ContractError, Problem
+from schemas.contract.field_kinds import Kind, kind
+from schemas.contract.model import Contract, Reference
+from schemas.contract.problem import ContractError, Problem
 
 MOST_ROWS = 100_000
 """A reference is held in memory beside every task that looks things up in it."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 
-from schemas.document import Document, Step
-from schemas.fields import DIMENSION, NUMERIC, kind, nullable
-from schemas.model import RESERVED, Contract, Join, Sessions, Velocity
-from schemas.operands import operand_fault, unknown
-from schemas.problem import Problem
+from schemas.contract.document import Document, Step
+from schemas.contract.field_kinds import DIMENSION, NUMERIC, kind, nullable
+from schemas.contract.model import RESERVED, Contract, Join, Sessions, Velocity
+from schemas.contract.operands import operand_fault, unknown
+from schemas.contract.problem import Problem
 
 COLUMNS = frozenset({"event_time", "closes_at", "hour", "done", "alert_id", "session_start", "session_end", "events"})
 """Columns that the tables of derived results have of their own; `event_time` may be the field of that name."""

@@ -9,8 +9,8 @@ from typing import Any
 
 import fastavro
 
-from schemas.model import Contract, ErrorClass
-from schemas.predicates import Rules
+from schemas.contract.model import Contract, ErrorClass
+from schemas.contract.predicates import Rules
 from schemas.wire import HEADER, schema_id
 
 

@@ -15,9 +15,9 @@ import sqlglot
 from sqlglot import expressions
 from sqlglot.errors import SqlglotError
 
-from schemas import references
-from schemas.fields import DUCKDB, kind
-from schemas.model import Alert, Contract, Rule
+from schemas.contract import references
+from schemas.contract.field_kinds import DUCKDB, kind
+from schemas.contract.model import Alert, Contract, Rule
 
 WHIMS: tuple[type[expressions.Expr], ...] = (
     expressions.Rand, expressions.Randn, expressions.Uuid, expressions.CurrentDate, expressions.CurrentTime,

@@ -21,10 +21,10 @@ from fastavro.validation import ValidationError, validate
 from pydantic import BaseModel, ConfigDict, model_validator
 from pydantic import ValidationError as ShapeError
 
-from schemas.document import Document, read_json
-from schemas.fields import from_json
-from schemas.model import Contract, ErrorClass
-from schemas.problem import ContractError, Problem
+from schemas.contract.document import Document, read_json
+from schemas.contract.field_kinds import from_json
+from schemas.contract.model import Contract, ErrorClass
+from schemas.contract.problem import ContractError, Problem
 from schemas.wire import Fault, broken, header
 
 

@@ -13,7 +13,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from schemas.problem import ContractError, Problem
+from schemas.contract.problem import ContractError, Problem
 
 Step = str | int
 

@@ -6,16 +6,17 @@ from collections.abc import Collection, Iterator
 from datetime import timedelta
 from pathlib import Path
 
-from schemas import derived, examples, named, references
-from schemas.catalog import documents, folders, load_with_lines
-from schemas.compatibility import incompatibilities
-from schemas.document import Document, Step
-from schemas.fields import NUMERIC, kind
-from schemas.model import RESERVED, Contract
-from schemas.operands import unknown
-from schemas.predicates import Alerts, PredicateError, Rules
-from schemas.problem import ContractError, Problem
-from schemas.verdict import Judge
+from schemas.contract import check_names, check_stateful, examples, references
+from schemas.contract.catalog import documents, load_with_lines
+from schemas.contract.compatibility import incompatibilities
+from schemas.contract.document import Document, Step
+from schemas.contract.field_kinds import NUMERIC, kind
+from schemas.contract.folders import folders
+from schemas.contract.model import RESERVED, Contract
+from schemas.contract.operands import unknown
+from schemas.contract.predicates import Alerts, PredicateError, Rules
+from schemas.contract.problem import ContractError, Problem
+from schemas.contract.verdict import Judge
 
 
 def check(root: Path, streams: Collection[str] | None = None) -> list[Problem]:
@@ -47,13 +48,13 @@ def check(root: Path, streams: Collection[str] | None = None) -> list[Problem]:
 
 def _contract(contract: Contract, document: Document, others: list[Contract]) -> Iterator[Problem]:
     yield from _names(contract)
-    yield from named.identity(contract, document)
+    yield from check_names.identity(contract, document)
     yield from _dead_letters(contract, document)
     yield from _quality(contract, document)
-    yield from named.results(contract, document, others)
+    yield from check_names.results(contract, document, others)
     for index, aggregate in enumerate(contract.aggregates):
-        yield from named.aggregate(contract, document, aggregate, ("aggregates", index))
-    yield from derived.problems(contract, document, others)
+        yield from check_names.aggregate(contract, document, aggregate, ("aggregates", index))
+    yield from check_stateful.problems(contract, document, others)
     yield from _compatibility(contract)
     wrong_rules = list(_rules(contract, document))
     yield from wrong_rules
@@ -172,7 +173,7 @@ def _lookup_fault(contract: Contract, name: str) -> str | None:
     if name not in contract.fields:
         return unknown(contract, name)
     what = kind(contract.fields[name])
-    allowed = named.IDENTITY - {"decimal"}
+    allowed = check_names.IDENTITY - {"decimal"}
     if what not in allowed:
         return f"a key needs a field of kind {' or '.join(sorted(allowed))}; {name!r} is of kind {what}"
     return None

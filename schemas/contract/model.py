@@ -1,4 +1,4 @@
-"""The typed model of a contract: what `schemas/<stream>/stream.yaml` may say, and what it means.
+"""The typed model of a contract: what `schemas/streams/<stream>/stream.yaml` may say, and what it means.
 
 A contract is data. Everything that is made for a stream (topics, subjects, tables, windows, checks, replay, DAG
 tasks) is derived from this model and nowhere else, so a new stream needs no code. Unknown keys are errors.

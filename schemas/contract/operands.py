@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from schemas.fields import NUMERIC, ORDERED, kind
-from schemas.model import Contract, Measure
+from schemas.contract.field_kinds import NUMERIC, ORDERED, kind
+from schemas.contract.model import Contract, Measure
 
 DISTINCT = frozenset({"integer", "string", "boolean", "date", "timestamp"})
 
