@@ -67,7 +67,7 @@ def unchanged(stream: str) -> str | None:
     from infra.settings import settings
     from schemas.contract.catalog import contract_in
     from spark.checkpoints import settled_batch
-    from spark.publications import publications
+    from spark.lake.publications import publications
     from spark.serving.duck import connect
 
     config = settings()

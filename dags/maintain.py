@@ -54,7 +54,7 @@ with DAG(
         from infra.locks.batch_lock import exclusive
         from infra.settings import settings
         from schemas.contract.catalog import catalog
-        from spark import maintenance
+        from spark.lake import maintenance
         from spark.serving.duck import write_catalog
 
         config, log = settings(), logging.getLogger("airflow.task")

@@ -55,7 +55,7 @@ with DAG(
         from infra.operations.provisioning import provision_subject, provision_topics, require_deployed
         from infra.settings import settings
         from schemas.contract.catalog import contract_in
-        from spark import tables
+        from spark.lake import tables
 
         config = settings()
         contract = contract_in(config.contracts, stream)

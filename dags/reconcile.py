@@ -51,7 +51,7 @@ def nothing_new(stream: str) -> str | None:
     from infra.settings import settings
     from schemas.contract.catalog import catalog
     from spark.checkpoints import settled_batch
-    from spark.publications import behind, in_force, publications
+    from spark.lake.publications import behind, in_force, publications
 
     config = settings()
     contracts = catalog(config.contracts)

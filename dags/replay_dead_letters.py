@@ -44,7 +44,7 @@ def replayed(stream: str, run_id: str) -> dict[str, int]:
     from producers.moves import moves
     from producers.replay import replay
     from schemas.contract.catalog import contract_in
-    from spark import replays
+    from spark.lake import letter_moves
     from spark.serving.duck import connect
 
     config, now = settings(), datetime.now(UTC)
@@ -52,19 +52,19 @@ def replayed(stream: str, run_id: str) -> dict[str, int]:
     with connect(config, [contract]) as served:
 
         def record_moves() -> None:
-            news = moves(contract, config, replays.known(served, stream))
-            replays.record_moves(config.lake_uri, run_id, now, news)
+            news = moves(contract, config, letter_moves.known(served, stream))
+            letter_moves.record_moves(config.lake_uri, run_id, now, news)
 
-        def decided() -> set[replays.Identity]:
+        def decided() -> set[letter_moves.Identity]:
             record_moves()  # those of a run that was killed before it could
-            return replays.decided(served, stream)
+            return letter_moves.decided(served, stream)
 
         exists = schema_exists(contract, registry(config))
         report = replay(contract, config, now=now, schema_exists=exists, decided=decided)
         record_moves()
-        counts = asdict(report) | replays.arrivals(served, contract, config.lake_uri)
-    replays.record(config.lake_uri, run_id, stream, now, counts)
-    replays.require_none_lost(contract, counts)
+        counts = asdict(report) | letter_moves.arrivals(served, contract, config.lake_uri)
+    letter_moves.record(config.lake_uri, run_id, stream, now, counts)
+    letter_moves.require_none_lost(contract, counts)
     return counts
 
 

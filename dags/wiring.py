@@ -134,15 +134,16 @@ class SparkJob(SparkSubmitOperator):
     def _done(self, context: Context, chosen: list[str]) -> dict[str, Any]:
         """The reports of the job, which works on the `chosen` streams."""
         from infra.settings import settings
-        from spark import tables
         from spark.session import submit_conf
 
         self.application_args = [*(self.application_args or []), *(f"--stream={stream}" for stream in chosen)]
         if settings().openlineage_transport:
             from airflow.providers.openlineage.plugins.macros import lineage_parent_id
 
+            from spark.lake import contents, names
+
             self.application_args.append(f"--parent={lineage_parent_id(context['ti'])}")
-        rows = sum(tables.rows(tables.bronze(settings().lake_uri, stream)) for stream in chosen)
+        rows = sum(contents.rows(names.bronze(settings().lake_uri, stream)) for stream in chosen)
         self.conf = submit_conf(settings(), "batch", rows)
         since = datetime.now(UTC)
         try:

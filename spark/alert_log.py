@@ -16,7 +16,7 @@ from pyspark.sql.pandas.types import to_arrow_schema
 
 from infra.settings import Settings
 from schemas.contract.model import Contract
-from spark import tables
+from spark.lake import names, tables
 from spark.upkeep import Upkeep
 
 log = logging.getLogger(__name__)
@@ -46,8 +46,8 @@ class AlertLog:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._topic = contract.alerts_topic
-        self._uri = tables.alerts(settings.lake_uri, contract.stream)
-        self._path = tables.local_path(self._uri)
+        self._uri = names.alerts(settings.lake_uri, contract.stream)
+        self._path = names.local_path(self._uri)
         self._may_commit = may_commit
         self._upkeep = Upkeep([self._uri], timedelta(hours=settings.history_hours), may_commit)
         self._clock = clock

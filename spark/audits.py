@@ -13,8 +13,8 @@ from typing import Any
 from deltalake import DeltaTable
 
 from infra.broker.ranges import Place
-from spark import tables
 from spark.conservation import PROOFS, Conserved, Finding
+from spark.lake import contents, names
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Audit:
 
 def audits(lake_uri: str, stream: str) -> list[Audit]:
     """The stream's audits, oldest first; none while the log does not exist."""
-    path = tables.local_path(tables.system(lake_uri, "audits"))
+    path = names.local_path(names.system(lake_uri, "audits"))
     if not DeltaTable.is_deltatable(path):
         return []
     rows = DeltaTable(path).to_pyarrow_table(filters=[("stream", "=", stream)]).to_pylist()
@@ -72,7 +72,7 @@ def record(lake_uri: str, audit: Audit) -> None:
         "version": audit.version,
         "recorded_at": audit.recorded_at,
     }
-    tables.append_rows(lake_uri, "audits", [about | _row(partition) for partition in audit.partitions])
+    contents.append_rows(lake_uri, "audits", [about | _row(partition) for partition in audit.partitions])
 
 
 def proved(earlier: Iterable[Audit]) -> dict[Place, list[Finding]]:

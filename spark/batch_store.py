@@ -18,8 +18,9 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from schemas.contract.model import Aggregate, Contract
-from spark import measures, retention, tables
-from spark.reconcile import floor_hour, literal
+from spark.definitions import measures
+from spark.definitions.times import floor_hour, literal
+from spark.lake import contents, names, retention, tables
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,12 @@ class BatchStore:
 
     def accepted(self, through: int | None = None) -> DataFrame:
         """Accepted rows of bronze, of batches up to `through` if that is given."""
-        rows = self._read(tables.bronze(self.lake_uri, self.contract.stream)).where("accepted")
+        rows = self._read(names.bronze(self.lake_uri, self.contract.stream)).where("accepted")
         return rows if through is None else rows.where(F.col("batch") <= through)
 
     def partials(self, aggregate: Aggregate, through: int) -> DataFrame:
         """The speed layer's partials of batches up to `through`."""
-        uri = tables.speed(self.lake_uri, self.contract.stream, aggregate.name)
+        uri = names.speed(self.lake_uri, self.contract.stream, aggregate.name)
         return self._read(uri).where(F.col("batch") <= through)
 
     def first_batches(self, aggregate: Aggregate, through: int) -> dict[str, int]:
@@ -63,33 +64,33 @@ class BatchStore:
     def began(self) -> dict[str, int]:
         """By aggregate, the oldest batch of its partials; none for those without any. From file statistics."""
         place = (self.lake_uri, self.contract.stream)
-        found = {a.name: tables.batches(tables.speed(*place, a.name)) for a in self.contract.aggregates}
+        found = {a.name: contents.batches(names.speed(*place, a.name)) for a in self.contract.aggregates}
         return {name: oldest_newest[0] for name, oldest_newest in found.items() if oldest_newest}
 
     def kept_since(self) -> datetime | None:
         """Since when (UTC) the batch tables have all hours; None while they have all that were published."""
         place = (self.lake_uri, self.contract.stream)
-        return retention.newest_kept_since(tables.batch(*place, a.name) for a in self.contract.aggregates)
+        return retention.newest_kept_since(names.batch(*place, a.name) for a in self.contract.aggregates)
 
     def has_partials(self) -> str:
         """The hours of which the speed tables have all partials, as a SQL predicate on `aggregate` and `hour`."""
         place = (self.lake_uri, self.contract.stream)
-        found = {a.name: retention.kept_since(tables.speed(*place, a.name)) for a in self.contract.aggregates}
+        found = {a.name: retention.kept_since(names.speed(*place, a.name)) for a in self.contract.aggregates}
         parts = [f"not (aggregate = '{name}' and hour < {literal(since)})" for name, since in found.items() if since]
         return " and ".join(parts) or "true"
 
     def staged(self, aggregate: Aggregate) -> DataFrame:
-        return self._read(tables.staged(self.lake_uri, self.contract.stream, aggregate.name))
+        return self._read(names.staged(self.lake_uri, self.contract.stream, aggregate.name))
 
     def published(self, aggregate: Aggregate) -> DataFrame:
-        return self._read(tables.batch(self.lake_uri, self.contract.stream, aggregate.name))
+        return self._read(names.batch(self.lake_uri, self.contract.stream, aggregate.name))
 
     def versions(self) -> dict[str, int]:
         """The newest Delta version of the batch table of each aggregate."""
         found = {}
         for aggregate in self.contract.aggregates:
-            uri = tables.batch(self.lake_uri, self.contract.stream, aggregate.name)
-            found[aggregate.name] = int(DeltaTable(tables.local_path(uri)).version())
+            uri = names.batch(self.lake_uri, self.contract.stream, aggregate.name)
+            found[aggregate.name] = int(DeltaTable(names.local_path(uri)).version())
         return found
 
     def hours_of(self, aggregate: Aggregate, run_ids: Iterable[str]) -> set[datetime]:
@@ -103,7 +104,7 @@ class BatchStore:
     def corrected(self, run_ids: Iterable[str]) -> dict[str, set[datetime]]:
         """By aggregate, the hours (UTC) in which one of the runs has taken exact values that nothing explained, because
         a person ordered it."""
-        ledger = DeltaTable(tables.local_path(tables.system(self.lake_uri, "ledger")))
+        ledger = DeltaTable(names.local_path(names.system(self.lake_uri, "ledger")))
         mine = [("stream", "=", self.contract.stream), ("cause", "=", "corrected")]
         rows = ledger.to_pyarrow_table(columns=["run_id", "aggregate", "window_start"], filters=mine).to_pylist()
         known, found = set(run_ids), dict[str, set[datetime]]()
@@ -118,13 +119,13 @@ class BatchStore:
         """Makes `windows` the whole of what is staged."""
         self.may_commit()
         columns = tables.batch_schema(self.contract, aggregate).names
-        uri = tables.staged(self.lake_uri, self.contract.stream, aggregate.name)
+        uri = names.staged(self.lake_uri, self.contract.stream, aggregate.name)
         windows.select(*columns).write.format("delta").mode("overwrite").save(uri)
 
     def replace(self, aggregate: Aggregate, hours: str) -> None:
         """Publishes what is staged in one commit, in place of all rows that fulfil `hours`, a predicate on `hour`."""
         self.may_commit()
-        uri = tables.batch(self.lake_uri, self.contract.stream, aggregate.name)
+        uri = names.batch(self.lake_uri, self.contract.stream, aggregate.name)
         self.staged(aggregate).write.format("delta").mode("overwrite").option("replaceWhere", hours).save(uri)
 
     def forget_ledger(self, published_runs: Iterable[str], title: str | None = None) -> None:
@@ -132,7 +133,7 @@ class BatchStore:
         the derived result of that `title`."""
         self.may_commit()
         stream = title or self.contract.stream
-        ledger = DeltaTable(tables.local_path(tables.system(self.lake_uri, "ledger")))
+        ledger = DeltaTable(names.local_path(names.system(self.lake_uri, "ledger")))
         mine = ledger.to_pyarrow_table(columns=["run_id"], filters=[("stream", "=", stream)])
         unpublished = set(mine["run_id"].to_pylist()) - set(published_runs)
         if unpublished:
@@ -142,12 +143,12 @@ class BatchStore:
     def append_ledger(self, rows: DataFrame) -> None:
         self.may_commit()
         columns = tables.SYSTEM["ledger"].names
-        rows.select(*columns).write.format("delta").mode("append").save(tables.system(self.lake_uri, "ledger"))
+        rows.select(*columns).write.format("delta").mode("append").save(names.system(self.lake_uri, "ledger"))
 
     def log_rows(self, name: str, rows: list[dict[str, Any]]) -> None:
         """Appends a few rows to the table `system/<name>`."""
         self.may_commit()
-        tables.append_rows(self.lake_uri, name, rows)
+        contents.append_rows(self.lake_uri, name, rows)
 
     def hours_frame(self, hours: Iterable[datetime]) -> DataFrame:
         """A few hours as a frame with the column `hour`."""

@@ -27,7 +27,7 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import StructType
 
 from schemas.contract.model import Contract
-from spark import tables
+from spark.lake import names, tables
 
 FOLDER = "batch-"
 """How the name of an attempt's folder begins."""
@@ -40,7 +40,7 @@ def append(
     batch). Columns that only the table has are null; a type that differs from the table's is cast. `may_commit` is
     called when all is written, right before the commit, and also if it is there already: who must not commit must not
     go on. Raises ValueError for a column that the table lacks, and what Spark, Delta and `may_commit` raise."""
-    table = DeltaTable(tables.local_path(uri))
+    table = DeltaTable(names.local_path(uri))
     written = table.transaction_version(app_id)
     if written is not None and written >= version:
         may_commit()
@@ -84,8 +84,8 @@ class Written:
 def written(spark: SparkSession, lake_uri: str, contract: Contract, number: int) -> Written:
     """The rows of batch `number` in bronze, found by the file statistics of the log: after an append they are whole
     files, which are read as they are and counted without reading. Files that a compaction has mixed are searched."""
-    uri = tables.bronze(lake_uri, contract.stream)
-    path, accepted = DeltaTable(tables.local_path(uri)), "partition.accepted"
+    uri = names.bronze(lake_uri, contract.stream)
+    path, accepted = DeltaTable(names.local_path(uri)), "partition.accepted"
     files = pyarrow.table(path.get_add_actions(flatten=True)).to_pylist()
     mine = [file for file in files if _may_hold(file, number)]
     if all(file["min.batch"] == file["max.batch"] == number for file in mine):

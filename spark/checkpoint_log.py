@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from infra.broker.offsets import Offsets, flat
 from schemas.errors import TerminalError
-from spark.tables import local_path
+from spark.lake.names import local_path
 
 Model = TypeVar("Model", bound=BaseModel)
 

@@ -13,10 +13,9 @@ from infra.broker.offsets import Offsets, flat
 from infra.settings import Settings
 from schemas.contract.model import Contract
 from schemas.errors import TransientError
-from spark import tables
 from spark.checkpoint_log import Log, beginning, document, model, numbers, offsets
-
-_BITS = 40
+from spark.lake import contents
+from spark.lake.batch_numbers import batch_number, generation_of
 
 
 class NothingSettled(TransientError):
@@ -34,18 +33,6 @@ class Start(BaseModel):
     after: int | None
     finished: bool = False
     schemas: list[int] | None = None
-
-
-def batch_number(generation: int, batch_id: int) -> int:
-    return generation << _BITS | batch_id
-
-
-def generation_of(batch: int) -> int:
-    return batch >> _BITS
-
-
-def batch_id_of(batch: int) -> int:
-    return batch & (1 << _BITS) - 1
 
 
 def generation(settings: Settings, stream: str) -> int:
@@ -72,8 +59,8 @@ def misfit(settings: Settings, stream: str, generation: int, log: Log, uri: str,
     """Why the checkpoint of `generation`, whose `log` is given, and the table at `uri`, to which each of its batches is
     one append, do not belong together; None if they do. The message calls it `table`."""
     place = location(settings, stream, generation)
-    newest = tables.newest_batch(uri)
-    written = tables.newest_append(uri, application(stream, generation))
+    newest = contents.newest_batch(uri)
+    written = contents.newest_append(uri, application(stream, generation))
     if newest is not None and (found := generation_of(newest)) > generation:
         return f"{table} holds batches of generation {found}, but the newest checkpoint is {place}"
     if written is not None and (log.planned is None or log.planned < written):

@@ -17,8 +17,8 @@ from deltalake import DeltaTable
 from duckdb_extensions import import_extension
 
 from infra.broker.offsets import Offsets
-from spark import tables
 from spark.conservation import Break
+from spark.lake import names, tables
 
 MEMORY = "256MB"
 
@@ -27,7 +27,7 @@ class Coordinates:
     """Bronze of a stream at `version`, the newest one when this was made."""
 
     def __init__(self, lake_uri: str, stream: str) -> None:
-        self._path = tables.local_path(tables.bronze(lake_uri, stream))
+        self._path = names.local_path(names.bronze(lake_uri, stream))
         self.version = DeltaTable(self._path).version()
         self._closing = ExitStack()
         import_extension("delta")

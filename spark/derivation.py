@@ -25,15 +25,18 @@ from pyspark.sql import functions as F
 
 from infra.settings import Settings
 from schemas.contract.model import Contract, Derived, Join, Sessions, Velocity
-from spark import derived, stateful, tables
+from spark import stateful
 from spark.batch_store import BatchStore
-from spark.publications import Publication, publications, unique_run_id
-from spark.reconcile import UnexplainedDifference, literal
+from spark.definitions import stateful_results
+from spark.definitions.times import literal
+from spark.definitions.windows import interval
+from spark.lake import contents, names, tables
+from spark.lake.publications import Publication, publications, unique_run_id
+from spark.reconcile import UnexplainedDifference
 from spark.transforms import derived_ledger, velocity
 from spark.transforms.aggregates import distinct_events
 from spark.transforms.joins import joined
 from spark.transforms.sessions import sessions
-from spark.transforms.windows import interval
 
 log = logging.getLogger("millrace.reconcile")
 
@@ -71,7 +74,7 @@ class Derivation:
         first = literal(EPOCH + timedelta(microseconds=micros))
         since = F.expr(first)
         exact = self.exact(dirty, since).localCheckpoint()
-        old = self._read(tables.batch).where(F.col(self.place) >= since)
+        old = self._read(names.batch).where(F.col(self.place) >= since)
         marked = old.join(dirty, self.key, "left").withColumn("_stale", F.col(self.place) >= F.col("since"))
         stale = F.coalesce("_stale", F.lit(False))
         replaced = marked.where(stale).select(*old.columns).localCheckpoint()
@@ -85,16 +88,16 @@ class Derivation:
         columns = tables.derived_batch_schema(self.contract, self.one).names
         staged = exact.withColumn("run_id", F.lit(self.run_id)).select(*columns).unionByName(kept.select(*columns))
         self.may_commit()
-        staged.write.format("delta").mode("overwrite").save(self._uri(tables.staged))
+        staged.write.format("delta").mode("overwrite").save(self._uri(names.staged))
         rows = exact.count()
         self.may_commit()
         (
-            self._read(tables.staged)
+            self._read(names.staged)
             .write.format("delta")
             .mode("overwrite")
             .option("replaceWhere", f"{self.place} >= {first}")
             .option("userMetadata", self.run_id)
-            .save(self._uri(tables.batch))
+            .save(self._uri(names.batch))
         )
         if causes:
             self.store.append_ledger(found)
@@ -115,7 +118,7 @@ class Derivation:
         if not isinstance(self.one, Sessions):
             return dirty
         # A session that is not closed may have begun long ago, but not before the end of the last one that is.
-        ended = self._read(tables.batch).select(*self.key, "session_end").join(dirty, self.key)
+        ended = self._read(names.batch).select(*self.key, "session_end").join(dirty, self.key)
         last = (
             ended.where(F.col("session_end") < F.col("since"))
             .groupBy(*self.key)
@@ -149,21 +152,21 @@ class Derivation:
                 mine, theirs = (events(source) for source in self.sources)
                 rows = joined(mine, theirs, self.contract, self.one)
         wanted = rows.join(dirty, self.key).where(F.col(self.place) >= F.col("since"))
-        return wanted.where(F.col(derived.CLOSES_AT) <= final).select(*rows.columns)
+        return wanted.where(F.col(stateful_results.CLOSES_AT) <= final).select(*rows.columns)
 
     def differences(self, exact: DataFrame, replaced: DataFrame) -> DataFrame:
         """The ledger rows of the run: against the speed layer for rows that are published for the first time, against
         the published ones for those that are published again."""
-        speed = self._read(tables.speed)
-        generation = F.lit(tables.newest_batch(self._uri(tables.speed)) or 0).bitwiseAND(~((1 << 40) - 1))
+        speed = self._read(names.speed)
+        generation = F.lit(contents.newest_batch(self._uri(names.speed)) or 0).bitwiseAND(~((1 << 40) - 1))
         new = (
             speed.where(F.col("batch") >= generation)
-            .where(F.col(derived.CLOSES_AT) > F.expr(literal(self._before)))
-            .where(F.col(derived.CLOSES_AT) <= F.expr(literal(self.final)))
+            .where(F.col(stateful_results.CLOSES_AT) > F.expr(literal(self._before)))
+            .where(F.col(stateful_results.CLOSES_AT) <= F.expr(literal(self.final)))
         )
-        names = derived.identity(self.one, self.contract)
-        columns = [*derived.columns(self.contract, self.one), derived.CLOSES_AT]
-        served = replaced.select(*columns).unionByName(new.select(*columns).join(replaced, names, "left_anti"))
+        identity = stateful_results.identity(self.one, self.contract)
+        columns = [*stateful_results.columns(self.contract, self.one), stateful_results.CLOSES_AT]
+        served = replaced.select(*columns).unionByName(new.select(*columns).join(replaced, identity, "left_anti"))
         emitted = F.expr(literal(max(self.emitted, self._before))) if self.emitted else None
         different = derived_ledger.differences(exact, served, self.contract, self.one, emitted).localCheckpoint()
         if different.isEmpty():
@@ -228,18 +231,18 @@ class Derivation:
     def _publish(self, rows: int) -> None:
         """Its own row says how far it is final; one for each other source, what of it is in there. One commit."""
         assert self.final is not None
-        names = {source.stream: f"{self.title}.{source.stream}" for source in self.sources}
-        names[self.contract.stream] = self.title
+        titles = {source.stream: f"{self.title}.{source.stream}" for source in self.sources}
+        titles[self.contract.stream] = self.title
         self.store.log_rows(
             "publications",
             [
                 Publication(self.run_id, name, self.final, self._through[stream], 0, rows, self.now).row
-                for stream, name in names.items()
+                for stream, name in titles.items()
             ],
         )
 
     def _undo(self, known: set[str]) -> None:
-        table = DeltaTable(tables.local_path(self._uri(tables.batch)))
+        table = DeltaTable(names.local_path(self._uri(names.batch)))
         # Newest first; what is neither a run's nor takes one back (a compaction) changes no row.
         telling = [
             entry
@@ -256,15 +259,15 @@ class Derivation:
 
     @property
     def title(self) -> str:
-        return derived.title(self.contract, self.one)
+        return stateful_results.title(self.contract, self.one)
 
     @property
     def key(self) -> list[str]:
-        return derived.key(self.one)
+        return stateful_results.key(self.one)
 
     @property
     def place(self) -> str:
-        return derived.place(self.one)
+        return stateful_results.place(self.one)
 
     @property
     def store(self) -> BatchStore:
@@ -272,7 +275,7 @@ class Derivation:
 
     @cached_property
     def sources(self) -> tuple[Contract, ...]:
-        return derived.sources(self.contract, self.one)
+        return stateful_results.sources(self.contract, self.one)
 
     @cached_property
     def _published(self) -> dict[str, list[Publication]]:

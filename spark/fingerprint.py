@@ -14,7 +14,8 @@ from typing import NamedTuple
 from pydantic import BaseModel, ConfigDict
 
 from schemas.contract.model import Contract
-from spark import measures, tables
+from spark.definitions import measures
+from spark.lake import tables
 
 
 class Fingerprint(BaseModel):

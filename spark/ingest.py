@@ -23,7 +23,8 @@ from pyspark.sql import functions as F
 
 from schemas.contract.model import Contract
 from schemas.errors import Halt
-from spark import batches, checkpoints, tables
+from spark import batches, checkpoints
+from spark.lake import batch_numbers, names
 from spark.letters import Letters, letters
 from spark.transforms.aggregates import distinct_events, event_columns, partials
 from spark.transforms.decode import UNREGISTERED, decoding
@@ -78,9 +79,9 @@ class Ingest:
 
     def _to_bronze(self, records: DataFrame, batch_id: int, known: Known) -> None:
         slots = records.sparkSession.sparkContext.defaultParallelism
-        number = checkpoints.batch_number(self.generation, batch_id)
+        number = batch_numbers.batch_number(self.generation, batch_id)
         application = checkpoints.application(self.contract.stream, self.generation)
-        bronze = tables.bronze(self.lake_uri, self.contract.stream)
+        bronze = names.bronze(self.lake_uri, self.contract.stream)
         stamped = self._judged(records.coalesce(slots), known).withColumn("batch", batches.stamp(number))
         batches.append(stamped, bronze, application, batch_id, self.may_commit)
 
@@ -96,7 +97,7 @@ class Ingest:
 
     def onward(self, spark: SparkSession, batch_id: int) -> None:
         """Sends what bronze holds of the batch onward: partials and dead letters. Raises as `batch` does."""
-        number = checkpoints.batch_number(self.generation, batch_id)
+        number = batch_numbers.batch_number(self.generation, batch_id)
         application = checkpoints.application(self.contract.stream, self.generation)
         written = batches.written(spark, self.lake_uri, self.contract, number)
         policy = self.contract.dead_letters
@@ -115,7 +116,7 @@ class Ingest:
         events = self._distinct(accepted.select(*event_columns(self.contract), *place))
         for aggregate in self.contract.aggregates:
             states = partials(events, self.contract, aggregate).withColumn("batch", batches.stamp(number))
-            speed = tables.speed(self.lake_uri, self.contract.stream, aggregate.name)
+            speed = names.speed(self.lake_uri, self.contract.stream, aggregate.name)
             batches.append(states, speed, application, batch_id, self.may_commit)
 
     def _distinct(self, events: DataFrame) -> DataFrame:
@@ -132,7 +133,7 @@ class Ingest:
         return events.where(~suspect).unionByName(distinct_events(events.where(suspect), self.contract))
 
     def _stop_poison(self, written: batches.Written, number: int) -> None:
-        stream, batch_id = self.contract.stream, checkpoints.batch_id_of(number)
+        stream, batch_id = self.contract.stream, batch_numbers.batch_id_of(number)
         if self.storm_accepted(number):
             log.warning("%s batch %d: its %d bad records were accepted", stream, batch_id, written.rows_rejected)
             return

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from schemas.contract.model import Contract
 from schemas.errors import TerminalError
-from spark import tables
+from spark.lake import names, tables
 from spark.serving.snapshot import NOTHING_FINAL
 from spark.serving.views import views
 
@@ -73,21 +73,21 @@ def _not_logs(names: set[str]) -> set[str]:
 
 
 def _of_topics(contract: Contract) -> set[Edge]:
-    bronze = tables.bronze("", contract.stream).removeprefix("/")
+    bronze = names.bronze("", contract.stream).removeprefix("/")
     main, retry, dlq, parked, alerts = (f"topic {name}" for name in contract.topics)
     found = {Edge(topic, bronze, DRIVER) for topic in (main, retry)} | {Edge(bronze, dlq, DRIVER)}
     found |= {Edge(dlq, moved, REPLAY) for moved in (retry, parked)}
     found |= {Edge(topic, f"system/{log}", REPLAY) for topic in (retry, parked) for log in ("moves", "replays")}
     found |= {Edge(topic, "system/audits", AUDIT) for topic in (main, retry)}
     if contract.alerts:
-        logged = tables.alerts("", contract.stream).removeprefix("/")
+        logged = names.alerts("", contract.stream).removeprefix("/")
         found |= {Edge(topic, alerts, DRIVER) for topic in (main, retry)} | {Edge(alerts, logged, DRIVER)}
     return found
 
 
 def _of_tables(contract: Contract) -> set[Edge]:
-    bronze = tables.bronze("", contract.stream).removeprefix("/")
-    alerts = tables.alerts("", contract.stream).removeprefix("/")
+    bronze = names.bronze("", contract.stream).removeprefix("/")
+    alerts = names.alerts("", contract.stream).removeprefix("/")
     found = {Edge(bronze, "system/audits", AUDIT)}
     for table in (uri.removeprefix("/") for uri in tables.uris("", contract)):
         layer, name = table.split("/", 1)

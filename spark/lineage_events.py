@@ -16,7 +16,8 @@ from urllib.parse import urlsplit
 
 from infra.settings import Settings
 from schemas.contract.model import Contract
-from spark import lineage, tables
+from spark import lineage
+from spark.lake import names
 
 if TYPE_CHECKING:
     from openlineage.client.event_v2 import Run
@@ -65,7 +66,7 @@ def dataset(settings: Settings, name: str) -> tuple[str, str]:
     """Namespace and name of a topic or table by OpenLineage's rules for naming."""
     if name.startswith("topic "):
         return f"kafka://{settings.bootstrap.split(',')[0]}", name.removeprefix("topic ")
-    parts = urlsplit(tables.local_path(f"{settings.lake_uri}/{name}"))
+    parts = urlsplit(names.local_path(f"{settings.lake_uri}/{name}"))
     return (f"{parts.scheme}://{parts.netloc}", parts.path.lstrip("/")) if parts.scheme else ("file", parts.path)
 
 

@@ -20,23 +20,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 from schemas.errors import TerminalError
-from spark.publications import Publication
-
-HOUR = timedelta(hours=1)
-
-Range = tuple[datetime, datetime]
-"""Hours of event time, from the first to before the second."""
+from spark.definitions.times import Hours, floor_hour, literal
+from spark.lake.publications import Publication
 
 
 class UnexplainedDifference(TerminalError):
     """A served number differs from the exact one and no calculation explains it; the message lists the windows."""
-
-
-class EmptyRange(TerminalError):
-    """A range of hours that ends before it begins."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +54,7 @@ class Plan:
     final_before: datetime | None
     batch_before: int
     """-1 before the first publication."""
-    forced: Range | None = None
+    forced: Hours | None = None
     """The hours that a backfill has ordered."""
 
     @property
@@ -86,38 +78,12 @@ class Plan:
         return " or ".join(parts) or "false"
 
 
-def floor_hour(time: datetime) -> datetime:
-    return time.replace(minute=0, second=0, microsecond=0)
-
-
-def utc(text: str) -> datetime:
-    """An ISO 8601 time with its offset, or without one in UTC. Raises ValueError."""
-    time = datetime.fromisoformat(text)
-    return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
-
-
-def whole_hours(since: datetime, until: datetime) -> Range:
-    """The hours that the times from `since` to before `until` are in. Raises `EmptyRange`."""
-    first, last = floor_hour(since), floor_hour(until)
-    last += HOUR if last < until else timedelta()
-    if first >= last:
-        raise EmptyRange(f"from {since.isoformat()} to {until.isoformat()} there is no hour: the end must be later")
-    return first, last
-
-
-def literal(time: datetime | None) -> str:
-    """A UTC timestamp literal that means the same in Spark SQL whatever the session's time zone."""
-    if time is None or time.tzinfo is None:
-        raise ValueError(f"a timestamp literal needs an aware time, got {time!r}")
-    return f"timestamp '{time.astimezone(UTC).isoformat(' ')}'"
-
-
 def plan(
     touched: Iterable[TouchedHour],
     through_batch: int,
     last: Publication | None,
     lateness: timedelta,
-    forced: Range | None = None,
+    forced: Hours | None = None,
 ) -> Plan:
     """The plan for the cut at `through_batch`.
 

@@ -10,9 +10,10 @@ import duckdb
 from duckdb_extensions import import_extension
 
 from schemas.contract.model import Contract
-from spark import tables
-from spark.publications import Publication, publications
-from spark.reconcile import TouchedHour, floor_hour, plan
+from spark.definitions.times import floor_hour
+from spark.lake import contents, names
+from spark.lake.publications import Publication, publications
+from spark.reconcile import TouchedHour, plan
 
 
 def withhold(lake_uri: str, contract: Contract, run_id: str, through: int, reason: str) -> datetime | None:
@@ -23,7 +24,7 @@ def withhold(lake_uri: str, contract: Contract, run_id: str, through: int, reaso
     if final is None or (last and final <= last.final_through):
         return None
     row = {"run_id": run_id, "stream": contract.stream, "final_through": final, "reason": reason}
-    tables.append_rows(lake_uri, "refusals", [row | {"recorded_at": datetime.now(UTC)}])
+    contents.append_rows(lake_uri, "refusals", [row | {"recorded_at": datetime.now(UTC)}])
     return final
 
 
@@ -32,7 +33,7 @@ def _final_through(lake_uri: str, contract: Contract, through: int, last: Public
     import_extension("delta")
     with closing(duckdb.connect()) as connection:
         connection.execute("load delta; set timezone = 'UTC'")
-        path = tables.local_path(tables.bronze(lake_uri, contract.stream)).replace("'", "''")
+        path = names.local_path(names.bronze(lake_uri, contract.stream)).replace("'", "''")
         found = connection.execute(
             f"select max(least(event_time, kafka_timestamp)) from delta_scan('{path}') "
             "where accepted and batch <= $through and event_time >= $since",

@@ -30,10 +30,11 @@ from infra.broker.offsets import Offsets, broker_offsets, flat, nested
 from infra.settings import Settings
 from schemas.contract.model import Contract
 from schemas.errors import Halt, TerminalError
-from spark import checkpoint_log, checkpoints, tables
+from spark import checkpoint_log, checkpoints
 from spark.checkpoint_log import Log, Unreadable
 from spark.checkpoints import Start
 from spark.fingerprint import Fingerprint, changes, fingerprint
+from spark.lake import batch_numbers, contents, names
 
 
 class CheckpointRefused(Halt):
@@ -144,12 +145,12 @@ def finished(contract: Contract, settings: Settings, generation: int) -> None:
 def _misfit(contract: Contract, settings: Settings, generation: int, log: Log, start: Start | None) -> str | None:
     """Why checkpoint and bronze do not belong together, None if they do."""
     stream = contract.stream
-    bronze = tables.bronze(settings.lake_uri, stream)
+    bronze = names.bronze(settings.lake_uri, stream)
     misfit = checkpoints.misfit(settings, stream, generation, log, bronze, "bronze")
     if misfit or log.planned is not None:
         return misfit
     place = checkpoints.location(settings, stream, generation)
-    newest = tables.newest_batch(bronze)
+    newest = contents.newest_batch(bronze)
     if start is None:
         return f"bronze holds records, but {place} has no start.json: a reset was not finished" if newest else None
     if start.after != newest:
@@ -178,7 +179,7 @@ def reset(
     before what bronze holds of it; and `TransientError` when Kafka cannot be reached."""
     stream = contract.stream
     before = checkpoints.generation(settings, stream)
-    after = tables.newest_batch(tables.bronze(settings.lake_uri, stream))
+    after = contents.newest_batch(names.bronze(settings.lake_uri, stream))
     ends = bronze_ends(contract, settings)
     first = broker_offsets(settings, contract.ingest_topics, earliest=True)
     last = broker_offsets(settings, contract.ingest_topics)
@@ -199,7 +200,7 @@ def reset(
             "stream's pause. They are lost; to go on without them, say so with --accept-loss"
         )
     start = {place: max(end, first[place]) for place, end in ends.items() if place in first}
-    generation = max(before, checkpoints.generation_of(after or 0)) + 1
+    generation = max(before, batch_numbers.generation_of(after or 0)) + 1
     place = checkpoints.location(settings, stream, generation)
     known = _known(settings, stream, before)
     may_write()
@@ -217,8 +218,8 @@ def bronze_ends(contract: Contract, settings: Settings) -> Offsets:
 
 def _read(contract: Contract, settings: Settings, generation: int) -> Offsets:
     """Where the newest batch that bronze holds of `generation` ends, if its checkpoint can still tell; else nothing."""
-    bronze = tables.bronze(settings.lake_uri, contract.stream)
-    written = tables.newest_append(bronze, checkpoints.application(contract.stream, generation))
+    bronze = names.bronze(settings.lake_uri, contract.stream)
+    written = contents.newest_append(bronze, checkpoints.application(contract.stream, generation))
     try:
         log = checkpoint_log.read(checkpoints.location(settings, contract.stream, generation))
     except Unreadable:
@@ -243,7 +244,7 @@ def _known(settings: Settings, stream: str, generation: int) -> Fingerprint:
 
 def storm(contract: Contract, settings: Settings) -> Storm | None:
     """The storm that the stream's ingest halted at, if nobody has accepted it yet."""
-    batch = tables.newest_batch(tables.bronze(settings.lake_uri, contract.stream))
+    batch = contents.newest_batch(names.bronze(settings.lake_uri, contract.stream))
     settled = checkpoints.settled_batch(contract, settings)
     if batch is None or (settled is not None and batch <= settled) or is_accepted(settings, contract.stream, batch):
         return None
@@ -293,7 +294,7 @@ def _put_start(place: str, start: Start) -> None:
 
 def _bronze(contract: Contract, settings: Settings, query: str, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
     """The rows of a DuckDB query over the stream's `bronze`; none if the table does not exist."""
-    path = tables.local_path(tables.bronze(settings.lake_uri, contract.stream))
+    path = names.local_path(names.bronze(settings.lake_uri, contract.stream))
     if not DeltaTable.is_deltatable(path):
         return []
     with duckdb.connect() as connection:

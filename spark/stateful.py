@@ -25,10 +25,12 @@ from pyspark.sql.streaming.query import StreamingQuery
 from infra.settings import Settings
 from schemas.contract.model import Contract, Derived, Join, Sessions, Velocity
 from schemas.errors import Halt
-from spark import batches, checkpoint_log, checkpoints, derived, retention, tables
+from spark import batches, checkpoint_log, checkpoints
 from spark.checkpoint_log import Unreadable
+from spark.definitions import stateful_results
 from spark.fingerprint import Fingerprint, changes
 from spark.heartbeat import NO_PROGRESS, plain
+from spark.lake import batch_numbers, contents, names, retention
 from spark.transforms.joins import joined
 from spark.transforms.sessions import sessions
 from spark.transforms.velocity import Event, crossings
@@ -62,7 +64,7 @@ def events(spark: SparkSession, contract: Contract, lake_uri: str) -> DataFrame:
         spark.readStream.format("delta")
         .option("skipChangeCommits", "true")
         .option("maxFilesPerTrigger", EVERYTHING)
-        .load(tables.bronze(lake_uri, contract.stream))
+        .load(names.bronze(lake_uri, contract.stream))
         .where("accepted")
         .select(*dict.fromkeys(["event_time", *contract.fields]))
         .withWatermark("event_time", f"{contract.allowed_lateness // timedelta(milliseconds=1)} milliseconds")
@@ -78,14 +80,14 @@ def results(spark: SparkSession, contract: Contract, one: Derived, lake_uri: str
         case Sessions():
             return sessions(mine.dropDuplicatesWithinWatermark(contract.event_id), contract, one)
         case Join():
-            other = derived.other(contract, one)
+            other = stateful_results.other(contract, one)
             theirs = events(spark, other, lake_uri).dropDuplicatesWithinWatermark(other.event_id)
             return joined(mine.dropDuplicatesWithinWatermark(contract.event_id), theirs, contract, one)
 
 
 def append(rows: DataFrame, uri: str, application: str, batch_id: int, may_commit: Callable[[], None]) -> None:
     """Appends a batch of a stateful query once, and lets its state have the batch every time."""
-    written = tables.newest_append(uri, application)
+    written = contents.newest_append(uri, application)
     if written is not None and written >= batch_id:
         rows.write.format("noop").mode("append").save()
     else:
@@ -100,8 +102,8 @@ def fingerprint(contract: Contract, one: Derived) -> Fingerprint:
     """Of the query: what its state is made of and how long it is kept (the types of what it is made of are those of
     bronze, which the ingest's fingerprint holds). Of the table: what kind of rows it has, and the types of its columns.
     A limit (`more_than`) may change, and counts from then on."""
-    found = {"key": ", ".join(derived.key(one))}
-    for source in derived.sources(contract, one):
+    found = {"key": ", ".join(stateful_results.key(one))}
+    for source in stateful_results.sources(contract, one):
         found[f"identity of {source.stream}"] = ", ".join(source.event_id)
         found[f"watermark of {source.stream}"] = f"{source.event_time} - {source.allowed_lateness}"
     match one:
@@ -110,9 +112,9 @@ def fingerprint(contract: Contract, one: Derived) -> Fingerprint:
         case Sessions():
             found |= {"gap": str(one.gap), "measures": ", ".join(f"{m.kind} {m.of}" for m in one.measures)}
         case Join():
-            shown = ", ".join(derived.columns(contract, one))
+            shown = ", ".join(stateful_results.columns(contract, one))
             found |= {"interval": f"{one.before}, {one.after}", "kind": one.kind, "columns": shown}
-    types = {f"column {name}": type_.simpleString() for name, type_ in derived.columns(contract, one).items()}
+    types = {f"column {name}": type_.simpleString() for name, type_ in stateful_results.columns(contract, one).items()}
     return Fingerprint(query=found, tables={"kind of result": type(one).__name__.lower()} | types)
 
 
@@ -121,7 +123,7 @@ def fingerprint(contract: Contract, one: Derived) -> Fingerprint:
 
 def opening(contract: Contract, one: Derived, settings: Settings) -> int:
     """The generation with which the query starts. Changes nothing. Raises `CheckpointRefused`."""
-    title = derived.title(contract, one)
+    title = stateful_results.title(contract, one)
     generation = checkpoints.generation(settings, title)
     place = checkpoints.location(settings, title, generation)
     try:
@@ -129,7 +131,7 @@ def opening(contract: Contract, one: Derived, settings: Settings) -> int:
         before = remembered(contract, one, settings, generation)
     except Unreadable as error:
         raise _refused(title, f"{error}. Put the file back from a copy, or {_reset(title)}") from error
-    uri = tables.speed(settings.lake_uri, contract.stream, one.name)
+    uri = names.speed(settings.lake_uri, contract.stream, one.name)
     misfit = checkpoints.misfit(settings, title, generation, log, uri, "its table")
     if misfit:
         raise _refused(title, f"{misfit}. Put the right checkpoint back from a copy, or {_reset(title)}")
@@ -147,14 +149,14 @@ def remember(contract: Contract, one: Derived, settings: Settings, generation: i
     before = remembered(contract, one, settings, generation)
     known = fingerprint(contract, one).after(before)
     if known != before:
-        place = checkpoints.location(settings, derived.title(contract, one), generation)
+        place = checkpoints.location(settings, stateful_results.title(contract, one), generation)
         checkpoint_log.put(_noted(place), known.model_dump_json(indent=1))
 
 
 def remembered(contract: Contract, one: Derived, settings: Settings, generation: int) -> Fingerprint:
     """The fingerprint noted beside the checkpoint of `generation`, an empty one if there is none. Raises
     `Unreadable`."""
-    place = checkpoints.location(settings, derived.title(contract, one), generation)
+    place = checkpoints.location(settings, stateful_results.title(contract, one), generation)
     noted = checkpoint_log.model(Fingerprint, _noted(place)) or Fingerprint()
     if "within" in noted.query and "state" not in noted.query:  # of velocity, from before its state was noted
         return noted.model_copy(update={"query": noted.query | {"state": FIRST_STATE}})
@@ -164,9 +166,9 @@ def remembered(contract: Contract, one: Derived, settings: Settings, generation:
 def reset(contract: Contract, one: Derived, settings: Settings) -> int:
     """Makes the next generation, which begins with the first row of bronze; what older ones made counts no more in the
     served view. No driver may run. Returns the generation."""
-    title = derived.title(contract, one)
-    newest = tables.newest_batch(tables.speed(settings.lake_uri, contract.stream, one.name)) or 0
-    generation = max(checkpoints.generation(settings, title), checkpoints.generation_of(newest)) + 1
+    title = stateful_results.title(contract, one)
+    newest = contents.newest_batch(names.speed(settings.lake_uri, contract.stream, one.name)) or 0
+    generation = max(checkpoints.generation(settings, title), batch_numbers.generation_of(newest)) + 1
     known = Fingerprint(tables=fingerprint(contract, one).tables)
     checkpoint_log.put(_noted(checkpoints.location(settings, title, generation)), known.model_dump_json(indent=1))
     return generation
@@ -175,7 +177,7 @@ def reset(contract: Contract, one: Derived, settings: Settings) -> int:
 def emitted_through(contract: Contract, one: Derived, settings: Settings) -> datetime | None:
     """The watermark of the newest committed batch: rows that closed before it have been appended. None before the
     first."""
-    title = derived.title(contract, one)
+    title = stateful_results.title(contract, one)
     place = checkpoints.location(settings, title, checkpoints.generation(settings, title))
     committed = max(checkpoint_log.numbers(f"{place}/commits", r"(\d+)"), default=None)
     text = None if committed is None else checkpoint_log.document(f"{place}/offsets/{committed}")
@@ -227,12 +229,12 @@ class StatefulQuery:
             self._failed(error)
 
     def _start(self, spark: SparkSession) -> None:
-        title, settings = derived.title(self.contract, self.one), self.configured
+        title, settings = stateful_results.title(self.contract, self.one), self.configured
         generation = opening(self.contract, self.one, settings)
         remember(self.contract, self.one, settings, generation)
         self.failure = None
         every = f"{int(SLOWER * settings.trigger_interval * 1000)} milliseconds"
-        uri = tables.speed(settings.lake_uri, self.contract.stream, self.one.name)
+        uri = names.speed(settings.lake_uri, self.contract.stream, self.one.name)
         application = checkpoints.application(title, generation)
         kept = [retention.of_derived(settings.lake_uri, self.contract, self.one)]
         history = timedelta(hours=settings.history_hours)
@@ -240,7 +242,7 @@ class StatefulQuery:
 
         def batch(rows: DataFrame, batch_id: int) -> None:
             try:
-                number = batches.stamp(checkpoints.batch_number(generation, batch_id))
+                number = batches.stamp(batch_numbers.batch_number(generation, batch_id))
                 append(rows.withColumn("batch", number), uri, application, batch_id, self.may_commit)
                 upkeep.after_batch(waiting=False)  # the batch is in the served view by now
                 self.may_commit()  # else Spark would note the batch as done in a checkpoint that is another driver's
@@ -276,13 +278,13 @@ class StatefulQuery:
         self.failure = error
         if self.since is None:
             self.since = self.clock()
-            log.error("%s stands still: %s", derived.title(self.contract, self.one), error)
+            log.error("%s stands still: %s", stateful_results.title(self.contract, self.one), error)
 
     def _told(self) -> dict[str, str] | None:
         """Why it is halted, with the way out, and since when it counts as that: at once if somebody must decide."""
         if not self.halted or self.failure is None or self.since is None:
             return None
-        title = derived.title(self.contract, self.one)
+        title = stateful_results.title(self.contract, self.one)
         if isinstance(self.failure, Halt):
             return {"why": str(self.failure), "since": self.since.isoformat()}
         since = self.since + TOLD_AFTER

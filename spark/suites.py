@@ -19,8 +19,9 @@ from pyspark.sql.types import BinaryType
 from schemas.contract import references
 from schemas.contract.field_kinds import nullable
 from schemas.contract.model import Aggregate, Contract, Measure, Reference, Severity
-from spark import fields, measures, tables
-from spark.transforms.windows import SECONDS
+from spark.definitions import avro_types, measures
+from spark.definitions.windows import SECONDS
+from spark.lake import tables
 
 Expectation = dict[str, Any]
 """`{"type": …, "kwargs": …}` as Great Expectations stores it."""
@@ -75,7 +76,7 @@ def events(contract: Contract, *, whole_table: bool = False, now: datetime | Non
     """
     suite, severity = Suite("events"), contract.quality.severity
     for name, avro in contract.fields.items():
-        suite.expect_type(name, fields.scalar(avro))
+        suite.expect_type(name, avro_types.scalar(avro))
         if not nullable(avro):
             suite.expect_value(name)
     for name, (least, greatest) in contract.quality.ranges.items():
@@ -159,7 +160,7 @@ def windows(contract: Contract, aggregate: Aggregate, layer: str) -> Suite:
 
 def _known(contract: Contract, reference: Reference) -> str:
     """Predicate: the row's key is in the reference, or is null."""
-    types = [fields.scalar(contract.fields[name]).simpleString() for name in reference.key]
+    types = [avro_types.scalar(contract.fields[name]).simpleString() for name in reference.key]
     names = [f"`{name}`" for name in reference.key]
 
     def row(values: list[str]) -> str:

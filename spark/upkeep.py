@@ -5,7 +5,8 @@ joins too, and every few seconds of alerts leave some in theirs. Merging moves r
 `batch`, and one commit, an OPTIMIZE whose actions say that no data changed, puts the new files in place of the old
 ones. Each table is looked after by the one who writes it, after a batch and before the next.
 
-Rows of the speed layer that are older than the contract keeps them go when superseded files do (`spark.retention`).
+Rows of the speed layer that are older than the contract keeps them go when superseded files do
+(`spark.lake.retention`).
 
 Files are merged by size: many tiny ones become one, and not before there are many of these are they merged again. So a
 row is rewritten a few times for each of the `TIERS`, and a look merges the files of one of them at most in each table.
@@ -27,7 +28,8 @@ from deltalake import DeltaTable, WriterProperties
 from deltalake.exceptions import DeltaError
 
 from schemas.contract.model import Contract
-from spark import batches, retention, tables
+from spark import batches
+from spark.lake import names, retention
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +103,7 @@ class Upkeep:
             log.info("%s: %d rows from before %s were removed", one.uri, removed, since)
 
     def _merged(self, uri: str) -> bool:
-        table = DeltaTable(tables.local_path(uri))
+        table = DeltaTable(names.local_path(uri))
         tiers = zip(TIERS, (0, *TIERS), strict=False)
         size = next((size for size, below in tiers if _fullest(table, below, size) >= MANY), None)
         if size is None:
@@ -120,7 +122,7 @@ class Upkeep:
         return bool(found["numFilesRemoved"])
 
     def _cleaned(self, uri: str) -> None:
-        table = DeltaTable(tables.local_path(uri))
+        table = DeltaTable(names.local_path(uri))
         hours = f"interval {max(0, round(self.history / timedelta(hours=1)))} hours"
         wanted = {"delta.deletedFileRetentionDuration": hours, "delta.logRetentionDuration": hours}
         self.may_commit()
@@ -137,8 +139,8 @@ class Upkeep:
 
 def of_ingest(lake_uri: str, contract: Contract) -> list[str]:
     """The tables that a stream's ingest writes: bronze, and the speed tables of its aggregates."""
-    speed = [tables.speed(lake_uri, contract.stream, aggregate.name) for aggregate in contract.aggregates]
-    return [tables.bronze(lake_uri, contract.stream), *speed]
+    speed = [names.speed(lake_uri, contract.stream, aggregate.name) for aggregate in contract.aggregates]
+    return [names.bronze(lake_uri, contract.stream), *speed]
 
 
 def _remove_empty_folders(uri: str) -> None:
@@ -146,7 +148,7 @@ def _remove_empty_folders(uri: str) -> None:
     Nobody writes to the table meanwhile."""
     if urlsplit(uri).scheme != "file":
         return
-    for folder in Path(tables.local_path(uri)).glob(f"{batches.FOLDER}*"):
+    for folder in Path(names.local_path(uri)).glob(f"{batches.FOLDER}*"):
         if not any(folder.rglob("[!.]*.parquet")):
             shutil.rmtree(folder)
 

@@ -350,7 +350,7 @@ MECHANISMS = (
     ),
     Mechanism(
         "P6", "the number of a lost generation is not used again", "spark/stateful.py",
-        "max(checkpoints.generation(settings, title), checkpoints.generation_of(newest)) + 1",
+        "max(checkpoints.generation(settings, title), batch_numbers.generation_of(newest)) + 1",
         "checkpoints.generation(settings, title) + 1",
         ("tests/unit/test_stateful_start.py::test_a_checkpoint_of_an_older_generation_is_refused",),
     ),
@@ -393,7 +393,7 @@ MECHANISMS = (
     ),
     Mechanism(
         "P6", "a reset makes a generation of its own", "spark/restart.py",
-        "checkpoints.generation_of(after or 0)) + 1", "checkpoints.generation_of(after or 0))",
+        "batch_numbers.generation_of(after or 0)) + 1", "batch_numbers.generation_of(after or 0))",
         ("tests/integration/test_restart.py"
          "::test_a_reset_loses_and_doubles_nothing_wherever_the_last_batch_ended",),
     ),

@@ -41,7 +41,7 @@ def backfill(
     from infra.commands.produce import contract_of
     from infra.operations.backfill import backfill as work
     from infra.settings import settings
-    from spark.reconcile import utc, whole_hours
+    from spark.definitions.times import utc, whole_hours
 
     console = Console(stderr=json_)
     contract_of(stream)

@@ -171,7 +171,8 @@ def _facts(contract: Contract, config: Settings) -> dict[str, Any]:
     name theirs; `offsets` are where it goes on after the last committed batch; `refused` is why it may not start."""
     from infra.broker.offsets import broker_offsets, nested
     from schemas.errors import MillraceError
-    from spark import checkpoint_log, checkpoints, restart, tables
+    from spark import checkpoint_log, checkpoints, restart
+    from spark.lake import contents, names
 
     name = contract.stream
     generation = checkpoints.generation(config, name)
@@ -181,7 +182,7 @@ def _facts(contract: Contract, config: Settings) -> dict[str, Any]:
         "place": place,
         "planned": None,
         "committed": None,
-        "bronze": _words(tables.newest_batch(tables.bronze(config.lake_uri, name))),
+        "bronze": _words(contents.newest_batch(names.bronze(config.lake_uri, name))),
         "unfinished": None,
         "fingerprint": {},
         "refused": None,
@@ -212,11 +213,12 @@ def _facts(contract: Contract, config: Settings) -> dict[str, Any]:
 
 def _derived_facts(contract: Contract, config: Settings) -> dict[str, dict[str, Any]]:
     """The document of each derived result of the stream, by its title; `committed` is a batch of its generation."""
-    from spark import checkpoint_log, checkpoints, derived, stateful
+    from spark import checkpoint_log, checkpoints, stateful
+    from spark.definitions import stateful_results
 
     found: dict[str, dict[str, Any]] = {}
     for one in contract.derived:
-        title = derived.title(contract, one)
+        title = stateful_results.title(contract, one)
         generation = checkpoints.generation(config, title)
         place = checkpoints.location(config, title, generation)
         committed = max(checkpoint_log.numbers(f"{place}/commits", r"(\d+)"), default=None)
@@ -251,10 +253,12 @@ def _lane_facts(contract: Contract, config: Settings) -> dict[str, Any] | None:
 
 def _words(batch: int | None) -> str | None:
     """A batch number as people read it: `57 of generation 2`."""
-    from spark import checkpoints
+    from spark.lake import batch_numbers
 
     return (
-        None if batch is None else f"{checkpoints.batch_id_of(batch)} of generation {checkpoints.generation_of(batch)}"
+        None
+        if batch is None
+        else f"{batch_numbers.batch_id_of(batch)} of generation {batch_numbers.generation_of(batch)}"
     )
 
 

@@ -18,7 +18,7 @@ def tables(
     from infra.commands.query import print_table, text
     from infra.settings import settings
     from schemas.contract.catalog import catalog
-    from spark.maintenance import usage
+    from spark.lake.maintenance import usage
 
     config = settings()
     found = usage(config.lake_uri, catalog(config.contracts).values())

@@ -22,8 +22,7 @@ from schemas.contract.catalog import contract_in
 from schemas.errors import TerminalError, TransientError
 from spark.audits import Audit
 from spark.conservation import Finding, split
-from spark.reconcile import Range as Hours
-from spark.reconcile import utc
+from spark.definitions.times import Hours, utc
 
 _OFFSETS = re.compile(r"(?P<topic>[\w.-]+)/(?P<partition>\d+):(?P<first>\d+)-(?P<last>\d+)")
 

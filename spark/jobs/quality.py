@@ -24,11 +24,12 @@ from pyspark.sql import functions as F
 from infra.settings import PROJECT, Settings
 from schemas.contract.catalog import contract_in
 from schemas.contract.model import Contract
-from spark import checkpoints, lineage, quality, suites, tables
+from spark import checkpoints, lineage, quality, suites
 from spark.batch_store import BatchStore
+from spark.definitions.times import literal
 from spark.jobs import each
-from spark.publications import Publication, publications
-from spark.reconcile import literal
+from spark.lake import tables
+from spark.lake.publications import Publication, publications
 from spark.serving.spark_views import register
 from spark.session import session
 from spark.transforms import ledger

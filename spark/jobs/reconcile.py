@@ -41,12 +41,14 @@ from infra.settings import PROJECT, Settings
 from schemas.contract.catalog import catalog, contract_in
 from schemas.contract.model import Aggregate, Contract
 from schemas.errors import TerminalError, TransientError
-from spark import checkpoints, lineage, quality, suites, tables
+from spark import checkpoints, lineage, quality, suites
 from spark.batch_store import BatchStore
+from spark.definitions.times import Hours, literal, utc, whole_hours
 from spark.derivation import Derivation, derivations
 from spark.jobs import each
-from spark.publications import Publication, publications, published_without, unique_run_id
-from spark.reconcile import Plan, Range, TouchedHour, UnexplainedDifference, literal, plan, utc, whole_hours
+from spark.lake import tables
+from spark.lake.publications import Publication, publications, published_without, unique_run_id
+from spark.reconcile import Plan, TouchedHour, UnexplainedDifference, plan
 from spark.serving.duck import write_catalog
 from spark.session import session
 from spark.transforms import ledger
@@ -82,7 +84,7 @@ class Reconciliation:
     through: int
     now: datetime
     audit: Audit
-    forced: Range | None = None
+    forced: Hours | None = None
     """Hours to recompute in any case."""
     _windows: dict[str, DataFrame] = field(default_factory=dict, init=False)
     """By aggregate, what this run has computed."""
@@ -416,7 +418,7 @@ def _time(micros: int) -> datetime:
 
 
 def reconcile(
-    config: Settings, stream: str, run_id: str, forced: Range | None = None, *, dry_run: bool = False
+    config: Settings, stream: str, run_id: str, forced: Hours | None = None, *, dry_run: bool = False
 ) -> dict[str, Any]:
     """Runs the stream's reconciliation with `config` and returns its summary: alone, whoever else starts one. Raises
     `NothingSettled`, `Busy`, and what `Reconciliation.run` raises."""
@@ -427,7 +429,7 @@ def reconcile(
 
 
 def _reconcile(
-    config: Settings, stream: str, run_id: str, forced: Range | None, may_commit: Callable[[], None] | None
+    config: Settings, stream: str, run_id: str, forced: Hours | None, may_commit: Callable[[], None] | None
 ) -> dict[str, Any]:
     """The run if it `may_commit`, else the survey."""
     loading = quality.warm_up()

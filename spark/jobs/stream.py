@@ -45,10 +45,12 @@ from infra.settings import Settings, settings
 from schemas.contract.catalog import catalog
 from schemas.contract.model import Contract
 from schemas.errors import Halt, MillraceError, TransientError
-from spark import checkpoints, derived, lineage, restart, retention, source, tables
+from spark import checkpoints, lineage, restart, source
 from spark.clock import Clock
+from spark.definitions import stateful_results
 from spark.heartbeat import NO_PROGRESS, Heartbeat, plain, progress
 from spark.ingest import Ingest
+from spark.lake import batch_numbers, retention, tables
 from spark.lane import Lane
 from spark.letters import Letters
 from spark.lineage_events import told
@@ -106,8 +108,8 @@ class Stream:
                 require_topics(settings, self.contract, "stream")
         opening = restart.opening(self.contract, settings)
         if opening.unfinished is not None:
-            ingest = self._ingest(checkpoints.generation_of(opening.unfinished))
-            ingest.onward(spark, checkpoints.batch_id_of(opening.unfinished))
+            ingest = self._ingest(batch_numbers.generation_of(opening.unfinished))
+            ingest.onward(spark, batch_numbers.batch_id_of(opening.unfinished))
             restart.finished(self.contract, settings, opening.generation)
         restart.remember(self.contract, settings, opening.generation)
         ingest = self._ingest(opening.generation)
@@ -275,7 +277,7 @@ def _run(
         streams[name] = Stream(contract, configured, told_to_stop, may_commit)
     for contract in contracts.values():
         for one in contract.derived:
-            streams[derived.title(contract, one)] = StatefulQuery(contract, one, configured, may_commit)
+            streams[stateful_results.title(contract, one)] = StatefulQuery(contract, one, configured, may_commit)
     clock = Clock()
     for stream in streams.values():
         heartbeat.beat("starting", {})

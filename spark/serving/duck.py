@@ -14,10 +14,10 @@ from pyspark.sql.types import StructType
 from infra.settings import Settings
 from schemas.contract.catalog import catalog
 from schemas.contract.model import Contract
+from spark.lake.names import local_path
 from spark.serving import sketches
 from spark.serving.snapshot import Snapshot, published
 from spark.serving.views import views
-from spark.tables import local_path
 
 
 def connect(

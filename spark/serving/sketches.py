@@ -7,7 +7,7 @@ import duckdb
 from duckdb.func import SPECIAL
 from duckdb.sqltypes import BIGINT, BLOB, DOUBLE
 
-from spark.measures import HLL_LG_K, KLL_K
+from spark.definitions.measures import HLL_LG_K, KLL_K
 
 
 def hll_estimate(sketches: list[bytes] | None) -> int:

@@ -19,8 +19,8 @@ from pyarrow.fs import PyFileSystem
 
 from schemas.contract.model import Contract
 from schemas.errors import TerminalError
-from spark import tables
-from spark.publications import Publication, in_force, publications
+from spark.lake import names
+from spark.lake.publications import Publication, in_force, publications
 from spark.serving.views import views
 
 NOTHING_FINAL = datetime(1, 1, 1, tzinfo=UTC)
@@ -55,7 +55,7 @@ def published(lake_uri: str, contracts: Iterable[Contract]) -> Snapshot:
 def now(lake_uri: str, contracts: Iterable[Contract]) -> Snapshot:
     """Pins every table as it is now."""
     contracts = list(contracts)
-    log = tables.system(lake_uri, "publications")
+    log = names.system(lake_uri, "publications")
     pinned = _published(lake_uri, contracts, _newest(log))
     versions = {uri: _newest(uri) for uri in _all(lake_uri, contracts) if uri not in pinned.versions}
     return Snapshot(pinned.publications, {**versions, **pinned.versions})
@@ -65,7 +65,7 @@ def at(lake_uri: str, contracts: Iterable[Contract], moment: datetime) -> Snapsh
     """Pins every table as it was at `moment`. Raises `NoSuchSnapshot` where the log of publications does not reach back
     so far."""
     contracts = list(contracts)
-    log = tables.system(lake_uri, "publications")
+    log = names.system(lake_uri, "publications")
     return _at(lake_uri, contracts, moment, _version_at(log, moment))
 
 
@@ -73,7 +73,7 @@ def of_run(lake_uri: str, contracts: Iterable[Contract], run_id: str) -> Snapsho
     """Pins every table as it was when the run `run_id` had just published (a run publishes stream by stream: the last
     of them). Raises `NoSuchSnapshot` if none did, or too long ago."""
     contracts = list(contracts)
-    log = tables.system(lake_uri, "publications")
+    log = names.system(lake_uri, "publications")
     total, low, high = _rows_of(lake_uri, run_id, None), 0, _newest(log) or 0
     if not total:
         raise NoSuchSnapshot(
@@ -112,17 +112,17 @@ def _rows_of(lake_uri: str, run_id: str, version: int | None) -> int | None:
 def _published(lake_uri: str, contracts: Iterable[Contract], version: int | None) -> Snapshot:
     found = in_force(publications(lake_uri, version=version))
     versions = {
-        tables.batch(lake_uri, contract.stream, name): served
+        names.batch(lake_uri, contract.stream, name): served
         for contract in contracts
         if contract.stream in found
         for name, served in found[contract.stream].versions.items()
     }
-    log = {} if version is None else {tables.system(lake_uri, "publications"): version}
+    log = {} if version is None else {names.system(lake_uri, "publications"): version}
     return Snapshot(found, log | versions)
 
 
 def _at(lake_uri: str, contracts: list[Contract], moment: datetime, version: int | None) -> Snapshot:
-    log = tables.system(lake_uri, "publications")
+    log = names.system(lake_uri, "publications")
     pinned = Snapshot(versions={log: None}) if version is None else _published(lake_uri, contracts, version)
     versions: dict[str, int | None] = {}
     gone = set()
@@ -146,12 +146,12 @@ def _all(lake_uri: str, contracts: Iterable[Contract]) -> list[str]:
 
 
 def _newest(uri: str) -> int | None:
-    path = tables.local_path(uri)
+    path = names.local_path(uri)
     return int(DeltaTable(path).version()) if DeltaTable.is_deltatable(path) else None
 
 
 def _version_at(uri: str, moment: datetime) -> int | None:
-    path = tables.local_path(uri)
+    path = names.local_path(uri)
     if not DeltaTable.is_deltatable(path):
         return None
     table = DeltaTable(path)
@@ -166,6 +166,6 @@ def _version_at(uri: str, moment: datetime) -> int | None:
 
 def _committed(uri: str, version: int) -> datetime:
     """When the version was committed: by the clock of the log's files, as Delta has it."""
-    files = PyFileSystem(DeltaStorageHandler(tables.local_path(uri)))
+    files = PyFileSystem(DeltaStorageHandler(names.local_path(uri)))
     found: datetime = files.get_file_info(f"_delta_log/{version:020}.json").mtime
     return found.astimezone(UTC)

@@ -22,9 +22,10 @@ from pyspark.sql.types import StructType
 
 from schemas.contract.model import Aggregate, Contract, Derived
 from schemas.contract.model import Window as WindowName
-from spark import checkpoints, derived, measures, tables
-from spark.measures import Dialect
-from spark.transforms.windows import SECONDS
+from spark.definitions import measures, stateful_results
+from spark.definitions.measures import Dialect
+from spark.definitions.windows import SECONDS
+from spark.lake import batch_numbers, names, tables
 
 Scan = Callable[[str, StructType], str]
 """SQL of a relation: a table's URI and schema as something that can stand after FROM."""
@@ -69,7 +70,7 @@ def views(
         for window in aggregate.windows
     }
     found |= {one.name: _derived(contract, one, dialect, lake_uri, scan) for one in contract.derived}
-    words, bronze = _WORDS[dialect], scan(tables.bronze(lake_uri, contract.stream), tables.bronze_schema(contract))
+    words, bronze = _WORDS[dialect], scan(names.bronze(lake_uri, contract.stream), tables.bronze_schema(contract))
     place = words.names(name for name in tables.COORDINATES if name != "original")
     original = f"""coalesce({words.name("original")}, concat({words.name("topic")}, '/', {words.name("partition")}, '/',
         {words.name("offset")}))"""
@@ -81,14 +82,14 @@ def views(
     found[f"{contract.stream}_dead_letters"] = (
         f"select {letter}, {place}, {original} as original, {words.names(values)} from {bronze} where not accepted"
     )
-    moves = scan(tables.system(lake_uri, "moves"), tables.SYSTEM["moves"])
+    moves = scan(names.system(lake_uri, "moves"), tables.SYSTEM["moves"])
     found[f"{contract.stream}_letters"] = _letters(contract, words, bronze, original, moves)
     if contract.alerts:
         found[f"{contract.stream}_alerts"] = (
-            f"select * from {scan(tables.alerts(lake_uri, contract.stream), tables.ALERTS)}"
+            f"select * from {scan(names.alerts(lake_uri, contract.stream), tables.ALERTS)}"
         )
     for name, schema in tables.SYSTEM.items():
-        found[name] = f"select * from {scan(tables.system(lake_uri, name), schema)}"
+        found[name] = f"select * from {scan(names.system(lake_uri, name), schema)}"
     return found
 
 
@@ -146,8 +147,8 @@ def _merged(
     estimates: bool,
 ) -> str:
     words, place = _WORDS[dialect], (lake_uri, contract.stream, aggregate.name)
-    batch = scan(tables.batch(*place), tables.batch_schema(contract, aggregate))
-    speed = scan(tables.speed(*place), tables.speed_schema(contract, aggregate))
+    batch = scan(names.batch(*place), tables.batch_schema(contract, aggregate))
+    speed = scan(names.speed(*place), tables.speed_schema(contract, aggregate))
     start, end = words.name("window_start"), words.name("window_end")
     dimensions = words.names(aggregate.dimensions)
     results = words.names(measure.name for measure in aggregate.measures)
@@ -176,15 +177,18 @@ def _merged(
 
 def _derived(contract: Contract, one: Derived, dialect: Dialect, lake_uri: str, scan: Scan) -> str:
     words, place = _WORDS[dialect], (lake_uri, contract.stream, one.name)
-    batch = scan(tables.batch(*place), tables.derived_batch_schema(contract, one))
-    speed = scan(tables.speed(*place), tables.derived_speed_schema(contract, one))
-    columns, closes_at = words.names(derived.columns(contract, one)), words.name(derived.CLOSES_AT)
-    number, generation = words.name("batch"), checkpoints.batch_number(1, 0)
-    made_of = [derived.title(contract, one), *(source.stream for source in derived.sources(contract, one))]
+    batch = scan(names.batch(*place), tables.derived_batch_schema(contract, one))
+    speed = scan(names.speed(*place), tables.derived_speed_schema(contract, one))
+    columns, closes_at = words.names(stateful_results.columns(contract, one)), words.name(stateful_results.CLOSES_AT)
+    number, generation = words.name("batch"), batch_numbers.batch_number(1, 0)
+    made_of = [
+        stateful_results.title(contract, one),
+        *(source.stream for source in stateful_results.sources(contract, one)),
+    ]
     withheld = _withheld(closes_at, made_of, words, lake_uri, scan)
     # A query that began again has made everything again; what older generations made counts no more.
     return f"""
-    with {_horizon(derived.title(contract, one), words, lake_uri, scan)}
+    with {_horizon(stateful_results.title(contract, one), words, lake_uri, scan)}
     select {columns}, {_of_batch(words)}
     from {batch} where {closes_at} <= (select through from horizon)
     union all
@@ -205,10 +209,10 @@ def _withheld(closes_at: str, titles: Iterable[str], words: _Words, lake_uri: st
     """Whether a row of the speed layer that closes at `closes_at` was to be published by a run that was refused: one
     for the results called `titles`, or for a stream that they are made of. What was published since is not the speed
     layer's any more."""
-    refusals = scan(tables.system(lake_uri, "refusals"), tables.SYSTEM["refusals"])
-    names = ", ".join(f"'{title}'" for title in titles)
+    refusals = scan(names.system(lake_uri, "refusals"), tables.SYSTEM["refusals"])
+    listed = ", ".join(f"'{title}'" for title in titles)
     refused = (
-        f"""(select max({words.name("final_through")}) from {refusals} where {words.name("stream")} in ({names}))"""
+        f"""(select max({words.name("final_through")}) from {refusals} where {words.name("stream")} in ({listed}))"""
     )
     return f"coalesce({closes_at} <= {refused}, false)"
 
@@ -216,7 +220,7 @@ def _withheld(closes_at: str, titles: Iterable[str], words: _Words, lake_uri: st
 def _horizon(title: str, words: _Words, lake_uri: str, scan: Scan) -> str:
     """The common table `horizon`, whose only row says how far the results called `title` are final. It is read before
     the rows it speaks of: published rows are there before their publication is."""
-    publications = scan(tables.system(lake_uri, "publications"), tables.SYSTEM["publications"])
+    publications = scan(names.system(lake_uri, "publications"), tables.SYSTEM["publications"])
     never = words.instant.format("0001-01-01 00:00:00")
     return f"""horizon as (
         select coalesce(max({words.name("final_through")}), {never}) as through

@@ -7,8 +7,9 @@ from pyspark.sql import functions as F
 
 from schemas.contract.model import Aggregate, Contract, Measure
 from schemas.contract.model import Window as WindowName
-from spark import measures, tables
-from spark.transforms.windows import SECONDS
+from spark.definitions import measures
+from spark.definitions.windows import SECONDS
+from spark.lake import tables
 
 
 def truncated(time: str, window: WindowName) -> Column:

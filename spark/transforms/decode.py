@@ -20,7 +20,7 @@ from schemas.contract.field_kinds import nullable
 from schemas.contract.model import Contract
 from schemas.dead_letter import ATTEMPT, ID
 from schemas.wire import HEADER, header
-from spark import fields
+from spark.definitions import avro_types
 
 _PREFIX = HEADER.size
 
@@ -72,7 +72,7 @@ def decoding(contract: Contract, writers: Mapping[int, str], complete: bool = Tr
     )
     error = _error(contract)
     sound = F.isnull("_error")
-    values = {field.name: F.when(sound, F.col("_record")[field.name]) for field in fields.columns(contract)}
+    values = {field.name: F.when(sound, F.col("_record")[field.name]) for field in avro_types.columns(contract)}
     values.setdefault("event_time", values[contract.event_time])
     judged: tuple[Column | str, ...] = (
         "topic",
@@ -138,7 +138,7 @@ def _error(contract: Contract) -> Column:
         # A corrupt record is a struct of nulls, so one required field tells it.
         (record[required].isNull(), "malformed", F.format_string(undecodable, F.col("_known"))),
     ]
-    for field in fields.columns(contract):
+    for field in avro_types.columns(contract):
         unsound = _unsound(field.dataType, record[field.name])
         if unsound is not None:
             what = _UNSOUND.get(

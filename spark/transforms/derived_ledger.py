@@ -21,8 +21,8 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import NumericType
 
 from schemas.contract.model import Contract, Derived, Join, Sessions, Velocity
-from spark import derived
-from spark.transforms.windows import interval
+from spark.definitions import stateful_results
+from spark.definitions.windows import interval
 
 SLACK = timedelta(seconds=1)
 """Watermarks have milliseconds and pass through operators one by one: so much later a row has surely been emitted."""
@@ -34,7 +34,7 @@ def numbers(one: Derived, contract: Contract) -> dict[str, Column]:
         case Velocity():
             return {"alerts": F.count("*"), "done": F.sum("done")}
         case Sessions():
-            types = derived.columns(contract, one)
+            types = stateful_results.columns(contract, one)
             measured = [m.name for m in one.measures if isinstance(types[m.name], NumericType)]
             seconds = (F.unix_micros("session_end") - F.unix_micros("session_start")) / 1e6
             return {name: F.sum(name) for name in [*measured, "events"]} | {"seconds": F.sum(seconds)}
@@ -60,11 +60,11 @@ def differences(
 
     A row that was not served is a difference if it closed before `emitted`, up to where the speed layer has come (null:
     nowhere)."""
-    names, compared_by = derived.identity(one, contract), numbers(one, contract)
+    names, compared_by = stateful_results.identity(one, contract), numbers(one, contract)
     sides = []
     for side, frame in (("e", exact), ("s", served)):
         of_side = frame.groupBy(*names).agg(
-            F.max(derived.CLOSES_AT).alias(f"{side}_closes_at"),
+            F.max(stateful_results.CLOSES_AT).alias(f"{side}_closes_at"),
             *(column.cast("double").alias(f"{side}_{measure}") for measure, column in compared_by.items()),
         )
         sides.append(of_side)
@@ -83,7 +83,7 @@ def differences(
             for measure in compared_by
         )
     )
-    closes_at = F.greatest("e_closes_at", "s_closes_at").alias(derived.CLOSES_AT)
+    closes_at = F.greatest("e_closes_at", "s_closes_at").alias(stateful_results.CLOSES_AT)
     return compared.select(*names, closes_at, F.inline(pairs)).where("speed <> exact")
 
 
@@ -115,15 +115,15 @@ def _passed(found: DataFrame, rows: DataFrame, names: list[str], lateness: timed
 def explained(differences: DataFrame, arrived: Mapping[str, DataFrame], contract: Contract, one: Derived) -> DataFrame:
     """`differences` with `cause` and its evidence: how many `rows` the row is made of, how many of them are `repeats`,
     came `late` or are `replayed`. `arrived` are the `arrivals` of each source."""
-    names, key, place = derived.identity(one, contract), derived.key(one), derived.place(one)
-    subjects = differences.select(*names, derived.CLOSES_AT).distinct()
+    names, key, place = stateful_results.identity(one, contract), stateful_results.key(one), stateful_results.place(one)
+    subjects = differences.select(*names, stateful_results.CLOSES_AT).distinct()
     evidence = ("behind", "repeat", "attempt")
     rows = reduce(
         DataFrame.unionByName,
         [frame.select(*key, F.col("event_time").alias("_came_for"), *evidence) for frame in arrived.values()],
     )
     inside = (F.col("_came_for") >= F.col(place) - F.expr(interval(reach(one)))) & (
-        F.col("_came_for") <= F.col(derived.CLOSES_AT)
+        F.col("_came_for") <= F.col(stateful_results.CLOSES_AT)
     )
     same_key = reduce(Column.__and__, [F.col(name) == F.col(f"_k_{name}") for name in key])
     found = (

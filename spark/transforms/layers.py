@@ -10,7 +10,7 @@ from pyspark.sql import functions as F
 
 from schemas.contract.model import Aggregate, Contract, Measure
 from schemas.contract.model import Window as WindowName
-from spark import measures
+from spark.definitions import measures
 
 COUNTS = ("rows", "distinct_in_batch", "distinct_events", "repaired", "replayed", "speed")
 """Of accepted rows of bronze, of those that deduplication within a batch and over all keeps, of those that came by the

@@ -27,7 +27,7 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import BinaryType, DateType, StringType, TimestampType
 
 from schemas.contract.model import Aggregate, Contract, Measure
-from spark import measures
+from spark.definitions import measures
 from spark.transforms import aggregates
 from spark.transforms.layers import counter
 

@@ -8,8 +8,8 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from schemas.contract.model import Contract, Sessions
-from spark import derived, measures
-from spark.transforms.windows import interval
+from spark.definitions import measures, stateful_results
+from spark.definitions.windows import interval
 
 
 def sessions(events: DataFrame, contract: Contract, one: Sessions) -> DataFrame:
@@ -21,7 +21,7 @@ def sessions(events: DataFrame, contract: Contract, one: Sessions) -> DataFrame:
         *_bounds(events, one),
         *(F.expr(state.make).alias(state.name) for state in measures.states(one, contract)),
     )
-    types = derived.columns(contract, one)
+    types = stateful_results.columns(contract, one)
     values = {measure.name: F.expr(measures.final(measure, contract, "spark")) for measure in one.measures}
     start, end = ("_session.start", "_session.end") if events.isStreaming else ("_start", "_end")
     closes_at = F.timestamp_micros(F.unix_micros(end) + 1)  # an event at the end extends it
@@ -31,7 +31,7 @@ def sessions(events: DataFrame, contract: Contract, one: Sessions) -> DataFrame:
         F.col(end).alias("session_end"),
         "events",
         *(value.cast(types[name]).alias(name) for name, value in values.items()),
-        closes_at.alias(derived.CLOSES_AT),
+        closes_at.alias(stateful_results.CLOSES_AT),
     )
 
 

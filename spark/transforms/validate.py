@@ -10,7 +10,7 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from schemas.contract.model import Contract
-from spark import tables
+from spark.lake import tables
 
 
 def validate(decoded: DataFrame, contract: Contract) -> DataFrame:

@@ -27,8 +27,8 @@ from pyspark.sql.types import (
 )
 
 from schemas.contract.model import Contract, Velocity
-from spark import derived, measures
-from spark.fields import scalar
+from spark.definitions import measures, stateful_results
+from spark.definitions.avro_types import scalar
 
 MICRO = timedelta(microseconds=1)
 
@@ -99,9 +99,9 @@ def _finished(found: DataFrame, contract: Contract, one: Velocity) -> DataFrame:
     return found.select(
         *one.key,
         at.alias("event_time"),
-        F.col("_done").cast(derived.done_type(contract, one)).alias("done"),
+        F.col("_done").cast(stateful_results.done_type(contract, one)).alias("done"),
         named.alias("alert_id"),
-        F.timestamp_micros(F.col("_at") + 1).alias(derived.CLOSES_AT),
+        F.timestamp_micros(F.col("_at") + 1).alias(stateful_results.CLOSES_AT),
     )
 
 

@@ -17,8 +17,9 @@ from pyspark.sql import SparkSession
 from infra.settings import Settings, settings
 from schemas.contract.catalog import contract_in
 from schemas.contract.model import Contract
-from spark import checkpoints, source, tables
+from spark import checkpoints, source
 from spark.ingest import Ingest
+from spark.lake import tables
 from spark.letters import Letters
 from spark.session import session
 from spark.writers import Writers

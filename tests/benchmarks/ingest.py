@@ -31,7 +31,7 @@ from infra.operations.provisioning import provision_subject, provision_topics
 from infra.settings import PROJECT, Settings
 from schemas.contract.catalog import contract_in
 from schemas.contract.model import Contract
-from spark import tables
+from spark.lake import names
 from spark.serving.duck import connect
 from tests import stacks
 from tests.benchmarks import readings, textbook
@@ -181,7 +181,7 @@ def _compared(config: Settings, contract: Contract, total: int) -> int:
             raise RuntimeError(f"bronze has (rows, distinct ids) {ids} of {total:,} readings")
         equal = 0
         for window, size in {"1m": 60, "5m": 300, "1h": 3600}.items():
-            theirs, defaults = (tables.local_path(textbook.place(config, name, window)) for name in RIVALS)
+            theirs, defaults = (names.local_path(textbook.place(config, name, window)) for name in RIVALS)
             rows = connection.execute(
                 f"""
                 with oracle as (

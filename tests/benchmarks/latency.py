@@ -191,8 +191,8 @@ def _lane(config: Settings, beside: bool) -> Iterator[psutil.Process]:
 
 def run_lane(beside: bool) -> None:
     """What runs in that process: the parts of the streaming driver that are measured."""
-    from spark import tables
     from spark.jobs.stream import Stream
+    from spark.lake import tables
     from spark.session import session
 
     config = settings()

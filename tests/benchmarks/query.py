@@ -33,11 +33,12 @@ from rich.table import Table
 from infra.settings import Settings
 from schemas.contract.catalog import catalog
 from schemas.contract.model import Aggregate, Contract
-from spark import maintenance, measures, tables
-from spark.publications import Publication
+from spark.definitions import measures
+from spark.definitions.windows import SECONDS
+from spark.lake import contents, maintenance, names, tables
+from spark.lake.publications import Publication
 from spark.serving import snapshot
 from spark.serving.duck import connect
-from spark.transforms.windows import SECONDS
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -88,12 +89,12 @@ class Lake:
 
     def _publish(self, hour: datetime, number: int) -> None:
         parts = [self._windows(hour, window, f"r{number}") for window in self.aggregate.windows]
-        path = tables.local_path(tables.batch(*self._place))
+        path = names.local_path(names.batch(*self._place))
         write_deltalake(path, pyarrow.concat_tables(parts), mode="append")
         versions = {self.aggregate.name: int(DeltaTable(path).version())}
         rows = sum(part.num_rows for part in parts)
         published = Publication(f"r{number}", "flights", hour + HOUR, number, 1, rows, hour + HOUR, versions)
-        tables.append_rows(self.settings.lake_uri, "publications", [published.row])
+        contents.append_rows(self.settings.lake_uri, "publications", [published.row])
 
     def _windows(self, hour: datetime, window: str, run_id: str) -> pyarrow.Table:
         size = SECONDS[window]  # type: ignore[index]
@@ -130,7 +131,7 @@ class Lake:
                 "carrier": CARRIERS * count,
                 "batch": numpy.repeat(start + numpy.arange(count), len(CARRIERS)),
             }
-            write_deltalake(tables.local_path(tables.speed(*self._place)), _table(values, schema), mode="append")
+            write_deltalake(names.local_path(names.speed(*self._place)), _table(values, schema), mode="append")
 
     def _partial(self, events: int) -> dict[str, object]:
         delays = self._random.integers(-15, 120, events)

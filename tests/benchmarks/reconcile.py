@@ -34,8 +34,9 @@ from rich.table import Table
 from infra.settings import PROJECT, Settings
 from schemas.contract.catalog import load as load_contract
 from schemas.contract.model import Contract
-from spark import checkpoints, conservation, tables
+from spark import checkpoints, conservation
 from spark.coordinates import Coordinates
+from spark.lake import batch_numbers, names, tables
 from spark.serving.duck import connect
 from tests import stacks
 from tests.benchmarks import readings
@@ -79,7 +80,7 @@ class Lake:
     def add(self, numbers: np.ndarray, times: np.ndarray) -> None:
         """A settled batch of the readings of these numbers at these times (microseconds)."""
         batch_id, self._next = self._next, self._next + 1
-        batch = checkpoints.batch_number(1, batch_id)
+        batch = batch_numbers.batch_number(1, batch_id)
         frame = table(numbers, times)
         rows = frame.append_column("batch", pyarrow.array(np.full(len(numbers), batch)))
         rows = rows.append_column("topic", pyarrow.array([PLACE[0]] * len(numbers)))
@@ -89,7 +90,7 @@ class Lake:
         rows = rows.append_column("attempt", pyarrow.array(np.zeros(len(numbers), np.int32)))
         rows = rows.append_column("accepted", pyarrow.array(np.ones(len(numbers), bool)))
         place = (self._config.lake_uri, self.contract.stream)
-        self._append(tables.bronze(*place), rows, tables.bronze_schema(self.contract))
+        self._append(names.bronze(*place), rows, tables.bronze_schema(self.contract))
         partials = (
             duckdb.connect()
             .execute(
@@ -100,9 +101,9 @@ class Lake:
             .to_arrow_table()
         )
         self._append(
-            tables.speed(*place, self._aggregate.name), partials, tables.speed_schema(self.contract, self._aggregate)
+            names.speed(*place, self._aggregate.name), partials, tables.speed_schema(self.contract, self._aggregate)
         )
-        commits = Path(tables.local_path(checkpoints.location(self._config, self.contract.stream, 1))) / "commits"
+        commits = Path(names.local_path(checkpoints.location(self._config, self.contract.stream, 1))) / "commits"
         commits.mkdir(parents=True, exist_ok=True)
         (commits / str(batch_id)).touch()
 
@@ -113,7 +114,7 @@ class Lake:
             else pyarrow.nulls(rows.num_rows, field.type)
             for field in wanted
         ]  # fmt: skip
-        write_deltalake(tables.local_path(uri), pyarrow.Table.from_arrays(columns, schema=wanted), mode="append")
+        write_deltalake(names.local_path(uri), pyarrow.Table.from_arrays(columns, schema=wanted), mode="append")
 
 
 def table(numbers: np.ndarray, times: np.ndarray) -> pyarrow.Table:
@@ -279,7 +280,7 @@ def bench(events: int, days: int, each_hour: int, console: Console) -> dict[str,
 
 def _forget(config: Settings) -> None:
     for uri in (config.lake_uri, config.checkpoints_uri):
-        shutil.rmtree(tables.local_path(uri))
+        shutil.rmtree(names.local_path(uri))
 
 
 def show(result: dict[str, dict[str, object]], console: Console) -> None:

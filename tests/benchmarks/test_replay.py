@@ -22,7 +22,7 @@ from producers.moves import moves
 from producers.replay import replay
 from schemas.contract.catalog import catalog
 from schemas.contract.model import Contract
-from spark import replays, tables
+from spark.lake import letter_moves, tables
 from spark.serving.duck import connect
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
@@ -74,8 +74,8 @@ def run(contract: Contract, stack: Settings, answer: Any) -> None:
 
     def record() -> int:
         with connect(stack, [contract]) as served:
-            news = moves(contract, stack, replays.known(served, contract.stream))
-            return replays.record_moves(stack.lake_uri, "benchmark", NOW, news)
+            news = moves(contract, stack, letter_moves.known(served, contract.stream))
+            return letter_moves.record_moves(stack.lake_uri, "benchmark", NOW, news)
 
     answer.put({"replay": replayed, "record": measured(record)})
 

@@ -34,7 +34,8 @@ from infra.local.supervisor import Supervisor
 from infra.locks.driver_lease import Lease, LeaseHeld
 from producers.codec import registry
 from schemas.errors import MillraceError
-from spark import checkpoints, tables
+from spark import checkpoints
+from spark.lake import names
 from spark.serving.duck import connect
 from spark.session import submit_conf
 from tests.faults.world import STREAM, Traces, World, read, wait_for
@@ -542,7 +543,7 @@ def _schema_unknown(world: World, rng: Random) -> None:
 
     def letters(accepted: bool) -> int:
         with connect(world.settings, [world.contract]) as served:
-            bronze = tables.local_path(tables.bronze(world.settings.lake_uri, STREAM))
+            bronze = names.local_path(names.bronze(world.settings.lake_uri, STREAM))
             of = "accepted and attempt > 0" if accepted else "error_class = 'unknown_schema' and attempt = 0"
             found = served.execute(f"select count(*) from delta_scan('{bronze}') where schema_id = {next_id} and {of}")
             return int((found.fetchone() or (0,))[0])

@@ -40,7 +40,8 @@ from infra.settings import PROJECT, Settings
 from producers.codec import registry
 from schemas.contract.catalog import catalog, load
 from schemas.contract.model import Contract
-from spark import batches, checkpoints, tables
+from spark import batches, checkpoints
+from spark.lake import names, tables
 from spark.serving.duck import connect
 from tests.faults.load import START, STEP, Load, kind, record
 from tests.faults.network import Network
@@ -119,8 +120,8 @@ class World:
 
     def traces(self) -> Traces:
         place = Path(self.settings.local_path(checkpoints.location(self.settings, STREAM, self.generation)))
-        bronze = Path(tables.local_path(tables.bronze(self.settings.lake_uri, STREAM)))
-        speed = Path(tables.local_path(tables.speed(self.settings.lake_uri, STREAM, "pulses_by_sensor")))
+        bronze = Path(names.local_path(names.bronze(self.settings.lake_uri, STREAM)))
+        speed = Path(names.local_path(names.speed(self.settings.lake_uri, STREAM, "pulses_by_sensor")))
         return Traces(
             _newest(place / "offsets"),
             _newest(place / "commits"),
@@ -252,7 +253,7 @@ class World:
         with connect(self.settings, [self.contract]) as served:
             rows = served.execute(
                 'select topic, partition, "offset", accepted, number from delta_scan(?)',
-                [tables.local_path(tables.bronze(self.settings.lake_uri, STREAM))],
+                [names.local_path(names.bronze(self.settings.lake_uri, STREAM))],
             ).fetchall()
         places = Counter((topic, partition, offset) for topic, partition, offset, _, _ in rows)
         on_broker = [*sent, *read(self.settings, self.contract.retry_topic)]

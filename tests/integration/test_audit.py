@@ -37,10 +37,11 @@ from infra.settings import PROJECT, Settings
 from producers.repair import repair
 from schemas.contract.catalog import load
 from schemas.contract.model import Contract
-from spark import audits, checkpoints, tables
+from spark import audits, checkpoints
 from spark.audits import Audit
 from spark.conservation import Conserved, Finding
 from spark.coordinates import Coordinates
+from spark.lake import batch_numbers, names, tables
 from spark.serving.duck import connect
 
 STAMP = 1_767_225_600_123
@@ -58,7 +59,7 @@ class Stream:
             }
         )  # fmt: skip
         self.contract, self.name = contract, contract.stream
-        self.path = tables.local_path(tables.bronze(self.settings.lake_uri, self.name))
+        self.path = names.local_path(names.bronze(self.settings.lake_uri, self.name))
         self._folder = home / "checkpoints" / self.name / "g1"
         self._ends = {(topic, 0): 0 for topic in contract.ingest_topics}
         self._batches, self._runs, self._stamps = count(), count(1), count(STAMP, 1000)
@@ -167,7 +168,7 @@ class Stream:
         headers = dict(message.headers() or []) if topic == self.contract.retry_topic else {}
         original = headers.get("dl-id")
         return {
-            "topic": topic, "partition": 0, "offset": offset, "batch": checkpoints.batch_number(1, batch_id),
+            "topic": topic, "partition": 0, "offset": offset, "batch": batch_numbers.batch_number(1, batch_id),
             "original": original and original.decode(), "attempt": int(headers.get("dl-attempt", b"0")),
             "kafka_timestamp": datetime.fromtimestamp(message.timestamp()[1] / 1000, UTC), "accepted": False,
         }  # fmt: skip

@@ -29,8 +29,8 @@ from producers.decisions import Parked, Verdict, announce
 from producers.replay import replay
 from schemas.contract.catalog import contract_in
 from schemas.contract.model import Contract
-from spark import tables
-from spark.replays import LettersLost
+from spark.lake import names
+from spark.lake.letter_moves import LettersLost
 from spark.serving import spark_views
 from spark.serving.duck import connect
 from spark.session import session
@@ -327,7 +327,7 @@ def test_a_letter_that_was_sent_and_never_arrived_is_noticed(
     for row in retried:
         last[row["partition"]] = max(last.get(row["partition"], 0), row["offset"])
     passed = next(row for row in retried if row["offset"] < last[row["partition"]])
-    bronze = DeltaTable(tables.local_path(tables.bronze(mine.lake_uri, contract.stream)))
+    bronze = DeltaTable(names.local_path(names.bronze(mine.lake_uri, contract.stream)))
     bronze.delete(
         f"topic = '{contract.retry_topic}' and partition = {passed['partition']} and offset = {passed['offset']}"
     )

@@ -19,7 +19,7 @@ from infra.operations.provisioning import provision_topics
 from infra.settings import Settings
 from schemas.contract.catalog import contract_in
 from schemas.contract.model import Contract
-from spark import tables
+from spark.lake import tables
 from spark.serving.duck import connect
 from tests.integration.test_replay import read
 

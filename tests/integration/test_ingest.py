@@ -26,8 +26,9 @@ from producers.codec import registry
 from producers.repair import repair
 from schemas.contract.model import Contract
 from schemas.wire import header
-from spark import audits, checkpoints, source, tables
+from spark import audits, checkpoints, source
 from spark.ingest import Ingest
+from spark.lake import batch_numbers, names, tables
 from spark.letters import Letters
 from spark.session import session
 from spark.writers import Writers, breaker
@@ -105,11 +106,11 @@ class Pipeline:
             self.run(**where)
 
     def bronze(self) -> list[dict[str, Any]]:
-        path = tables.local_path(tables.bronze(self.stack.lake_uri, self.contract.stream))
+        path = names.local_path(names.bronze(self.stack.lake_uri, self.contract.stream))
         return DeltaTable(path).to_pyarrow_table().to_pylist()
 
     def counted(self) -> int:
-        path = tables.local_path(tables.speed(self.stack.lake_uri, self.contract.stream, "clicks_by_page"))
+        path = names.local_path(names.speed(self.stack.lake_uri, self.contract.stream, "clicks_by_page"))
         return sum(DeltaTable(path).to_pyarrow_table()["count_of_rows"].to_pylist())
 
 
@@ -226,7 +227,7 @@ def test_crashes_before_each_commit_neither_lose_nor_double_anything(pipeline: P
     rows = pipeline.bronze()
     assert Counter(row["error_class"] for row in rows) == {None: 330, "malformed": 3, "unknown_schema": 1, "rule": 1}
     assert pipeline.counted() == 300
-    assert checkpoints.settled_batch(contract, stack) == checkpoints.batch_number(1, 0)
+    assert checkpoints.settled_batch(contract, stack) == batch_numbers.batch_number(1, 0)
 
     letters = read(stack, contract.dlq_topic)
     assert Counter(letter.value() for letter in letters) == Counter(bad)
@@ -338,7 +339,7 @@ def test_the_audit_proves_the_ingest_and_a_lost_commit_is_repaired(pipeline: Pip
     pipeline.run()
     newest = max(row["batch"] for row in pipeline.bronze())
     lost = {(row["topic"], row["partition"], row["offset"]) for row in pipeline.bronze() if row["batch"] == newest}
-    DeltaTable(tables.local_path(tables.bronze(stack.lake_uri, contract.stream))).delete(f"batch = {newest}")
+    DeltaTable(names.local_path(names.bronze(stack.lake_uri, contract.stream))).delete(f"batch = {newest}")
     found = audit(stack, contract, "second")
     assert found.residual == len(lost) == 40
     assert {

@@ -36,8 +36,9 @@ from schemas.contract.catalog import contract_in
 from schemas.contract.model import Contract
 from schemas.contract.predicates import Alerts
 from schemas.contract.verdict import Judge
-from spark import checkpoints, tables
+from spark import checkpoints
 from spark.alert_log import AlertLog
+from spark.lake import names, tables
 from spark.lane import RETRY, TOLD_AFTER, Lane, begin
 from spark.serving.duck import connect
 from spark.session import QUICK_COMPILER
@@ -210,7 +211,7 @@ class Life:
     def checkpoint(self) -> Path:
         name = self.contract.alerts_topic
         uri = checkpoints.location(self.settings, name, checkpoints.generation(self.settings, name))
-        return Path(tables.local_path(uri))
+        return Path(names.local_path(uri))
 
     def committed(self) -> int:
         """How many checkpoints of its generation there are."""
@@ -380,7 +381,7 @@ def test_the_log_has_each_alert_once_whatever_crashes(desk: Desk) -> None:
         assert producer.flush(30) == 0
 
     def logged() -> list[int]:
-        path = tables.local_path(tables.alerts(desk.settings.lake_uri, contract.stream))
+        path = names.local_path(names.alerts(desk.settings.lake_uri, contract.stream))
         return sorted(DeltaTable(path).to_pyarrow_table()["offset"].to_pylist())
 
     def life(may_commit: Callable[[], None] = lambda: None, told: int = 0) -> None:

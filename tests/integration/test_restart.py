@@ -33,9 +33,10 @@ from infra.settings import Settings
 from producers.codec import registry
 from producers.replay import replay
 from schemas.contract.model import Contract
-from spark import checkpoints, restart, tables
+from spark import checkpoints, restart
 from spark.ingest import Ingest
 from spark.jobs import stream as driver
+from spark.lake import batch_numbers, names, tables
 from spark.session import QUICK_COMPILER, session
 from tests.integration.test_ingest import NOON, V1, V2, click, read, schema_id
 from tests.kafka_rows import wire
@@ -116,7 +117,7 @@ class Site:
         """The folder of the newest generation."""
         name = self.contract.stream
         generation = checkpoints.generation(self.stack, name)
-        return Path(tables.local_path(checkpoints.location(self.stack, name, generation)))
+        return Path(names.local_path(checkpoints.location(self.stack, name, generation)))
 
     def _may_commit(self) -> None:
         self._commits += 1
@@ -195,13 +196,13 @@ class Site:
         return restart.reset(self.contract, self.stack)
 
     def rows(self, uri: str) -> Any:
-        return DeltaTable(tables.local_path(uri)).to_pyarrow_table()
+        return DeltaTable(names.local_path(uri)).to_pyarrow_table()
 
     def counted(self) -> list[list[tuple[Any, int]]]:
         """Of each aggregate, what its partials add up to."""
         found = []
         for aggregate in self.contract.aggregates:
-            partials = self.rows(tables.speed(self.stack.lake_uri, self.contract.stream, aggregate.name))
+            partials = self.rows(names.speed(self.stack.lake_uri, self.contract.stream, aggregate.name))
             query = f"select {aggregate.dimensions[0]}, sum(count_of_rows)::int from partials group by all order by all"
             found.append(duckdb.sql(query).fetchall())
             assert partials is not None
@@ -212,7 +213,7 @@ class Site:
         on_broker = Counter(
             (m.topic(), m.partition(), m.offset()) for m in read(self.stack, *self.contract.ingest_topics)
         )
-        bronze = self.rows(tables.bronze(self.stack.lake_uri, self.contract.stream)).to_pylist()
+        bronze = self.rows(names.bronze(self.stack.lake_uri, self.contract.stream)).to_pylist()
         assert Counter((row["topic"], row["partition"], row["offset"]) for row in bronze) == on_broker
         assert sorted(row["number"] for row in bronze if row["accepted"]) == sorted(self.good)
         by_page = [("home", len(self.good))] if self.good else []
@@ -303,17 +304,17 @@ def test_a_reset_loses_and_doubles_nothing_wherever_the_last_batch_ended(
 
     done_by = site.reset()
     assert done_by.generation == 2
-    assert done_by.unfinished == checkpoints.batch_number(1, 0 if commit == 1 else 1)
+    assert done_by.unfinished == batch_numbers.batch_number(1, 0 if commit == 1 else 1)
     if commit > 1:  # with nothing new to read, what had reached bronze is finished all the same
         site.start()
         wait_for(lambda: site.life is not None and site.life.query is not None)
         site.stop()
         site.assert_exact()
-        assert checkpoints.settled_batch(site.contract, site.stack) == checkpoints.batch_number(1, 1)
+        assert checkpoints.settled_batch(site.contract, site.stack) == batch_numbers.batch_number(1, 1)
     site.send(range(60, 75), bad=1)
     site.go()
     site.assert_exact()
-    assert checkpoints.generation_of(checkpoints.settled_batch(site.contract, site.stack) or 0) == 2
+    assert batch_numbers.generation_of(checkpoints.settled_batch(site.contract, site.stack) or 0) == 2
 
 
 def test_a_batch_is_not_noted_by_a_driver_that_has_lost_its_lease_meanwhile(site: Site) -> None:
@@ -329,13 +330,13 @@ def test_a_batch_is_not_noted_by_a_driver_that_has_lost_its_lease_meanwhile(site
 def test_a_second_reset_before_the_first_generation_ran_finishes_the_same_batch(site: Site) -> None:
     site.send(range(20), bad=2)
     site.crash(at=3)
-    assert [site.reset().unfinished, site.reset().unfinished] == [checkpoints.batch_number(1, 0)] * 2
+    assert [site.reset().unfinished, site.reset().unfinished] == [batch_numbers.batch_number(1, 0)] * 2
     site.go()
     site.assert_exact()
     site.send(range(20, 30))
     site.go()
     site.assert_exact()
-    assert checkpoints.generation_of(checkpoints.settled_batch(site.contract, site.stack) or 0) == 3
+    assert batch_numbers.generation_of(checkpoints.settled_batch(site.contract, site.stack) or 0) == 3
 
 
 @pytest.mark.long
@@ -390,7 +391,7 @@ def test_records_that_kafka_dropped_unread_are_lost_only_when_somebody_says_so(s
     assert done.lost == {(site.contract.stream, 0): 12}  # ten records, and the ends of two transactions
     site.go()
     site.good = [n for n in site.good if n < 20 or n % 2]
-    bronze = site.rows(tables.bronze(site.stack.lake_uri, site.contract.stream)).to_pylist()
+    bronze = site.rows(names.bronze(site.stack.lake_uri, site.contract.stream)).to_pylist()
     assert sorted(row["number"] for row in bronze) == sorted(site.good)
 
 
@@ -406,7 +407,7 @@ def test_retention_of_what_was_read_is_no_loss(site: Site) -> None:
     assert site.reset().lost == {}
     site.send(range(20, 30))
     site.go()
-    bronze = site.rows(tables.bronze(site.stack.lake_uri, site.contract.stream)).to_pylist()
+    bronze = site.rows(names.bronze(site.stack.lake_uri, site.contract.stream)).to_pylist()
     assert sorted(row["number"] for row in bronze) == list(range(30))
 
 
@@ -440,7 +441,7 @@ def test_a_changed_contract_is_admitted_or_refused_before_the_query_starts(site:
     assert f"dimensions of {name}_by_page: 'page' became 'number'" in why
     assert "use a new name" in why
     assert f"{name}/stream.yaml" in why
-    assert len(site.rows(tables.bronze(stack.lake_uri, name))) == 40, "the query did not start"
+    assert len(site.rows(names.bronze(stack.lake_uri, name))) == 40, "the query did not start"
     site.reset()
     assert site.halt() == why, "a reset does not change rows already written"
     site.contract = first
@@ -479,7 +480,7 @@ def test_a_storm_goes_onward_once_after_somebody_accepted_it(site: Site) -> None
     assert "30 of the 35 records of batch 1" in why
     assert f"`millrace checkpoint accept-storm {name}`" in why
     assert site.halt() == why, "it goes on halting"
-    assert len(site.rows(tables.bronze(site.stack.lake_uri, name))) == 51
+    assert len(site.rows(names.bronze(site.stack.lake_uri, name))) == 51
     assert site.counted()[0] == [("home", 15)]
     assert len(read(site.stack, site.contract.dlq_topic)) == 1
 
@@ -569,7 +570,7 @@ def test_a_storm_for_lack_of_a_schema_ends_when_it_is_registered(site: Site) -> 
     assert report.retried == 30
     site.go()
     on_broker = read(site.stack, *site.contract.ingest_topics)
-    bronze = site.rows(tables.bronze(site.stack.lake_uri, site.contract.stream)).to_pylist()
+    bronze = site.rows(names.bronze(site.stack.lake_uri, site.contract.stream)).to_pylist()
     assert Counter((row["topic"], row["partition"], row["offset"]) for row in bronze) == Counter(
         (message.topic(), message.partition(), message.offset()) for message in on_broker
     )

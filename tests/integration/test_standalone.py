@@ -23,7 +23,7 @@ from infra.operations.provisioning import provision_subject, provision_topics
 from infra.settings import Settings, settings
 from producers.codec import registry
 from schemas.contract.catalog import contract_in
-from spark import tables
+from spark.lake import tables
 from spark.session import submit_conf
 from tests.faults.load import Load
 from tests.faults.world import CONTRACTS, STREAM, World

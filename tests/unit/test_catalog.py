@@ -15,8 +15,8 @@ from pyspark.sql.types import StructType
 
 from infra.settings import Settings
 from schemas.contract.catalog import catalog
-from spark import tables
-from spark.publications import Publication
+from spark.lake import contents, names, tables
+from spark.lake.publications import Publication
 from spark.serving.duck import write_catalog
 from tests.unit.test_cli import millrace
 
@@ -28,7 +28,7 @@ HOUR = timedelta(hours=1)
 
 def append(uri: str, schema: StructType, row: dict[str, Any]) -> int:
     arrow = to_arrow_schema(schema, timezone="UTC")
-    path = tables.local_path(uri)
+    path = names.local_path(uri)
     write_deltalake(
         path, pyarrow.Table.from_pylist([{n: row.get(n) for n in arrow.names}], schema=arrow), mode="append"
     )
@@ -42,7 +42,7 @@ def home(tmp_path: Path) -> Settings:
     tables.create(config.lake_uri, FLIGHTS)
     opened = {"window_start": T0 + HOUR, "origin": "JFK", "count_of_rows": 7, "batch": 1}
     place = (config.lake_uri, "flights", BY_ORIGIN.name)
-    append(tables.speed(*place), tables.speed_schema(FLIGHTS, BY_ORIGIN), opened)
+    append(names.speed(*place), tables.speed_schema(FLIGHTS, BY_ORIGIN), opened)
     publish(config, 1)
     return config
 
@@ -52,11 +52,11 @@ def publish(config: Settings, hours: int) -> None:
     start = T0 + (hours - 1) * HOUR
     row = {"window": "1h", "window_start": start, "window_end": start + HOUR, "hour": start, "run_id": f"r{hours}"}
     row |= {"origin": "JFK", "scheduled": 40, "tail_numbers": 33, "p95_dep_delay": 12.0}
-    version = append(tables.batch(*place), tables.batch_schema(FLIGHTS, BY_ORIGIN), row)
+    version = append(names.batch(*place), tables.batch_schema(FLIGHTS, BY_ORIGIN), row)
     published = Publication(
         f"r{hours}", "flights", T0 + hours * HOUR, 1, 1, 1, T0 + hours * HOUR, {BY_ORIGIN.name: version}
     )
-    tables.append_rows(config.lake_uri, "publications", [published.row])
+    contents.append_rows(config.lake_uri, "publications", [published.row])
 
 
 SQL = "select scheduled, tail_numbers, p95_dep_delay, source, final from departures_by_origin_1h order by window_start"

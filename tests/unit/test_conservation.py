@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from infra.broker.ranges import Range
 from infra.settings import PROJECT, Settings
 from schemas.contract.catalog import load
-from spark import audits, checkpoints, tables
+from spark import audits, checkpoints
 from spark.audits import Audit
 from spark.conservation import Break, Finding, account, gaps, held, ranges, split
 from spark.coordinates import Coordinates
+from spark.lake import batch_numbers, tables
 
 PLACE = ("clicks", 0)
 REASONS = ("marker", "aborted", "repaired")
@@ -160,13 +161,13 @@ def test_settled_offsets_are_those_of_the_checkpoints_of_all_generations(tmp_pat
     wrote("g1/commits/0", 0, 0)
     wrote("g1/commits/1", 0, 0)
     through = checkpoints.settled_batch(contract, settings)
-    assert through == checkpoints.batch_number(1, 1)
+    assert through == batch_numbers.batch_number(1, 1)
     assert checkpoints.settled_offsets(contract, settings, through) == {("weather.retry", 0): 5, ("weather", 1): 60}
     wrote("g2/sources/0/0", 0, 0)
     wrote("g2/offsets/0", 6, 10)
     wrote("g2/commits/0", 0, 0)
     through = checkpoints.settled_batch(contract, settings)
-    assert through == checkpoints.batch_number(2, 0)
+    assert through == batch_numbers.batch_number(2, 0)
     assert checkpoints.settled_offsets(contract, settings, through) == {("weather.retry", 0): 6, ("weather", 1): 60}
     assert checkpoints.first_offsets(contract, settings) == {("weather.retry", 0): 2, ("weather", 1): 40}
 

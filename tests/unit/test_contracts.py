@@ -22,7 +22,7 @@ from schemas.contract.model import PLATFORM_VIEWS
 from schemas.contract.predicates import Alerts
 from schemas.contract.problem import ContractError
 from schemas.errors import TerminalError
-from spark import tables
+from spark.lake import tables
 from spark.serving.views import view_names, views
 
 

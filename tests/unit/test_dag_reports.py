@@ -20,7 +20,7 @@ from pyspark.sql.pandas.types import to_arrow_schema
 
 from infra.settings import PROJECT, Settings, settings
 from schemas.contract.catalog import load
-from spark import replays, tables
+from spark.lake import letter_moves, names, tables
 from spark.serving.duck import connect
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -60,7 +60,7 @@ def add(lake: str, name: str, **row: Any) -> None:
     schema = to_arrow_schema(tables.SYSTEM[name], timezone="UTC")
     full = {field: row.get(field) for field in schema.names} | {"stream": row.get("stream", "weather")}
     write_deltalake(
-        tables.local_path(tables.system(lake, name)), pa.Table.from_pylist([full], schema=schema), mode="append"
+        names.local_path(names.system(lake, name)), pa.Table.from_pylist([full], schema=schema), mode="append"
     )
 
 
@@ -179,11 +179,11 @@ def accepted(lake: str, event_time: datetime) -> None:
     schema = to_arrow_schema(tables.bronze_schema(contract), timezone="UTC")
     row = {"batch": 1 << 40, "accepted": True, "event_time": event_time, "kafka_timestamp": event_time, "offset": 0}
     rows = pa.Table.from_pylist([dict.fromkeys(schema.names) | row], schema=schema)
-    write_deltalake(tables.local_path(tables.bronze(lake, "weather")), rows, mode="append")
+    write_deltalake(names.local_path(names.bronze(lake, "weather")), rows, mode="append")
 
 
 def refused(lake: str) -> list[tuple[str, datetime, str]]:
-    rows = DeltaTable(tables.local_path(tables.system(lake, "refusals"))).to_pyarrow_table().to_pylist()
+    rows = DeltaTable(names.local_path(names.system(lake, "refusals"))).to_pyarrow_table().to_pylist()
     return [(row["stream"], row["final_through"].astimezone(UTC), row["reason"]) for row in rows]
 
 
@@ -264,7 +264,7 @@ def test_a_job_that_wrote_nothing_has_nothing_to_tell(served: Any, dags: Any) ->
 def test_replays_are_recorded_one_row_each(lake: str, served: Any) -> None:
     names = ("read", "retried", "waiting", "parked", "discarded", "repeated", "landed", "returned", "in_flight", "lost")
     counts = {name: number for number, name in enumerate(names)}
-    replays.record(lake, "run-1", "weather", NOW, counts)
-    replays.record(lake, "run-2", "weather", NOW, counts | {"read": 4})
+    letter_moves.record(lake, "run-1", "weather", NOW, counts)
+    letter_moves.record(lake, "run-2", "weather", NOW, counts | {"read": 4})
     rows = served.execute('select run_id, "read", retried, waiting, parked, lost, recorded_at from replays order by 1')
     assert rows.fetchall() == [("run-1", 0, 1, 2, 3, 9, NOW), ("run-2", 4, 1, 2, 3, 9, NOW)]

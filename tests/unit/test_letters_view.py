@@ -15,7 +15,7 @@ from pyspark.sql.pandas.types import to_arrow_schema
 
 from infra.settings import PROJECT, Settings
 from schemas.contract.catalog import load
-from spark import replays, tables
+from spark.lake import contents, letter_moves, names, tables
 from spark.serving.duck import connect
 from spark.serving.letters import Filter, counts, letters
 
@@ -40,13 +40,13 @@ class Lake:
         if attempt:
             row |= {"topic": "weather.retry", "offset": self._offset, "original": f"weather/0/{number}"}
         arrow = pyarrow.Table.from_pylist([{name: row.get(name) for name in schema.names}], schema=schema)
-        write_deltalake(tables.local_path(tables.bronze(self.uri, "weather")), arrow, mode="append")
+        write_deltalake(names.local_path(names.bronze(self.uri, "weather")), arrow, mode="append")
 
     def moved(self, number: int, status: str, attempt: int, **more: Any) -> None:
         self._offset += 1
         row = {"stream": "weather", "id": f"weather/0/{number}", "status": status, "attempt": attempt, **more}
         row |= {"topic": "weather.retry", "partition": 0, "offset": self._offset, "recorded_at": NOW}
-        tables.append_rows(self.uri, "moves", [row])
+        contents.append_rows(self.uri, "moves", [row])
 
 
 @pytest.fixture
@@ -115,10 +115,10 @@ def test_what_was_parked_after_a_question_was_asked_is_not_in_its_answer(
 def test_arrivals_are_told_by_their_place(lake: Lake, served: duckdb.DuckDBPyConnection) -> None:
     for number in (1, 2, 3):
         lake.moved(number, "replayed", 1)  # to the offsets 1, 2 and 3
-    assert replays.arrivals(served, WEATHER, lake.uri) == {"landed": 0, "returned": 0, "in_flight": 3, "lost": 0}
+    assert letter_moves.arrivals(served, WEATHER, lake.uri) == {"landed": 0, "returned": 0, "in_flight": 3, "lost": 0}
     lake._offset = 1
     lake.ingested(2, 1, accepted=True)  # the record at offset 2; the one at 1 was passed by
-    found = replays.arrivals(served, WEATHER, lake.uri)
+    found = letter_moves.arrivals(served, WEATHER, lake.uri)
     assert found == {"landed": 1, "returned": 0, "in_flight": 1, "lost": 1}
-    with pytest.raises(replays.LettersLost, match=r"1 letters of stream weather were sent to weather\.retry"):
-        replays.require_none_lost(WEATHER, found)
+    with pytest.raises(letter_moves.LettersLost, match=r"1 letters of stream weather were sent to weather\.retry"):
+        letter_moves.require_none_lost(WEATHER, found)

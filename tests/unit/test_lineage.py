@@ -10,7 +10,7 @@ import pytest
 
 from infra.settings import Settings, SettingsError, settings
 from schemas.contract.catalog import catalog
-from spark import tables
+from spark.lake import tables
 from spark.lineage import DRIVER, RECONCILE, Edge, NoSuchName, around, edges
 from spark.lineage_events import told
 from spark.serving.views import view_names

@@ -17,9 +17,9 @@ from pyspark.sql.pandas.types import to_arrow_schema
 from infra.settings import PROJECT, Settings
 from schemas.contract.catalog import load
 from schemas.contract.model import Retention
-from spark import maintenance, retention, tables
-from spark.maintenance import Upkeep, maintain, usage
-from spark.publications import Publication, publications
+from spark.lake import contents, maintenance, names, retention, tables
+from spark.lake.maintenance import Upkeep, maintain, usage
+from spark.lake.publications import Publication, publications
 from spark.serving.questions import QueryError, ask
 
 WEATHER = load(PROJECT / "schemas" / "streams" / "weather")
@@ -35,7 +35,7 @@ class Lake:
         self.settings = Settings(home=home, contracts=_only_weather(home))
         self.uri = self.settings.lake_uri
         tables.create(self.uri, WEATHER)
-        self.batch = tables.local_path(tables.batch(self.uri, "weather", AGGREGATE.name))
+        self.batch = names.local_path(names.batch(self.uri, "weather", AGGREGATE.name))
 
     def write(self, hour: int, run_id: str) -> None:
         schema = to_arrow_schema(tables.batch_schema(WEATHER, AGGREGATE), timezone="UTC")
@@ -50,7 +50,7 @@ class Lake:
         self.write(hour, run_id)
         versions = {AGGREGATE.name: DeltaTable(self.batch).version()}
         published = Publication(run_id, "weather", through, hour, 1, 1, NOW + timedelta(hours=hour), versions)
-        tables.append_rows(self.uri, "publications", [published.row])
+        contents.append_rows(self.uri, "publications", [published.row])
 
     def maintain(self, after: int) -> dict[str, Upkeep]:
         done = maintain(self.uri, [WEATHER], "batch", "m", NOW + timedelta(hours=after))
@@ -136,7 +136,7 @@ def test_rows_that_are_not_published_are_left_to_the_next_run(lake: Lake) -> Non
 
 def test_final_windows_of_then_are_there_when_the_open_ones_are_not_kept_any_more(lake: Lake) -> None:
     """Speed and bronze keep their history less long than the batch tables."""
-    speed = tables.local_path(tables.speed(lake.uri, "weather", AGGREGATE.name))
+    speed = names.local_path(names.speed(lake.uri, "weather", AGGREGATE.name))
     schema = to_arrow_schema(tables.speed_schema(WEATHER, AGGREGATE), timezone="UTC")
     row = {"window_start": T0 + timedelta(hours=2), "origin": "JFK", "count_of_rows": 1, "batch": 0}
     partial = pyarrow.Table.from_pylist([{name: row.get(name) for name in schema.names}], schema=schema)
@@ -175,17 +175,17 @@ def test_a_join_s_files_are_looked_after_unless_a_run_died(lake: Lake) -> None:
     flights = load(PROJECT / "schemas" / "streams" / "flights")
     [join] = flights.joins
     tables.create(lake.uri, flights)
-    uri = tables.batch(lake.uri, "flights", join.name)
+    uri = names.batch(lake.uri, "flights", join.name)
     schema = to_arrow_schema(tables.derived_batch_schema(flights, join), timezone="UTC")
 
     def publish(run_id: str, *, dies: bool = False) -> None:
         row = {"event_time": T0, "carrier": run_id, "closes_at": T0, "run_id": run_id}
         arrow = pyarrow.Table.from_pylist([{name: row.get(name) for name in schema.names}], schema=schema)
         told = CommitProperties(custom_metadata={"userMetadata": run_id})
-        write_deltalake(tables.local_path(uri), arrow, mode="append", commit_properties=told)
+        write_deltalake(names.local_path(uri), arrow, mode="append", commit_properties=told)
         if not dies:
             published = Publication(run_id, f"flights.{join.name}", T0, 0, 0, 1, NOW)
-            tables.append_rows(lake.uri, "publications", [published.row])
+            contents.append_rows(lake.uri, "publications", [published.row])
 
     def done() -> Upkeep:
         [one] = [

@@ -16,8 +16,9 @@ from deltalake import CommitProperties, Transaction, write_deltalake
 from pyspark.sql.pandas.types import to_arrow_schema
 
 from infra.settings import Settings
-from spark import checkpoint_log, checkpoints, restart, tables
+from spark import checkpoint_log, checkpoints, restart
 from spark.fingerprint import fingerprint
+from spark.lake import batch_numbers, names, tables
 from tests.integration.lake.feed import contract
 
 SALES = contract()
@@ -50,10 +51,10 @@ class Site:
         schema = to_arrow_schema(tables.bronze_schema(SALES), timezone="UTC")
         for batch in batches:
             empty = dict.fromkeys(schema.names)
-            here = {"topic": "sales", "partition": 0, "batch": checkpoints.batch_number(generation, batch)}
+            here = {"topic": "sales", "partition": 0, "batch": batch_numbers.batch_number(generation, batch)}
             found = [empty | here | {"offset": 10 * batch + n, "accepted": True} for n in range(rows)]
             write_deltalake(
-                tables.local_path(tables.bronze(self.settings.lake_uri, "sales")),
+                names.local_path(names.bronze(self.settings.lake_uri, "sales")),
                 pa.Table.from_pylist(found, schema),
                 mode="append",
                 commit_properties=CommitProperties(app_transactions=[Transaction(f"sales.g{generation}", batch)]),
@@ -168,21 +169,21 @@ def test_a_checkpoint_of_an_older_generation_is_refused(site: Site) -> None:
 
 
 def test_bronze_that_grew_after_the_reset_is_refused(site: Site) -> None:
-    start = restart.Start(offsets={"sales": {"0": 30}}, after=checkpoints.batch_number(1, 2))
+    start = restart.Start(offsets={"sales": {"0": 30}}, after=batch_numbers.batch_number(1, 2))
     checkpoint_log.put(f"file:{site.folder(2)}/start.json", start.model_dump_json())
-    unfinished = checkpoints.batch_number(1, 2)
+    unfinished = batch_numbers.batch_number(1, 2)
     assert site.opening() == restart.Opening(2, start={("sales", 0): 30}, unfinished=unfinished)
     site.bronze(3)  # a driver of the old generation that nobody knew of
     assert "bronze ends with batch" in site.refused()
 
 
 def test_what_a_generation_finished_is_settled_before_its_first_batch(site: Site) -> None:
-    assert checkpoints.settled_batch(SALES, site.settings) == checkpoints.batch_number(1, 1)
-    start = restart.Start(offsets={}, after=checkpoints.batch_number(1, 2))
+    assert checkpoints.settled_batch(SALES, site.settings) == batch_numbers.batch_number(1, 1)
+    start = restart.Start(offsets={}, after=batch_numbers.batch_number(1, 2))
     checkpoint_log.put(f"file:{site.folder(2)}/start.json", start.model_dump_json())
-    assert checkpoints.settled_batch(SALES, site.settings) == checkpoints.batch_number(1, 1)
+    assert checkpoints.settled_batch(SALES, site.settings) == batch_numbers.batch_number(1, 1)
     restart.finished(SALES, site.settings, 2)
-    assert checkpoints.settled_batch(SALES, site.settings) == checkpoints.batch_number(1, 2)
+    assert checkpoints.settled_batch(SALES, site.settings) == batch_numbers.batch_number(1, 2)
     assert site.opening().unfinished is None
 
 

@@ -8,7 +8,7 @@ import pyarrow
 from deltalake import write_deltalake
 
 from infra.settings import Settings
-from spark import tables
+from spark.lake import contents
 from spark.session import FEW_ROWS, QUICK_COMPILER, submit_conf
 
 
@@ -23,9 +23,9 @@ def test_only_a_batch_job_with_few_rows_is_compiled_quickly(tmp_path: Path) -> N
 
 def test_rows_are_counted_from_the_log(tmp_path: Path) -> None:
     path = tmp_path / "table"
-    assert tables.rows(f"file:{path}") == 0
+    assert contents.rows(f"file:{path}") == 0
     for count in (3, 4):
         write_deltalake(str(path), pyarrow.table({"id": list(range(count))}), mode="append")
     for data in path.glob("*.parquet"):
         data.unlink()  # nothing is read
-    assert tables.rows(f"file:{path}") == 7
+    assert contents.rows(f"file:{path}") == 7

@@ -22,7 +22,8 @@ from infra.settings import Settings, settings
 from schemas.contract.catalog import contract_in
 from schemas.contract.model import Contract, Derived
 from schemas.errors import Halt
-from spark import checkpoints, stateful, tables
+from spark import checkpoints, stateful
+from spark.lake import batch_numbers, names, tables
 from tests.integration.lake.visits import written
 
 
@@ -57,10 +58,10 @@ class Site:
     def appended(self, contract: Contract, one: Derived, batch: int = 0, generation: int = 1) -> None:
         """Appends a row to the speed table of `one`, as its query does."""
         schema = to_arrow_schema(tables.derived_speed_schema(contract, one), timezone="UTC")
-        row = dict.fromkeys(schema.names) | {"batch": checkpoints.batch_number(generation, batch)}
+        row = dict.fromkeys(schema.names) | {"batch": batch_numbers.batch_number(generation, batch)}
         application = checkpoints.application(f"{contract.stream}.{one.name}", generation)
         write_deltalake(
-            tables.local_path(tables.speed(self.settings.lake_uri, contract.stream, one.name)),
+            names.local_path(names.speed(self.settings.lake_uri, contract.stream, one.name)),
             pyarrow.Table.from_pylist([row], schema),
             mode="append",
             commit_properties=CommitProperties(app_transactions=[Transaction(application, batch)]),

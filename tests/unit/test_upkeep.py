@@ -21,11 +21,12 @@ from pyspark.sql.pandas.types import to_arrow_schema
 
 from infra.settings import PROJECT, Settings
 from schemas.contract.model import Retention
-from spark import retention, tables, upkeep
+from spark import upkeep
 from spark.alert_log import AlertLog
-from spark.checkpoints import batch_number
 from spark.coordinates import Coordinates
-from spark.publications import Publication
+from spark.lake import contents, names, retention, tables
+from spark.lake.batch_numbers import batch_number
+from spark.lake.publications import Publication
 from spark.upkeep import Upkeep, of_ingest
 from tests.integration.lake.feed import T0, contract
 
@@ -40,9 +41,9 @@ class Lake:
         self.uri = f"file:{folder}/lake"
         self.batches = 0
         tables.create(self.uri, ONE)
-        self.bronze = tables.bronze(self.uri, "sales")
-        self.speed = tables.speed(self.uri, "sales", "by_shop")
-        self._open = {uri: DeltaTable(tables.local_path(uri)) for uri in (self.bronze, self.speed)}
+        self.bronze = names.bronze(self.uri, "sales")
+        self.speed = names.speed(self.uri, "sales", "by_shop")
+        self._open = {uri: DeltaTable(names.local_path(uri)) for uri in (self.bronze, self.speed)}
 
     def batch(self, rows: int = 10, start: datetime = T0, ballast: bytes = b"\x00") -> None:
         number = batch_number(1, self.batches)
@@ -75,13 +76,13 @@ class Lake:
         return Upkeep(of_ingest(self.uri, ONE), history, **given)
 
     def rows(self, uri: str, version: int | None = None) -> list[str]:
-        return sorted(map(repr, DeltaTable(tables.local_path(uri), version).to_pyarrow_table().to_pylist()))
+        return sorted(map(repr, DeltaTable(names.local_path(uri), version).to_pyarrow_table().to_pylist()))
 
     def files(self, uri: str) -> list[dict[str, Any]]:
-        return pa.table(DeltaTable(tables.local_path(uri)).get_add_actions(flatten=True)).to_pylist()
+        return pa.table(DeltaTable(names.local_path(uri)).get_add_actions(flatten=True)).to_pylist()
 
     def log(self, uri: str) -> list[Path]:
-        return sorted(Path(tables.local_path(uri), "_delta_log").glob("*.json"))
+        return sorted(Path(names.local_path(uri), "_delta_log").glob("*.json"))
 
 
 @pytest.fixture
@@ -92,14 +93,14 @@ def lake(tmp_path: Path) -> Lake:
 def test_merging_changes_nothing_that_anybody_reads(lake: Lake) -> None:
     for _ in range(upkeep.MANY):
         lake.batch()
-    before = {uri: (lake.rows(uri), DeltaTable(tables.local_path(uri)).version()) for uri in (lake.bronze, lake.speed)}
+    before = {uri: (lake.rows(uri), DeltaTable(names.local_path(uri)).version()) for uri in (lake.bronze, lake.speed)}
     work = lake.upkeep()
     assert [work.merge(), work.merge()] == [True, False]  # nothing is left to do
     for uri, (rows, version) in before.items():
         assert lake.rows(uri) == rows
         assert lake.rows(uri, version) == rows, "the history is there"
-        assert tables.newest_batch(uri) == batch_number(1, upkeep.MANY - 1)
-        assert tables.newest_append(uri, "sales.g1") == upkeep.MANY - 1, "a batch that runs again is still skipped"
+        assert contents.newest_batch(uri) == batch_number(1, upkeep.MANY - 1)
+        assert contents.newest_append(uri, "sales.g1") == upkeep.MANY - 1, "a batch that runs again is still skipped"
     by_verdict = {file["partition.accepted"]: file for file in lake.files(lake.bronze)}
     assert {verdict: file["num_records"] for verdict, file in by_verdict.items()} == {
         True: 9 * upkeep.MANY, False: upkeep.MANY,
@@ -143,7 +144,7 @@ def test_files_of_any_size_stay_few_and_the_rest_of_the_work_gets_its_turn(
         assert len(lake.files(lake.bronze)) <= 2 * 2 * upkeep.MANY
         assert len(lake.files(lake.speed)) <= 2 * upkeep.MANY
     assert cleaned == [*range(1, 4 * upkeep.MANY + 1, 20)], "what is superseded gets its turn"
-    history = DeltaTable(tables.local_path(lake.bronze)).history()
+    history = DeltaTable(names.local_path(lake.bronze)).history()
     assert sum(entry["operation"] == "OPTIMIZE" for entry in history) < 4 * upkeep.MANY / 10
 
 
@@ -154,10 +155,10 @@ def test_nothing_is_merged_without_the_lease(lake: Lake) -> None:
     def lost() -> None:
         raise RuntimeError("another driver was started")
 
-    version = DeltaTable(tables.local_path(lake.bronze)).version()
+    version = DeltaTable(names.local_path(lake.bronze)).version()
     with pytest.raises(RuntimeError, match="another driver"):
         lake.upkeep(may_commit=lost).merge()
-    assert DeltaTable(tables.local_path(lake.bronze)).version() == version
+    assert DeltaTable(names.local_path(lake.bronze)).version() == version
 
 
 def test_what_is_superseded_is_removed_after_its_time(lake: Lake) -> None:
@@ -166,7 +167,7 @@ def test_what_is_superseded_is_removed_after_its_time(lake: Lake) -> None:
     work = lake.upkeep()
     while work.merge():
         pass
-    rows, folder = lake.rows(lake.bronze), Path(tables.local_path(lake.bronze))
+    rows, folder = lake.rows(lake.bronze), Path(names.local_path(lake.bronze))
     work.clean()
     assert len(list(folder.rglob("part-*.parquet"))) == 2 * upkeep.MANY + 2, "all of it is younger than a day"
     assert lake.rows(lake.bronze, 1)
@@ -189,7 +190,7 @@ Lake(Path(sys.argv[1])).upkeep().merge()
 def test_a_crash_while_files_are_merged_loses_nothing(lake: Lake, tmp_path: Path) -> None:
     for _ in range(upkeep.MANY):
         lake.batch(200)
-    rows, folder = lake.rows(lake.bronze), Path(tables.local_path(lake.bronze))
+    rows, folder = lake.rows(lake.bronze), Path(names.local_path(lake.bronze))
     known, committed = set(folder.rglob("part-*.parquet")), len(lake.log(lake.bronze))
     process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], cwd=PROJECT, stdout=subprocess.PIPE)
     assert process.stdout is not None
@@ -225,7 +226,7 @@ def run_for(lake: Lake, batches: int, waiting: bool = False) -> tuple[int, int]:
 def test_files_are_merged_as_batches_pass(lake: Lake) -> None:
     files, _ = run_for(lake, 2 * upkeep.MANY)
     assert files <= 2 * (upkeep.MANY + upkeep.LOOK)
-    numbers = DeltaTable(tables.local_path(lake.speed)).to_pyarrow_table()["batch"].to_pylist()
+    numbers = DeltaTable(names.local_path(lake.speed)).to_pyarrow_table()["batch"].to_pylist()
     assert sorted(numbers) == [batch_number(1, batch) for batch in range(2 * upkeep.MANY)]
 
 
@@ -297,7 +298,7 @@ def alerts_for(folder: Path, commits: int, monkeypatch: pytest.MonkeyPatch) -> t
     dear = contract(alerts=[{"name": "dear", "predicate": "price > 5"}])
     here = Settings(home=folder).model_copy(update={"history_hours": 0})
     tables.create(here.lake_uri, dear)
-    path = Path(tables.local_path(tables.alerts(here.lake_uri, "sales")))
+    path = Path(names.local_path(names.alerts(here.lake_uri, "sales")))
     monkeypatch.setattr("spark.alert_log.Consumer", Topic)
     most_files, most_entries = 0, 0
     for number in range(commits):
@@ -324,7 +325,7 @@ def bounded(lake: Lake, batches: int) -> None:
     files, entries = run_for(lake, batches)
     assert files <= 2 * (upkeep.MANY + upkeep.LOOK)
     assert entries <= upkeep.LOOK * upkeep.CLEANINGS + 60
-    assert len(DeltaTable(tables.local_path(lake.bronze)).to_pyarrow_table()) == 10 * batches
+    assert len(DeltaTable(names.local_path(lake.bronze)).to_pyarrow_table()) == 10 * batches
 
 
 def test_however_many_batches_there_were_files_and_log_are_bounded(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -340,7 +341,7 @@ def test_after_an_hour_of_five_second_batches_files_and_log_are_bounded(lake: La
 def test_published_partials_are_kept_as_long_as_the_contract_says(lake: Lake) -> None:
     for day in range(4):
         lake.batch(start=T0 + day * DAY)
-    before, version = lake.rows(lake.speed), DeltaTable(tables.local_path(lake.speed)).version()
+    before, version = lake.rows(lake.speed), DeltaTable(names.local_path(lake.speed)).version()
     short = ONE.model_copy(update={"retention": Retention(speed=DAY)})
     given: dict[str, Any] = {"lake_uri": lake.uri, "kept": retention.of_ingest(lake.uri, short)}
     lake.upkeep(**given).clean()
@@ -348,7 +349,7 @@ def test_published_partials_are_kept_as_long_as_the_contract_says(lake: Lake) ->
 
     final = T0 + 2 * DAY + timedelta(hours=5)
     published = Publication("r1", "sales", final, lake.batches, 1, 1, final)
-    tables.append_rows(lake.uri, "publications", [published.row])
+    contents.append_rows(lake.uri, "publications", [published.row])
 
     def fenced() -> None:
         raise RuntimeError("the lease is lost")
@@ -358,10 +359,10 @@ def test_published_partials_are_kept_as_long_as_the_contract_says(lake: Lake) ->
     assert lake.rows(lake.speed) == before
     for _ in range(2):
         lake.upkeep(**given).clean()
-    table = DeltaTable(tables.local_path(lake.speed))
+    table = DeltaTable(names.local_path(lake.speed))
     starts = table.to_pyarrow_table(columns=["window_start"])["window_start"].to_pylist()
     assert sorted(starts) == [T0 + day * DAY for day in (1, 2, 3)], "days are kept whole"
     assert retention.kept_since(lake.speed) == T0 + DAY
     assert [entry["operation"] for entry in table.history()].count("DELETE") == 1
     assert lake.rows(lake.speed, version) == before, "time travel reaches them"
-    assert tables.newest_batch(lake.speed) == batch_number(1, 3)
+    assert contents.newest_batch(lake.speed) == batch_number(1, 3)

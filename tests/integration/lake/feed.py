@@ -17,11 +17,12 @@ from pyspark.sql.pandas.types import to_arrow_schema
 
 from infra.settings import Settings
 from schemas.contract.model import Contract
-from spark import batches, quality, tables
+from spark import batches, quality
 from spark.batch_store import BatchStore
-from spark.checkpoints import batch_number
+from spark.definitions.times import Hours
 from spark.jobs.reconcile import Audit, Reconciliation
-from spark.reconcile import Range
+from spark.lake import names, tables
+from spark.lake.batch_numbers import batch_number
 from spark.serving import duck, spark_views
 from spark.suites import Expectation
 from spark.transforms.aggregates import distinct_events, partials
@@ -156,18 +157,18 @@ class Feed:
             for place, one in enumerate(sales)
         ]  # fmt: skip
         arrow = pyarrow.Table.from_pylist(rows, to_arrow_schema(schema, timezone="UTC"))
-        write_deltalake(tables.local_path(tables.bronze(self.lake_uri, "sales")), arrow, mode="append")
+        write_deltalake(names.local_path(names.bronze(self.lake_uri, "sales")), arrow, mode="append")
         events = distinct_events(self.spark.createDataFrame(arrow), self.contract)
         for aggregate in self.contract.aggregates:
             found = partials(events, self.contract, aggregate).withColumn("batch", F.lit(self.through))
-            batches.append(found, tables.speed(self.lake_uri, "sales", aggregate.name), "sales.g1", self.batch)
+            batches.append(found, names.speed(self.lake_uri, "sales", aggregate.name), "sales.g1", self.batch)
 
     def lose(self, *places: tuple[int, int]) -> list[dict[str, Any]]:
         """Deletes rows of bronze, given as the batch and the place in it, and returns them."""
         offsets = [batch * 10_000 + place for batch, place in places]
-        bronze = tables.bronze(self.lake_uri, "sales")
+        bronze = names.bronze(self.lake_uri, "sales")
         lost = {row["offset"]: row for row in self.rows(bronze) if row["offset"] in offsets}
-        DeltaTable(tables.local_path(bronze)).delete(f'"offset" in ({", ".join(map(str, offsets))})')
+        DeltaTable(names.local_path(bronze)).delete(f'"offset" in ({", ".join(map(str, offsets))})')
         return [lost[offset] for offset in offsets]
 
     def repair(self, lost: list[dict[str, Any]]) -> None:
@@ -177,17 +178,17 @@ class Feed:
             originals=[row["offset"] for row in lost],
         )
 
-    def reconcile(self, run_id: str, audit: Audit = passing, forced: Range | None = None) -> dict[str, Any]:
+    def reconcile(self, run_id: str, audit: Audit = passing, forced: Hours | None = None) -> dict[str, Any]:
         """A run of the batch job, a minute after the one before."""
         self.runs += 1
         now = NOW + timedelta(minutes=self.runs)
         return Reconciliation(self.store, self.contract, run_id, self.through, now, audit, forced).run()
 
-    def survey(self, forced: Range) -> dict[str, Any]:
+    def survey(self, forced: Hours) -> dict[str, Any]:
         return Reconciliation(self.store, self.contract, "survey", self.through, NOW, passing, forced).survey()
 
     def rows(self, uri: str) -> list[dict[str, Any]]:
-        return DeltaTable(tables.local_path(uri)).to_pyarrow_table().to_pylist()
+        return DeltaTable(names.local_path(uri)).to_pyarrow_table().to_pylist()
 
     def served(self, sql: str) -> list[tuple[Any, ...]]:
         """What the views answer now, which is the same from DuckDB and from Spark."""
@@ -198,7 +199,7 @@ class Feed:
         return found
 
     def published(self, aggregate: str = "by_shop") -> list[dict[str, Any]]:
-        return self.rows(tables.batch(self.lake_uri, "sales", aggregate))
+        return self.rows(names.batch(self.lake_uri, "sales", aggregate))
 
     def log(self, name: str) -> list[dict[str, Any]]:
-        return self.rows(tables.system(self.lake_uri, name))
+        return self.rows(names.system(self.lake_uri, name))

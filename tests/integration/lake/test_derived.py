@@ -20,9 +20,11 @@ from pyspark.sql import functions as F
 from schemas.contract.catalog import load
 from schemas.contract.model import Join, Sessions, Velocity
 from schemas.errors import TerminalError
-from spark import derived, stateful, tables, upkeep
+from spark import stateful, upkeep
+from spark.definitions import stateful_results
 from spark.derivation import Derivation, derivations
 from spark.jobs.reconcile import publish_derived
+from spark.lake import names, tables
 from spark.reconcile import UnexplainedDifference
 from spark.serving.duck import connect
 from spark.transforms.joins import joined
@@ -87,9 +89,9 @@ def test_the_pure_functions_are_what_the_sql_says(lake: Lake, batch_semantics: N
         assert len(expected) > 10, one.name
         assert as_text(rows) == expected, one.name
         since, through = NOON + timedelta(hours=1, minutes=10), NOON + timedelta(hours=3, minutes=10)
-        chosen = found.where(F.col("closes_at") <= through).where(F.col(derived.place(one)) >= since)
+        chosen = found.where(F.col("closes_at") <= through).where(F.col(stateful_results.place(one)) >= since)
         assert as_text(chosen.toArrow().to_pylist()) == as_text(
-            row for row in rows if row["closes_at"] <= through and row[derived.place(one)] >= since
+            row for row in rows if row["closes_at"] <= through and row[stateful_results.place(one)] >= since
         ), f"{one.name}: what is asked of a row must not change it"
 
 
@@ -138,7 +140,7 @@ def test_killed_anywhere_a_query_loses_and_doubles_nothing(
     lake.query(name)
     lake.query(name)
 
-    found = lake.rows(tables.speed, name)
+    found = lake.rows(names.speed, name)
     ids = Counter(row["alert_id"] for row in found if "alert_id" in row)
     assert all(count == 1 for count in ids.values())
     assert as_text(row for row in found if row["who"] != "eve") == [
@@ -158,7 +160,7 @@ def test_state_does_not_grow_with_time_and_a_batch_writes_its_changes_only(lake:
         assert query is not None
         rows.append(sum(operator["numRowsTotal"] for operator in query.lastProgress["stateOperators"]))
     assert max(rows) < 60, f"{rows}: a wave has 60 events, all six have 360"
-    title = derived.title(lake.visits, lake.one(name))
+    title = stateful_results.title(lake.visits, lake.one(name))
     assert [*Path(lake.settings.local_path(lake.settings.checkpoints_uri), title).rglob("*.changelog")]
 
 
@@ -182,7 +184,7 @@ def test_whatever_comes_when_the_published_rows_are_exact_and_explained(
         lake.publish(final)
         summary = lake.derive(name, f"run {number}", now=NOON + timedelta(hours=number))
         expected = lake.closed(name, final)
-        assert as_text(lake.rows(tables.batch, name)) == expected
+        assert as_text(lake.rows(names.batch, name)) == expected
         assert summary["rows"]
         assert lake.derive(name, f"run {number}")["rows"] == 0, "nothing new"
         served = connect(lake.settings, [*lake.contracts.values()]).sql(f"from {name} where final").fetch_arrow_table()
@@ -221,7 +223,7 @@ def test_who_tells_at_once_is_late_by_the_order_of_the_key_or_by_the_watermark(
     lake.query("bursts")
     lake.publish(END)
     lake.derive("bursts")
-    assert as_text(lake.rows(tables.batch, "bursts")) == lake.closed("bursts", END)
+    assert as_text(lake.rows(names.batch, "bursts")) == lake.closed("bursts", END)
     assert causes_in(lake, "bursts") == {
         ("ann", "done", 4.0, 5.0, "late"),
         ("bob", "alerts", 0.0, 1.0, "late"),
@@ -240,7 +242,7 @@ def test_what_came_again_is_a_duplicate_and_letters_that_came_too_late_are_repla
     lake.query("stays")
     lake.publish(END)
     lake.derive("stays")
-    assert as_text(lake.rows(tables.batch, "stays")) == lake.closed("stays", END)
+    assert as_text(lake.rows(names.batch, "stays")) == lake.closed("stays", END)
     more = {("events", 1.0, 2.0), ("seconds", 900.0, 1200.0), ("spent", 10.5, 21.0)}
     assert causes_in(lake, "stays") == (
         {("ann", name, speed, 0.0, "duplicate") for name, speed, _ in more}
@@ -255,12 +257,12 @@ def test_what_the_query_took_from_beyond_the_cut_is_late(lake: Lake, batch_seman
     lake.publish(END)
     send_and_take(lake, "stays", [visit(3, 10, "ann")])
     lake.derive("stays")
-    assert [row["events"] for row in lake.rows(tables.batch, "stays")] == [2], "as the cut has it"
+    assert [row["events"] for row in lake.rows(names.batch, "stays")] == [2], "as the cut has it"
     more = {("events", 3.0, 2.0), ("seconds", 1500.0, 1200.0), ("spent", 31.5, 21.0)}
     assert causes_in(lake, "stays") == {("ann", *numbers, "late") for numbers in more}
     lake.publish(END)
     lake.derive("stays", "next")
-    assert as_text(lake.rows(tables.batch, "stays")) == lake.closed("stays", END)
+    assert as_text(lake.rows(names.batch, "stays")) == lake.closed("stays", END)
 
 
 def test_a_measure_that_published_sessions_lack_is_not_compared(lake: Lake, batch_semantics: None) -> None:
@@ -269,12 +271,12 @@ def test_a_measure_that_published_sessions_lack_is_not_compared(lake: Lake, batc
     lake.query("stays")
     lake.publish(END)
     lake.derive("stays")
-    batch = DeltaTable(tables.local_path(tables.batch(lake.settings.lake_uri, "visits", "stays")))
+    batch = DeltaTable(names.local_path(names.batch(lake.settings.lake_uri, "visits", "stays")))
     batch.update({"spent": "null"})  # as if they were from before the contract had it
     lake.send("visits", [visit(3, 5, "ann")])
     lake.publish(END)
     lake.derive("stays", "next")
-    assert as_text(lake.rows(tables.batch, "stays")) == lake.closed("stays", END)
+    assert as_text(lake.rows(names.batch, "stays")) == lake.closed("stays", END)
     assert causes_in(lake, "stays") == {
         ("ann", "events", 1.0, 2.0, "late"), ("ann", "seconds", 900.0, 1200.0, "late"),
     }  # fmt: skip
@@ -286,7 +288,7 @@ def test_results_that_are_refused_keep_no_other_from_its_turn(lake: Lake, batch_
     for name, wrong in (("bursts", "done"), ("spending", None), ("stays", "spent")):
         lake.query(name)
         if wrong:
-            speed = tables.local_path(tables.speed(lake.settings.lake_uri, "visits", name))
+            speed = names.local_path(names.speed(lake.settings.lake_uri, "visits", name))
             DeltaTable(speed).update({wrong: f"{wrong} + 1"})
     lake.publish(END)
     found = derivations(lake.spark, lake.settings, lake.contracts, "visits", "r", NOON)
@@ -298,7 +300,7 @@ def test_results_that_are_refused_keep_no_other_from_its_turn(lake: Lake, batch_
     assert {(row["measure"], row["cause"]) for name in ("bursts", "stays") for row in lake.ledger(name)} == {
         ("done", "unexplained"), ("spent", "unexplained"),
     }  # fmt: skip
-    assert as_text(lake.rows(tables.batch, "spending")) == lake.closed("spending", END)
+    assert as_text(lake.rows(names.batch, "spending")) == lake.closed("spending", END)
     with duckdb.connect(lake.settings.catalog_file, read_only=True) as client:
         assert client.sql("select count(*) from spending where final").fetchall() == [
             (len(lake.closed("spending", END)),)
@@ -325,18 +327,18 @@ def test_lost_rows_are_unexplained_and_publish_nothing_and_a_dead_run_is_undone(
         dead.setattr(Derivation, "_publish", _power_out)
         with pytest.raises(RuntimeError, match="the power is out"):
             lake.derive("stays", "dead")
-    assert lake.rows(tables.batch, "stays")
+    assert lake.rows(names.batch, "stays")
     assert final() == []
     assert withheld() == [(False,)]
 
-    speed = tables.local_path(tables.speed(lake.settings.lake_uri, "visits", "stays"))
-    victim = min(row["session_start"] for row in lake.rows(tables.speed, "stays"))
+    speed = names.local_path(names.speed(lake.settings.lake_uri, "visits", "stays"))
+    victim = min(row["session_start"] for row in lake.rows(names.speed, "stays"))
     lost = DeltaTable(speed).delete(f"session_start = '{victim.isoformat(sep=' ')}'")
     assert lost["num_deleted_rows"] == 1
     for _ in range(2):
         with pytest.raises(UnexplainedDifference, match=r"checkpoint reset visits\.stays"):
             lake.derive("stays", "refused")
-        assert lake.rows(tables.batch, "stays") == [], "what the dead run left is gone"
+        assert lake.rows(names.batch, "stays") == [], "what the dead run left is gone"
         assert final() == []
         assert {(row["cause"], row["run_id"], row["speed"]) for row in lake.ledger("stays")} == {
             ("unexplained", "refused", 0.0)
@@ -349,8 +351,8 @@ def test_lost_rows_are_unexplained_and_publish_nothing_and_a_dead_run_is_undone(
     assert stateful.reset(lake.visits, lake.one("stays"), lake.settings) == 2
     lake.query("stays")
     lake.derive("stays", "alive")
-    assert as_text(lake.rows(tables.batch, "stays")) == lake.closed("stays", END)
-    assert len(final()) == len(lake.rows(tables.batch, "stays"))
+    assert as_text(lake.rows(names.batch, "stays")) == lake.closed("stays", END)
+    assert len(final()) == len(lake.rows(names.batch, "stays"))
     assert lake.ledger("stays") == [], "the alert is over"
     assert withheld() == []
 
@@ -383,19 +385,19 @@ def test_a_query_that_fails_halts_itself_and_goes_on_when_it_is_tried_again(lake
     }
     assert query.error() is None
     # A column that bronze gains meanwhile is no obstacle either.
-    bronze = DeltaTable(tables.local_path(tables.bronze(lake.settings.lake_uri, "visits")))
+    bronze = DeltaTable(names.local_path(names.bronze(lake.settings.lake_uri, "visits")))
     bronze.alter.add_columns([Field("gained", "long")])
     power[0] = True
     query.start(lake.spark)
     query.query.awaitTermination()
     query.finish()
     assert query.progress()["halted"] is None
-    assert as_text(lake.rows(tables.speed, "bursts")) == oracle("bursts", lake.sent)
+    assert as_text(lake.rows(names.speed, "bursts")) == oracle("bursts", lake.sent)
 
 
 def test_a_query_that_cannot_be_built_halts_itself_alone(lake: Lake) -> None:
     lake.send("offers", some_events(6)["offers"])
-    shutil.rmtree(tables.local_path(tables.bronze(lake.settings.lake_uri, "offers")))
+    shutil.rmtree(names.local_path(names.bronze(lake.settings.lake_uri, "offers")))
     clock = Clock()
     query = stateful.StatefulQuery(lake.visits, lake.one("followed"), lake.settings, once=True, clock=clock)
     query.start(lake.spark)
@@ -428,7 +430,7 @@ def test_a_column_that_a_table_gains_while_it_runs_is_no_news_and_the_next_try_g
     query.query.processAllAvailable()
     assert query.since is None, "forgotten"
     query.query.stop()
-    assert as_text(lake.rows(tables.speed, "bursts")) == oracle("bursts", lake.sent)
+    assert as_text(lake.rows(names.speed, "bursts")) == oracle("bursts", lake.sent)
 
 
 def test_a_damaged_state_is_told_in_words_with_a_way_out_that_leads_out(lake: Lake) -> None:
@@ -468,14 +470,14 @@ def test_an_hour_of_batches_leaves_few_files_and_the_same_rows(lake: Lake, monke
     monkeypatch.setattr(upkeep, "LOOK", 1)
     monkeypatch.setattr(upkeep, "MANY", 2)
     visits = some_events(8)["visits"]
-    speed = tables.local_path(tables.speed(lake.settings.lake_uri, "visits", "bursts"))
+    speed = names.local_path(names.speed(lake.settings.lake_uri, "visits", "bursts"))
     for number in range(6):
         lake.send("visits", visits[number * len(visits) // 6 : (number + 1) * len(visits) // 6])
         lake.query("bursts")
         assert len(DeltaTable(speed).file_uris()) <= 2
     merges = [entry for entry in DeltaTable(speed).history() if entry["operation"] == "OPTIMIZE"]
     assert len(merges) > 1
-    assert as_text(lake.rows(tables.speed, "bursts")) == oracle("bursts", lake.sent)
+    assert as_text(lake.rows(names.speed, "bursts")) == oracle("bursts", lake.sent)
 
 
 def test_a_changed_query_is_refused_and_a_reset_makes_everything_again(lake: Lake) -> None:
@@ -483,7 +485,7 @@ def test_a_changed_query_is_refused_and_a_reset_makes_everything_again(lake: Lak
         lake.send(stream, rows)
     close(lake)
     lake.query("stays")
-    before = as_text(lake.rows(tables.speed, "stays"))
+    before = as_text(lake.rows(names.speed, "stays"))
     path = lake.settings.contracts / "visits" / "stream.yaml"
     path.write_text(path.read_text().replace("gap: 15m", "gap: 20m"))
     changed = load(path.parent)

@@ -12,11 +12,12 @@ from pyspark.sql import functions as F
 
 from infra.settings import PROJECT
 from schemas.contract.model import Contract
-from spark import batches, quality, tables
+from spark import batches, quality
 from spark.jobs.quality import Check
-from spark.maintenance import maintain
+from spark.lake import names, tables
+from spark.lake.maintenance import maintain
+from spark.lake.retention import of_ingest
 from spark.reconcile import UnexplainedDifference
-from spark.retention import of_ingest
 from spark.upkeep import Upkeep
 from tests.integration.lake.feed import NOW, Feed, at, contract, hours_of_sales, sale
 from tests.integration.lake.test_reconcile import assert_published_equals_oracle, causes
@@ -94,7 +95,7 @@ def test_a_record_that_bronze_lost_before_it_was_counted_is_no_second_count(feed
 def test_a_tampered_speed_layer_beside_a_repair_stays_unexplained(feed: Feed) -> None:
     feed.send(hours_of_sales(0, 1, 4))
     feed.repair(feed.lose((1, 0)))
-    uri = tables.speed(feed.lake_uri, "sales", "by_shop")
+    uri = names.speed(feed.lake_uri, "sales", "by_shop")
     tampered = feed.spark.read.format("delta").load(uri).where(F.col("window_start") == at(1, 20))
     batches.append(tampered.localCheckpoint(), uri, "tamper", 1)
     with pytest.raises(UnexplainedDifference, match=r"by_shop_1m .* 01:20.*sales was served as 2.0, exact is 1.0"):
@@ -141,7 +142,7 @@ def test_an_aggregate_and_a_measure_that_are_added_to_a_stream_that_runs(feed: F
 @pytest.mark.long
 def test_a_backfill_corrects_what_was_published_wrongly_and_touches_nothing_else(published: Feed) -> None:
     feed = published
-    path = tables.local_path(tables.batch(feed.lake_uri, "sales", "by_shop"))
+    path = names.local_path(names.batch(feed.lake_uri, "sales", "by_shop"))
     DeltaTable(path).update(updates={"sales": "sales + 5"}, predicate="\"window\" = '1h' and shop = 'b'")
     known = len(feed.log("ledger"))
     surveyed = feed.survey((at(1), at(2)))
@@ -163,7 +164,7 @@ def test_a_person_may_publish_what_a_tampered_speed_layer_withholds(feed: Feed, 
     """And the standing check does not complain of it again, but does of what nobody has explained."""
 
     def tamper(when: datetime, number: int) -> None:
-        uri = tables.speed(feed.lake_uri, "sales", "by_shop")
+        uri = names.speed(feed.lake_uri, "sales", "by_shop")
         tampered = feed.spark.read.format("delta").load(uri).where(F.col("window_start") == when)
         batches.append(tampered.localCheckpoint(), uri, "tamper", number)
 
@@ -194,7 +195,7 @@ def test_what_is_kept_no_longer_is_neither_compared_nor_computed_again(feed: Fee
     feed.reconcile("r1")
     Upkeep([], timedelta(days=1), lake_uri=feed.lake_uri, kept=of_ingest(feed.lake_uri, feed.contract)).clean()
     maintain(feed.lake_uri, [feed.contract], "batch", "m", NOW + timedelta(minutes=feed.runs, seconds=30))
-    partials = feed.rows(tables.speed(feed.lake_uri, "sales", "by_shop"))
+    partials = feed.rows(names.speed(feed.lake_uri, "sales", "by_shop"))
     assert {row["window_start"].replace(minute=0) for row in partials} == {at(80), at(82)}
     assert {row["hour"] for row in feed.published()} == {at(30), at(80)}
 

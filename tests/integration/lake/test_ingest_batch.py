@@ -19,9 +19,10 @@ from pyspark.sql import SparkSession
 from infra.settings import Settings
 from schemas.contract.catalog import catalog
 from schemas.contract.model import Contract
-from spark import batches, ingest, tables, upkeep
-from spark.checkpoints import batch_number
+from spark import batches, ingest, upkeep
 from spark.ingest import Ingest, PoisonStorm
+from spark.lake import names, tables
+from spark.lake.batch_numbers import batch_number
 from spark.serving import spark_views
 from spark.serving.duck import connect
 from spark.transforms.decode import decode
@@ -98,11 +99,11 @@ class Pipeline:
             raise RuntimeError("the power is out")
 
     def contents(self) -> dict[str, list[dict[str, Any]]]:
-        uris = [tables.bronze(self.settings.lake_uri, "flights")]
-        uris += [tables.speed(self.settings.lake_uri, "flights", a.name) for a in self.contract.aggregates]
+        uris = [names.bronze(self.settings.lake_uri, "flights")]
+        uris += [names.speed(self.settings.lake_uri, "flights", a.name) for a in self.contract.aggregates]
         found = {}
         for uri in uris:
-            rows = DeltaTable(tables.local_path(uri)).to_pyarrow_table().to_pylist()
+            rows = DeltaTable(names.local_path(uri)).to_pyarrow_table().to_pylist()
             found[uri] = sorted(rows, key=repr)
         return found
 
@@ -278,7 +279,7 @@ def test_good_letters_that_come_back_do_not_hide_a_storm(spark: SparkSession, tm
     with pytest.raises(PoisonStorm, match="3 of the 4 records of batch 1 "):
         pipeline.batch(1, rows)
     if compacted:  # files that hold rows of other batches too are searched
-        DeltaTable(tables.local_path(tables.bronze(pipeline.settings.lake_uri, "flights"))).optimize.compact()
+        DeltaTable(names.local_path(names.bronze(pipeline.settings.lake_uri, "flights"))).optimize.compact()
     with pytest.raises(PoisonStorm, match="3 of the 4 records of batch 1 "):
         pipeline.batch(1, rows)
 
@@ -305,11 +306,11 @@ def test_views_serve_batch_before_final_through_and_folded_speed_after_it(spark:
     }  # fmt: skip
     unpublished = published | {"window_start": final_through, "window_end": final_through + timedelta(hours=1)}
     batch_schema = tables.batch_schema(FLIGHTS, FLIGHTS.aggregates[0])
-    _append(tables.batch(lake, "flights", "departures_by_origin"), batch_schema, [published, unpublished])
+    _append(names.batch(lake, "flights", "departures_by_origin"), batch_schema, [published, unpublished])
     publication = {"run_id": "r1", "stream": "flights", "final_through": final_through, "through_batch": 1}
     publication |= {"published_at": final_through}
     other = publication | {"stream": "weather", "final_through": final_through + timedelta(days=9)}
-    _append(tables.system(lake, "publications"), tables.SYSTEM["publications"], [publication, other])
+    _append(names.system(lake, "publications"), tables.SYSTEM["publications"], [publication, other])
 
     with connect(pipeline.settings, [FLIGHTS]) as served:
         served.register("raw", raw)
@@ -334,7 +335,7 @@ def _append(uri: str, schema: Any, rows: list[dict[str, Any]]) -> None:
 
     arrow = to_arrow_schema(schema, timezone="UTC")
     complete = [{name: row.get(name) for name in arrow.names} for row in rows]
-    write_deltalake(tables.local_path(uri), pa.Table.from_pylist(complete, schema=arrow), mode="append")
+    write_deltalake(names.local_path(uri), pa.Table.from_pylist(complete, schema=arrow), mode="append")
 
 
 def _assert_spark_agrees(spark: SparkSession, served: duckdb.DuckDBPyConnection, lake_uri: str) -> None:

@@ -18,9 +18,10 @@ from pyspark.sql import functions as F
 
 from infra.settings import PROJECT
 from schemas.contract.model import Aggregate
-from spark import batches, quality, refusals, tables
+from spark import batches, quality, refusals
 from spark.batch_store import BatchStore
-from spark.measures import KLL_K
+from spark.definitions.measures import KLL_K
+from spark.lake import names
 from spark.reconcile import UnexplainedDifference
 from tests.integration.lake.feed import NOW, Feed, at, contract, hours_of_sales, sale
 
@@ -30,7 +31,7 @@ SIZES = {"1m": "1 minute", "5m": "5 minutes", "1h": "1 hour"}
 
 def expected(feed: Feed, window: str) -> dict[tuple[Any, ...], tuple[Any, ...]]:
     """The windows of `by_shop` before final_through, from the rows of bronze by plain SQL in DuckDB."""
-    bronze = DeltaTable(tables.local_path(tables.bronze(feed.lake_uri, "sales"))).to_pyarrow_table()
+    bronze = DeltaTable(names.local_path(names.bronze(feed.lake_uri, "sales"))).to_pyarrow_table()
     naive = bronze["sold_at"].cast(pyarrow.timestamp("us"))
     final = max(row["final_through"] for row in feed.log("publications")).replace(tzinfo=None)
     connection = duckdb.connect()
@@ -83,7 +84,7 @@ def expected_ledger(feed: Feed, run_id: str) -> list[dict[str, Any]]:
     published = sorted(feed.log("publications"), key=lambda row: row["published_at"])
     [number] = [n for n, row in enumerate(published) if row["run_id"] == run_id]
     now, before = published[number], published[number - 1] if number else None
-    bronze = DeltaTable(tables.local_path(tables.bronze(feed.lake_uri, "sales"))).to_pyarrow_table()
+    bronze = DeltaTable(names.local_path(names.bronze(feed.lake_uri, "sales"))).to_pyarrow_table()
     connection = duckdb.connect()
     connection.execute("set timezone = 'UTC'")
     connection.register("bronze", bronze.select([*feed.contract.fields, *PLACE, "original"]))
@@ -122,9 +123,9 @@ def expected_ledger(feed: Feed, run_id: str) -> list[dict[str, Any]]:
                             or (any_value(published_before) and count(*) filter (where {counted}) > 0))
                     """
                 ).fetchall()
-                names = ("window_start", "key", "speed", "exact", "cause", "rows", "repeats", "late", "replayed")
+                labels = ("window_start", "key", "speed", "exact", "cause", "rows", "repeats", "late", "replayed")
                 about = {"aggregate": aggregate, "window": window, "measure": measure}
-                found += [about | dict(zip(names, row, strict=True)) for row in rows]
+                found += [about | dict(zip(labels, row, strict=True)) for row in rows]
     return found
 
 
@@ -286,7 +287,7 @@ def test_what_an_audit_keeps_back_is_marked_until_a_run_publishes_it(published: 
 @pytest.mark.long
 def test_a_tampered_speed_layer_is_unexplained_and_publishes_nothing(feed: Feed) -> None:
     feed.send(hours_of_sales(0, 1, 3))
-    uri = tables.speed(feed.lake_uri, "sales", feed.contract.aggregates[0].name)
+    uri = names.speed(feed.lake_uri, "sales", feed.contract.aggregates[0].name)
     tampered = feed.spark.read.format("delta").load(uri).where(F.col("window_start") == at(1, 20))
     batches.append(tampered.localCheckpoint(), uri, "tamper", 1)
     with pytest.raises(UnexplainedDifference, match=r"by_shop_1m .* 01:20.*sales was served as 2.0, exact is 1.0"):
@@ -294,7 +295,7 @@ def test_a_tampered_speed_layer_is_unexplained_and_publishes_nothing(feed: Feed)
     assert feed.published() == feed.log("publications") == []
     assert set(causes(feed)) == {"unexplained"}
     assert {row[1:] for row in marked(feed) if row[0] < 2} == {("speed", False, True)}
-    DeltaTable(tables.local_path(uri)).restore(1)
+    DeltaTable(names.local_path(uri)).restore(1)
     feed.reconcile("r2")
     assert not any(withheld for *_, withheld in marked(feed))
     assert causes(feed) == {}

@@ -13,9 +13,9 @@ from deltalake import DeltaTable
 from pyspark.sql import SparkSession
 
 from infra.settings import Settings
-from spark import tables
 from spark.jobs.reconcile import Reconciliation
-from spark.publications import publications
+from spark.lake import names
+from spark.lake.publications import publications
 from spark.serving import snapshot, spark_views
 from spark.serving.duck import connect
 from spark.serving.snapshot import NoSuchSnapshot, Snapshot
@@ -84,8 +84,8 @@ def test_a_snapshot_stays_what_it_was_while_tables_are_written_and_compacted(pub
     before = seen(published, pinned)
     assert {row[-1] for row in before[0]} == {"batch", "speed"}
     publish(published)
-    for make in (tables.batch, tables.speed):
-        table = DeltaTable(tables.local_path(make(published.lake_uri, "sales", "by_shop")))
+    for make in (names.batch, names.speed):
+        table = DeltaTable(names.local_path(make(published.lake_uri, "sales", "by_shop")))
         assert table.optimize.compact()["numFilesRemoved"]
         table.vacuum(dry_run=False)
     assert seen(published, pinned) == before
@@ -115,7 +115,7 @@ def test_rows_of_a_run_that_died_while_it_published_are_not_served(
 def test_time_travel_shows_what_was_served_then(published: Feed, spark: SparkSession) -> None:
     then = snapshot.now(published.lake_uri, [published.contract])
     before = seen(published, then)
-    instant = snapshot._committed(tables.system(published.lake_uri, "publications"), 1)
+    instant = snapshot._committed(names.system(published.lake_uri, "publications"), 1)
     publish(published)
     after = seen(published, snapshot.now(published.lake_uri, [published.contract]))
     assert before != after
@@ -135,7 +135,7 @@ def test_a_publication_names_the_versions_that_it_made_final(published: Feed) ->
     publish(published)
     [first, second] = publications(published.lake_uri, "sales")
     for aggregate in ("by_shop", "by_buyer"):
-        path = tables.local_path(tables.batch(published.lake_uri, "sales", aggregate))
+        path = names.local_path(names.batch(published.lake_uri, "sales", aggregate))
         assert first.versions[aggregate] < second.versions[aggregate] == DeltaTable(path).version()
         runs = {
             row["run_id"] for row in DeltaTable(path, version=first.versions[aggregate]).to_pyarrow_table().to_pylist()
@@ -149,7 +149,7 @@ def test_polars_and_pandas_read_the_published_windows_as_the_view_serves_them(pu
         asked = served.execute(f"select {', '.join(columns)} from by_shop_1h where final order by all").to_arrow_table()
     rows = [tuple(row.values()) for row in asked.to_pylist()]
     assert len(rows) == 6
-    path = tables.local_path(tables.batch(published.lake_uri, "sales", "by_shop"))
+    path = names.local_path(names.batch(published.lake_uri, "sales", "by_shop"))
     in_polars = polars.read_delta(path).filter(polars.col("window") == "1h").select(columns).sort(columns)
     in_pandas = DeltaTable(path).to_pandas(filters=[("window", "=", "1h")], columns=columns).sort_values(columns)
     assert polars.DataFrame(asked).rows() == in_polars.rows() == rows

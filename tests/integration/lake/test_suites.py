@@ -12,7 +12,7 @@ from pyspark.sql import DataFrame, SparkSession
 from infra.settings import PROJECT
 from schemas.contract.model import Contract
 from spark import quality, suites
-from spark.tables import bronze_schema
+from spark.lake.tables import bronze_schema
 from tests.integration.lake.feed import DOCUMENT, NOW, contract, sale
 
 GOOD = [sale(n, NOW - timedelta(hours=n), "ab"[n % 2], 1.0 + n, ["ann", "bob", None][n % 3]) for n in range(30)]

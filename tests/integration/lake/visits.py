@@ -20,9 +20,10 @@ from pyspark.sql.pandas.types import to_arrow_schema
 from infra.settings import Settings
 from schemas.contract.catalog import catalog
 from schemas.contract.model import Contract, Derived
-from spark import stateful, tables
-from spark.checkpoints import batch_number
+from spark import stateful
 from spark.derivation import Derivation
+from spark.lake import contents, names, tables
+from spark.lake.batch_numbers import batch_number
 
 NOON = datetime(2024, 3, 31, 12, tzinfo=UTC)
 
@@ -200,11 +201,11 @@ class Lake:
             for place, event in enumerate(events)
         ]  # fmt: skip
         arrow = pyarrow.Table.from_pylist(rows, to_arrow_schema(schema, timezone="UTC"))
-        write_deltalake(tables.local_path(tables.bronze(self.settings.lake_uri, stream)), arrow, mode="append")
+        write_deltalake(names.local_path(names.bronze(self.settings.lake_uri, stream)), arrow, mode="append")
 
     def frame(self, stream: str) -> DataFrame:
         """The events sent so far, as the pure transforms take them."""
-        return self.spark.read.format("delta").load(tables.bronze(self.settings.lake_uri, stream))
+        return self.spark.read.format("delta").load(names.bronze(self.settings.lake_uri, stream))
 
     def query(self, name: str) -> stateful.StatefulQuery:
         """Runs the result's query until it has taken what is there, as a driver that just started."""
@@ -219,7 +220,7 @@ class Lake:
         for stream, number in self.batches.items():
             row = {"run_id": f"r{number}", "stream": stream, "final_through": final, "published_at": final,
                    "through_batch": batch_number(1, number), "hours": 0, "rows": 0}  # fmt: skip
-            tables.append_rows(self.settings.lake_uri, "publications", [row])
+            contents.append_rows(self.settings.lake_uri, "publications", [row])
 
     def derive(self, name: str, run_id: str = "r", now: datetime = NOON) -> dict[str, Any]:
         emitted = stateful.emitted_through(self.visits, self.one(name), self.settings)
@@ -228,10 +229,10 @@ class Lake:
 
     def rows(self, layer: Any, name: str) -> list[dict[str, Any]]:
         uri = layer(self.settings.lake_uri, "visits", name)
-        return DeltaTable(tables.local_path(uri)).to_pyarrow_table().to_pylist()
+        return DeltaTable(names.local_path(uri)).to_pyarrow_table().to_pylist()
 
     def ledger(self, name: str) -> list[dict[str, Any]]:
-        table = DeltaTable(tables.local_path(tables.system(self.settings.lake_uri, "ledger")))
+        table = DeltaTable(names.local_path(names.system(self.settings.lake_uri, "ledger")))
         return [row for row in table.to_pyarrow_table().to_pylist() if row["stream"] == f"visits.{name}"]
 
     def closed(self, name: str, final: datetime) -> list[str]:

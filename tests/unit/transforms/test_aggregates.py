@@ -17,7 +17,8 @@ from pyspark.sql.types import StructType
 
 from schemas.contract.model import Contract
 from schemas.contract.model import Window as WindowName
-from spark import fields, measures, tables
+from spark.definitions import avro_types, measures
+from spark.lake import tables
 from spark.transforms.aggregates import distinct_events, exact, finalize, partials, rollup
 
 AVRO = {
@@ -95,7 +96,14 @@ def events(spark: SparkSession, sales: list[dict[str, Any]], schema: StructType)
 @pytest.fixture(scope="module")
 def schema() -> StructType:
     place = StructType.fromJson(tables.bronze_schema(SALES).jsonValue())
-    names = ["batch", "topic", "partition", "offset", *(field.name for field in fields.columns(SALES)), "event_time"]
+    names = [
+        "batch",
+        "topic",
+        "partition",
+        "offset",
+        *(field.name for field in avro_types.columns(SALES)),
+        "event_time",
+    ]
     return StructType([place[name] for name in names])
 
 

@@ -15,7 +15,7 @@ from schemas.contract.examples import bad, good
 from schemas.contract.model import Contract
 from schemas.contract.verdict import Judge
 from schemas.wire import header
-from spark import tables
+from spark.lake import tables
 from spark.transforms.decode import UNREGISTERED, decode
 from spark.transforms.validate import validate
 from tests.kafka_rows import ARRIVAL, Row, frame, wire

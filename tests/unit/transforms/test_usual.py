@@ -10,7 +10,7 @@ import pandas
 import pytest
 from pyspark.sql import SparkSession
 
-from spark import tables
+from spark.lake import tables
 from spark.transforms.usual import DAYS, usual
 from tests.integration.lake.feed import contract
 

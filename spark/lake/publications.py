@@ -10,7 +10,8 @@ from typing import Any
 from deltalake import DeltaTable
 
 from schemas.contract.model import Contract
-from spark import derived, tables
+from spark.definitions import stateful_results
+from spark.lake import names
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Publication:
 def publications(lake_uri: str, stream: str | None = None, version: int | None = None) -> list[Publication]:
     """The stream's publications (or of all streams), oldest first, as the log had them at `version` (default: now);
     none while the log does not exist."""
-    path = tables.local_path(tables.system(lake_uri, "publications"))
+    path = names.local_path(names.system(lake_uri, "publications"))
     if not DeltaTable.is_deltatable(path):
         return []
     mine = None if stream is None else [("stream", "=", stream)]
@@ -62,10 +63,10 @@ def behind(contracts: Mapping[str, Contract], stream: str, newest: Mapping[str, 
     found = []
     for contract in contracts.values():
         for one in contract.derived:
-            made_of = [source.stream for source in derived.sources(contract, one)]
+            made_of = [source.stream for source in stateful_results.sources(contract, one)]
             if stream not in made_of or not set(made_of) <= set(newest):
                 continue
-            whole = derived.title(contract, one)
+            whole = stateful_results.title(contract, one)
             mine = newest.get(whole if stream == contract.stream else f"{whole}.{stream}")
             if mine is None or mine.through_batch < newest[stream].through_batch:
                 found.append(whole)

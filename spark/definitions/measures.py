@@ -21,7 +21,7 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import BinaryType, DataType, DecimalType, DoubleType, LongType
 
 from schemas.contract.model import Aggregate, Contract, Measure, Sessions
-from spark.fields import scalar
+from spark.definitions.avro_types import scalar
 
 Dialect = Literal["spark", "duckdb"]
 

@@ -16,7 +16,7 @@ from duckdb import DuckDBPyConnection
 
 from schemas.contract.model import Contract
 from schemas.errors import TerminalError
-from spark import tables
+from spark.lake import contents, names, tables
 
 Identity = tuple[str, str, bool]
 
@@ -38,7 +38,7 @@ def record_moves(lake_uri: str, run_id: str, at: datetime, moves: Iterable[Mappi
     total = 0
     for columns in moves:
         count = len(columns["id"])
-        tables.append_columns(lake_uri, "moves", {**columns, "run_id": [run_id] * count, "recorded_at": [at] * count})
+        contents.append_columns(lake_uri, "moves", {**columns, "run_id": [run_id] * count, "recorded_at": [at] * count})
         total += count
     return total
 
@@ -76,7 +76,7 @@ def arrivals(served: DuckDBPyConnection, contract: Contract, lake_uri: str) -> d
         {
             "stream": contract.stream,
             "retry": contract.retry_topic,
-            "bronze": tables.local_path(tables.bronze(lake_uri, contract.stream)),
+            "bronze": names.local_path(names.bronze(lake_uri, contract.stream)),
         },
     ).fetchone()
     return dict(zip(("landed", "returned", "in_flight", "lost"), row or (), strict=True))
@@ -86,7 +86,7 @@ def record(lake_uri: str, run_id: str, stream: str, at: datetime, counts: Mappin
     """Appends a row to `system/replays`, at `at` (UTC): the `counts` of the run's letters by what became of them, and
     of `arrivals`."""
     given: dict[str, object] = {"run_id": run_id, "stream": stream, "recorded_at": at, **counts}
-    tables.append_rows(lake_uri, "replays", [{name: given[name] for name in tables.SYSTEM["replays"].names}])
+    contents.append_rows(lake_uri, "replays", [{name: given[name] for name in tables.SYSTEM["replays"].names}])
 
 
 def require_none_lost(contract: Contract, counts: Mapping[str, int]) -> None:

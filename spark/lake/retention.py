@@ -17,8 +17,9 @@ import pyarrow
 from deltalake import CommitProperties, DeltaTable
 
 from schemas.contract.model import Contract, Derived
-from spark import derived, tables
-from spark.publications import in_force, publications
+from spark.definitions import stateful_results
+from spark.lake import names
+from spark.lake.publications import in_force, publications
 
 KEPT_SINCE = "millrace.keptSince"
 """The property's name; its value is ISO-8601."""
@@ -52,18 +53,18 @@ def day_before(final_through: datetime, keep: timedelta) -> datetime | None:
 def of_ingest(lake_uri: str, contract: Contract) -> list[Keep]:
     """The speed tables of a stream's aggregates."""
     stream, keep = contract.stream, contract.retention.speed
-    return [Keep(tables.speed(lake_uri, stream, a.name), "window_start", stream, keep) for a in contract.aggregates]
+    return [Keep(names.speed(lake_uri, stream, a.name), "window_start", stream, keep) for a in contract.aggregates]
 
 
 def of_derived(lake_uri: str, contract: Contract, one: Derived) -> Keep:
     """The speed table of velocity, sessions or a join."""
-    uri = tables.speed(lake_uri, contract.stream, one.name)
-    return Keep(uri, derived.CLOSES_AT, derived.title(contract, one), contract.retention.speed)
+    uri = names.speed(lake_uri, contract.stream, one.name)
+    return Keep(uri, stateful_results.CLOSES_AT, stateful_results.title(contract, one), contract.retention.speed)
 
 
 def kept_since(uri: str) -> datetime | None:
     """Since when (UTC) the table has all of its rows; None while none were removed for their age."""
-    path = tables.local_path(uri)
+    path = names.local_path(uri)
     found = DeltaTable(path).metadata().configuration.get(KEPT_SINCE) if DeltaTable.is_deltatable(path) else None
     return datetime.fromisoformat(found) if found else None
 
@@ -76,7 +77,7 @@ def newest_kept_since(uris: Iterable[str]) -> datetime | None:
 def remove(uri: str, column: str, since: datetime, may_commit: Callable[[], None] = lambda: None) -> int:
     """Removes the rows whose `column` is before `since` and returns their number. Without such rows nothing is
     written. `may_commit` is called before each commit and raises when this process must not."""
-    table = DeltaTable(tables.local_path(uri))
+    table = DeltaTable(names.local_path(uri))
     files = pyarrow.table(table.get_add_actions(flatten=True))
     oldest = f"min.{column}"
     if oldest not in files.column_names or not any(

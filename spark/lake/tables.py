@@ -7,14 +7,10 @@ process: the streaming driver writes bronze and speed, the batch jobs everything
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
-import pyarrow
-from deltalake import DeltaTable, Schema, write_deltalake
-from pyspark.sql.pandas.types import to_arrow_schema
+from deltalake import DeltaTable, Schema
 from pyspark.sql.types import (
     ArrayType,
     BinaryType,
@@ -31,7 +27,8 @@ from pyspark.sql.types import (
 )
 
 from schemas.contract.model import Aggregate, Contract, Derived
-from spark import derived, fields, measures
+from spark.definitions import avro_types, measures, stateful_results
+from spark.lake.names import alerts, batch, bronze, local_path, speed, staged, system
 
 STRING, LONG, INT, TIMESTAMP, DOUBLE = StringType(), LongType(), IntegerType(), TimestampType(), DoubleType()
 
@@ -48,46 +45,6 @@ SYSTEM: dict[str, StructType] = {}
 
 
 # -- names ---------------------------------------------------------------------------------------------------------
-
-
-def bronze(lake_uri: str, stream: str) -> str:
-    return f"{lake_uri}/bronze/{stream}"
-
-
-def speed(lake_uri: str, stream: str, aggregate: str) -> str:
-    """That of an aggregate or of a derived result, as the next two."""
-    return f"{lake_uri}/speed/{stream}/{aggregate}"
-
-
-def alerts(lake_uri: str, stream: str) -> str:
-    return speed(lake_uri, stream, "alerts")
-
-
-def batch(lake_uri: str, stream: str, aggregate: str) -> str:
-    return f"{lake_uri}/batch/{stream}/{aggregate}"
-
-
-def staged(lake_uri: str, stream: str, aggregate: str) -> str:
-    return f"{lake_uri}/staged/{stream}/{aggregate}"
-
-
-def system(lake_uri: str, name: str) -> str:
-    """`name` is a key of `SYSTEM`: publications, refusals, ledger, quality, moves, replays, audits."""
-    return f"{lake_uri}/system/{name}"
-
-
-def owner(lake_uri: str, uri: str) -> str:
-    """The process that alone writes the table."""
-    layer, *rest = uri.removeprefix(f"{lake_uri}/").split("/")
-    if layer in ("bronze", "speed"):
-        return "streaming driver"
-    return {"moves": "replay task", "replays": "replay task", "audits": "audit task"}.get(rest[-1], "batch jobs")
-
-
-def local_path(uri: str) -> str:
-    """The form of a lake URI that deltalake and DuckDB take: a plain path for `file:`, else the URI itself."""
-    parts = urlsplit(uri)
-    return unquote(parts.path) if parts.scheme == "file" else uri.replace("s3a://", "s3://", 1)
 
 
 # -- schemas -------------------------------------------------------------------------------------------------------
@@ -241,12 +198,12 @@ VERDICT: dict[str, DataType] = {
 
 def bronze_schema(contract: Contract) -> StructType:
     """One row per Kafka record: coordinates, every field of the newest version (nullable), event_time, verdict."""
-    columns = {field.name: field.dataType for field in fields.columns(contract)}
+    columns = {field.name: field.dataType for field in avro_types.columns(contract)}
     return _struct(COORDINATES | columns | {"event_time": TIMESTAMP} | VERDICT)
 
 
 def dimension_columns(contract: Contract, aggregate: Aggregate) -> dict[str, DataType]:
-    return {name: fields.scalar(contract.fields[name]) for name in aggregate.dimensions}
+    return {name: avro_types.scalar(contract.fields[name]) for name in aggregate.dimensions}
 
 
 ALERTS = _struct(
@@ -287,12 +244,12 @@ def batch_schema(contract: Contract, aggregate: Aggregate) -> StructType:
 
 def derived_speed_schema(contract: Contract, one: Derived) -> StructType:
     """The columns of `derived.columns`, when the row closes, `batch` (a number of its own query's checkpoint)."""
-    return _struct(derived.columns(contract, one) | {derived.CLOSES_AT: TIMESTAMP, "batch": LONG})
+    return _struct(stateful_results.columns(contract, one) | {stateful_results.CLOSES_AT: TIMESTAMP, "batch": LONG})
 
 
 def derived_batch_schema(contract: Contract, one: Derived) -> StructType:
     """The columns of `derived.columns`, when the row closes, `run_id`."""
-    return _struct(derived.columns(contract, one) | {derived.CLOSES_AT: TIMESTAMP, "run_id": STRING})
+    return _struct(stateful_results.columns(contract, one) | {stateful_results.CLOSES_AT: TIMESTAMP, "run_id": STRING})
 
 
 # -- creation ------------------------------------------------------------------------------------------------------
@@ -325,7 +282,7 @@ def _wanted(lake_uri: str, contract: Contract) -> list[tuple[str, StructType, li
         wanted.append((alerts(lake_uri, contract.stream), ALERTS, [], "offset,event_time"))
     for one in contract.derived:
         place = (lake_uri, contract.stream, one.name)
-        statistics = f"{derived.place(one)},{derived.CLOSES_AT},batch"
+        statistics = f"{stateful_results.place(one)},{stateful_results.CLOSES_AT},batch"
         wanted.append((speed(*place), derived_speed_schema(contract, one), [], statistics))
         wanted.append((batch(*place), derived_batch_schema(contract, one), [], None))
         wanted.append((staged(*place), derived_batch_schema(contract, one), [], None))
@@ -356,54 +313,4 @@ def _ensure(uri: str, schema: StructType, partition_by: list[str], stats_columns
 # -- a few rows ------------------------------------------------------------------------------------------------------
 
 
-def append_rows(lake_uri: str, name: str, rows: list[dict[str, Any]]) -> None:
-    """`append_columns` of a few rows. Columns that a row does not have are null."""
-    append_columns(lake_uri, name, {column: [row.get(column) for row in rows] for column in SYSTEM[name].names})
-
-
-def append_columns(lake_uri: str, name: str, columns: Mapping[str, list[Any]]) -> None:
-    """Appends rows, given as their columns, to the table `system/<name>`, without a JVM: a commit takes Spark a second
-    and more."""
-    schema = to_arrow_schema(SYSTEM[name], timezone="UTC")
-    arrays = [pyarrow.array(columns[field.name], field.type) for field in schema]
-    write_deltalake(local_path(system(lake_uri, name)), pyarrow.Table.from_arrays(arrays, schema=schema), mode="append")
-
-
 # -- which batches a table holds -----------------------------------------------------------------------------------
-
-
-def batches(uri: str) -> tuple[int, int] | None:
-    """The least and the greatest `batch` of the rows of bronze or speed, from the log's file statistics. None without
-    rows."""
-    path = local_path(uri)
-    if not DeltaTable.is_deltatable(path):
-        return None
-    files = pyarrow.table(DeltaTable(path).get_add_actions(flatten=True))
-    if "max.batch" not in files.column_names:
-        return None
-    least = [batch for batch in files["min.batch"].to_pylist() if batch is not None]
-    greatest = [batch for batch in files["max.batch"].to_pylist() if batch is not None]
-    return (min(least), max(greatest)) if least else None
-
-
-def newest_batch(uri: str) -> int | None:
-    """The greatest `batch` of the rows of bronze or speed. None without rows."""
-    found = batches(uri)
-    return found[1] if found else None
-
-
-def rows(uri: str) -> int:
-    """How many rows the table has, from the log alone; 0 without a table."""
-    path = local_path(uri)
-    if not DeltaTable.is_deltatable(path):
-        return 0
-    return int(DeltaTable(path).count())
-
-
-def newest_append(uri: str, app_id: str) -> int | None:
-    """The version that an append committed last for `app_id`, also if it had no rows. None before the first."""
-    path = local_path(uri)
-    if not DeltaTable.is_deltatable(path):
-        return None
-    version: int | None = DeltaTable(path).transaction_version(app_id)
-    return version

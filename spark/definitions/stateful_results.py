@@ -10,8 +10,8 @@ from pyspark.sql.types import DataType, LongType, StringType, TimestampType
 
 from schemas.contract.catalog import load
 from schemas.contract.model import Contract, Derived, Join, Measure, Sessions, Velocity
-from spark import measures
-from spark.fields import scalar
+from spark.definitions import measures
+from spark.definitions.avro_types import scalar
 
 CLOSES_AT = "closes_at"
 

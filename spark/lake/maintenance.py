@@ -15,8 +15,9 @@ from deltalake.fs import DeltaStorageHandler
 from pyarrow.fs import FileSelector, PyFileSystem
 
 from schemas.contract.model import Contract
-from spark import derived, retention, tables
-from spark.publications import Publication, in_force, publications, unique_run_id
+from spark.definitions import stateful_results
+from spark.lake import contents, names, retention, tables
+from spark.lake.publications import Publication, in_force, publications, unique_run_id
 
 TIME_TRAVEL = timedelta(days=7)
 """How far back the state of every table can be read."""
@@ -66,12 +67,12 @@ class Usage:
 def maintain(lake_uri: str, contracts: Iterable[Contract], owner: Owner, run_id: str, now: datetime) -> list[Upkeep]:
     """Keeps up the tables of `owner`, whose only writer the caller must be. The batch tables of a stream are published
     again at their new versions, under the same horizon, by the run `maintain <run_id>`."""
-    done = [_keep_up(lake_uri, tables.system(lake_uri, name)) for name in _LOGS[owner] if _exists(lake_uri, name)]
+    done = [_keep_up(lake_uri, names.system(lake_uri, name)) for name in _LOGS[owner] if _exists(lake_uri, name)]
     if owner == "batch":
         for contract in contracts:
             done += _batch_tables(lake_uri, contract, run_id, now) + _derived_tables(lake_uri, contract)
         if _exists(lake_uri, "publications"):
-            done.append(_keep_up(lake_uri, tables.system(lake_uri, "publications")))
+            done.append(_keep_up(lake_uri, names.system(lake_uri, "publications")))
     return done
 
 
@@ -79,9 +80,9 @@ def usage(lake_uri: str, contracts: Iterable[Contract]) -> list[Usage]:
     """Disk use of every table that exists, by its name under the lake."""
     uris = dict.fromkeys(uri for contract in contracts for uri in tables.uris(lake_uri, contract))
     return [
-        _usage(lake_uri, uri, tables.owner(lake_uri, uri))
+        _usage(lake_uri, uri, names.owner(lake_uri, uri))
         for uri in sorted(uris)
-        if DeltaTable.is_deltatable(tables.local_path(uri))
+        if DeltaTable.is_deltatable(names.local_path(uri))
     ]
 
 
@@ -91,17 +92,17 @@ def _batch_tables(lake_uri: str, contract: Contract, run_id: str, now: datetime)
     done, versions = [], dict(last.versions) if last else {}
     for aggregate in contract.aggregates:
         place = (lake_uri, contract.stream, aggregate.name)
-        staged, batch = tables.staged(*place), tables.batch(*place)
-        if DeltaTable.is_deltatable(tables.local_path(staged)):
+        staged, batch = names.staged(*place), names.batch(*place)
+        if DeltaTable.is_deltatable(names.local_path(staged)):
             done.append(_keep_up(lake_uri, staged))
-        if aggregate.name not in versions or not DeltaTable.is_deltatable(tables.local_path(batch)):
+        if aggregate.name not in versions or not DeltaTable.is_deltatable(names.local_path(batch)):
             continue
         expired = 0
         if last and _is_served(batch, versions[aggregate.name]):
             if since := retention.day_before(last.final_through, contract.retention.batch):
                 expired = retention.remove(batch, "hour", since)
             done.append(replace(_keep_up(lake_uri, batch, keep=[versions[aggregate.name]]), expired=expired))
-            versions[aggregate.name] = int(DeltaTable(tables.local_path(batch)).version())
+            versions[aggregate.name] = int(DeltaTable(names.local_path(batch)).version())
         else:
             done.append(Upkeep(_name(lake_uri, batch), left_alone="holds rows that are not published"))
     if last and versions != last.versions:
@@ -109,7 +110,7 @@ def _batch_tables(lake_uri: str, contract: Contract, run_id: str, now: datetime)
             last, run_id=unique_run_id(f"maintain {run_id}", published), hours=0, rows=0, published_at=now,
             versions=versions,
         )  # fmt: skip
-        tables.append_rows(lake_uri, "publications", [again.row])
+        contents.append_rows(lake_uri, "publications", [again.row])
     return done
 
 
@@ -119,11 +120,11 @@ def _derived_tables(lake_uri: str, contract: Contract) -> list[Upkeep]:
     done = []
     for one in contract.derived:
         place = (lake_uri, contract.stream, one.name)
-        known = {publication.run_id for publication in publications(lake_uri, derived.title(contract, one))}
-        for uri in (tables.staged(*place), tables.batch(*place)):
-            if not DeltaTable.is_deltatable(tables.local_path(uri)):
+        known = {publication.run_id for publication in publications(lake_uri, stateful_results.title(contract, one))}
+        for uri in (names.staged(*place), names.batch(*place)):
+            if not DeltaTable.is_deltatable(names.local_path(uri)):
                 continue
-            runs = [commit.get("userMetadata") for commit in DeltaTable(tables.local_path(uri)).history()
+            runs = [commit.get("userMetadata") for commit in DeltaTable(names.local_path(uri)).history()
                     if "userMetadata" in commit or commit["operation"] == "RESTORE"]  # fmt: skip
             if runs and runs[0] not in {None, *known}:
                 done.append(Upkeep(_name(lake_uri, uri), left_alone="holds rows that are not published"))
@@ -134,7 +135,7 @@ def _derived_tables(lake_uri: str, contract: Contract) -> list[Upkeep]:
 
 def _is_served(uri: str, version: int) -> bool:
     """Whether the newest version of the table has the rows of `version`: nothing but upkeep came after it."""
-    table = DeltaTable(tables.local_path(uri))
+    table = DeltaTable(names.local_path(uri))
     later = int(table.version()) - version
     commits = table.history(later) if later else []
     return len(commits) == later and all(
@@ -143,7 +144,7 @@ def _is_served(uri: str, version: int) -> bool:
 
 
 def _keep_up(lake_uri: str, uri: str, keep: Iterable[int] = ()) -> Upkeep:
-    table = DeltaTable(tables.local_path(uri))
+    table = DeltaTable(names.local_path(uri))
     properties = WriterProperties(compression="ZSTD", max_row_group_size=ROW_GROUP)
     compacted = table.optimize.compact(writer_properties=properties)
     hours = int(TIME_TRAVEL / timedelta(hours=1))
@@ -152,7 +153,7 @@ def _keep_up(lake_uri: str, uri: str, keep: Iterable[int] = ()) -> Upkeep:
 
 
 def _usage(lake_uri: str, uri: str, owner: str) -> Usage:
-    path = tables.local_path(uri)
+    path = names.local_path(uri)
     table = DeltaTable(path)
     sizes = table.get_add_actions(flatten=True).column("size_bytes").to_pylist()
     stored = PyFileSystem(DeltaStorageHandler(path)).get_file_info(FileSelector("", recursive=True))
@@ -165,7 +166,7 @@ def _usage(lake_uri: str, uri: str, owner: str) -> Usage:
 
 
 def _exists(lake_uri: str, name: str) -> bool:
-    return bool(DeltaTable.is_deltatable(tables.local_path(tables.system(lake_uri, name))))
+    return bool(DeltaTable.is_deltatable(names.local_path(names.system(lake_uri, name))))
 
 
 def _name(lake_uri: str, uri: str) -> str:

@@ -1,0 +1,1 @@
+"""What a number, a window, a stateful result and an Avro type are."""

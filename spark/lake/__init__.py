@@ -1,0 +1,1 @@
+"""The Delta tables: their names, schemas, commits, contents and retention."""
