@@ -66,9 +66,9 @@ def unchanged(stream: str) -> str | None:
     publication, and the contract does not ask for freshness, which time alone can break."""
     from infra.settings import settings
     from schemas.contract.catalog import contract_in
-    from spark.checkpoints import settled_batch
     from spark.lake.publications import publications
     from spark.serving.duck import connect
+    from spark.speed.checkpoint.generations import settled_batch
 
     config = settings()
     contract = contract_in(config.contracts, stream)

@@ -46,20 +46,20 @@ def questions(stream: str) -> list[dict[str, Any]]:
     from infra.settings import settings
     from producers.decisions import pending
     from schemas.contract.catalog import contract_in
-    from spark.serving import letters
+    from spark.serving import letter_status
     from spark.serving.duck import connect
 
     now, asked = datetime.now(UTC), []
     contract = contract_in(settings().contracts, stream)
     with connect(settings(), [contract]) as served:
-        which = letters.Filter(status="parked", until=now)
-        if groups := letters.counts(served, stream, which):
+        which = letter_status.Filter(status="parked", until=now)
+        if groups := letter_status.counts(served, stream, which):
             which = replace(which, other_than=pending(contract, settings()).keys())
-            groups = letters.counts(served, stream, which) if which.other_than else groups
+            groups = letter_status.counts(served, stream, which) if which.other_than else groups
         for group in groups[:QUESTIONS]:
             error_class, reason, count = group["error_class"], group["reason"], group["letters"]
             alike = replace(which, error_class=error_class, reason=reason, exactly=True)
-            rows = letters.letters(served, stream, alike, EXAMPLES)
+            rows = letter_status.letters(served, stream, alike, EXAMPLES)
             table = "\n".join(f"| `{row['id']}` | {row['attempt']} | {row['parked_because']} |" for row in rows)
             asked.append(
                 {
@@ -81,8 +81,8 @@ def decided(letters: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
     from producers.decisions import DecisionError, Parked, Verdict, announce, pending
     from schemas.contract.catalog import contract_in
     from spark.serving.duck import connect
-    from spark.serving.letters import Filter
-    from spark.serving.letters import letters as found
+    from spark.serving.letter_status import Filter
+    from spark.serving.letter_status import letters as found
 
     [chosen] = answer["chosen_options"]
     if chosen == LEAVE:

@@ -50,8 +50,8 @@ def nothing_new(stream: str) -> str | None:
     velocity, sessions and joins are published as far."""
     from infra.settings import settings
     from schemas.contract.catalog import catalog
-    from spark.checkpoints import settled_batch
     from spark.lake.publications import behind, in_force, publications
+    from spark.speed.checkpoint.generations import settled_batch
 
     config = settings()
     contracts = catalog(config.contracts)
@@ -67,11 +67,11 @@ def nothing_new(stream: str) -> str | None:
 def residual(stream: str, run_id: str) -> str | None:
     """Why the stream's numbers must not be published: the run's audit found a residual, or there is none. The
     hours that a residual keeps back are served as withheld."""
-    from infra.conserved import NotConserved, require_conserved
     from infra.settings import settings
     from schemas.contract.catalog import contract_in
-    from spark import refusals
-    from spark.audits import audits
+    from spark.batch import refusals
+    from spark.conservation.audit import NotConserved, require_conserved
+    from spark.conservation.audit_log import audits
 
     config = settings()
     own = [audit for audit in audits(config.lake_uri, stream) if audit.run_id == run_id]
@@ -105,12 +105,12 @@ with DAG(
         """Returns, by stream, how its offsets are accounted for, also when it fails."""
         import logging
 
-        from infra import conserved
         from infra.operations.repair import send_missing
         from infra.settings import settings
         from schemas.contract.catalog import contract_in
         from schemas.errors import MillraceError, TerminalError, TransientError
-        from spark import audits
+        from spark.conservation import audit as conservation_audit
+        from spark.conservation import audit_log
 
         log, config, asked = logging.getLogger("airflow.task"), settings(), dag_run.conf or {}
         found: dict[str, Any] = {}
@@ -121,14 +121,14 @@ with DAG(
                     log.info("%s is left out: %s", stream, reason)
                     continue
                 contract = contract_in(config.contracts, stream)
-                account = conserved.audit(config, contract, run_id, accept=bool(asked.get("accept")))
+                account = conservation_audit.audit(config, contract, run_id, accept=bool(asked.get("accept")))
                 if asked.get("repair") and account.residual:
                     send_missing(config, contract, account)
-                    account = conserved.audit(config, contract, run_id, accept=bool(asked.get("accept")))
-                audits.record(config.lake_uri, account)
+                    account = conservation_audit.audit(config, contract, run_id, accept=bool(asked.get("accept")))
+                audit_log.record(config.lake_uri, account)
                 found[stream] = {"offsets": account.offsets, "gaps": account.gaps, "residual": account.residual}
                 log.info("%s: %s", stream, found[stream])
-                conserved.require_conserved(account)
+                conservation_audit.require_conserved(account)
             except MillraceError as error:  # the other streams have their turn
                 log.error("%s", error)
                 failures.append(error)

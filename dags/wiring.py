@@ -270,7 +270,7 @@ def nothing_settled(stream: str) -> str | None:
     """Why there is nothing to work on: no batch is complete yet."""
     from infra.settings import settings
     from schemas.contract.catalog import contract_in
-    from spark.checkpoints import settled_batch
+    from spark.speed.checkpoint.generations import settled_batch
 
     config = settings()
     if settled_batch(contract_in(config.contracts, stream), config) is None:

@@ -36,40 +36,40 @@ class Mechanism:
 
 MECHANISMS = (
     Mechanism(
-        "P1", "a batch's append happens once", "spark/batches.py",
+        "P1", "a batch's append happens once", "spark/speed/delta_append.py",
         "if written is not None and written >= version:", "if False:",
         ("tests/integration/lake/test_ingest_batch.py::test_a_batch_that_runs_again_changes_nothing",
          "tests/integration/test_faults.py::test_nothing_is_lost_or_doubled[driver-between]"),
     ),
     Mechanism(
-        "P1", "a batch is told from those that its files were merged with", "spark/batches.py",
+        "P1", "a batch is told from those that its files were merged with", "spark/speed/delta_append.py",
         'if all(file["min.batch"] == file["max.batch"] == number for file in mine):', "if True:",
         ("tests/integration/lake/test_ingest_batch.py"
          "::test_a_batch_that_runs_again_after_its_files_were_merged_with_others_is_completed_once",),
     ),
     Mechanism(
-        "P1", "a batch's dead letters are sent once", "spark/letters.py",
+        "P1", "a batch's dead letters are sent once", "spark/speed/dead_letters.py",
         "            if batch_id < self._next:\n                return 0\n", "",
         ("tests/integration/test_ingest.py::test_crashes_before_each_commit_neither_lose_nor_double_anything",),
     ),
     Mechanism(
-        "P1", "every offset without a row is accounted for", "spark/conservation.py",
+        "P1", "every offset without a row is accounted for", "spark/conservation/accounting.py",
         "[Range(start, mine.first - 1), *mine.gaps, Range(mine.last + 1, end - 1)]", "[]",
         ("tests/integration/test_audit.py::test_rows_deleted_from_bronze_are_the_residual",
          "tests/integration/test_audit.py::test_transactions_leave_gaps_that_are_proved"),
     ),
     Mechanism(
-        "P1", "a gap is proved by reading it", "infra/gaps.py",
+        "P1", "a gap is proved by reading it", "spark/conservation/broker_gaps.py",
         '[Finding(*range_, "missing") for range_ in ranges(notes)]', "[]",
         ("tests/integration/test_audit.py::test_a_commit_that_never_arrived_is_the_residual",),
     ),
     Mechanism(
-        "P1", "an earlier proof stands while rows were only appended", "infra/conserved.py",
+        "P1", "an earlier proof stands while rows were only appended", "spark/conservation/audit.py",
         " and bronze.only_grew_since(base.version)", "",
         ("tests/integration/test_audit.py::test_doubled_rows_are_found_also_where_the_count_fits",),
     ),
     Mechanism(
-        "P1", "an earlier proof stands while its rows are as many", "infra/conserved.py",
+        "P1", "an earlier proof stands while its rows are as many", "spark/conservation/audit.py",
         "bronze.all_rows() == base.rows + bronze.rows(base.through_batch)", "True",
         ("tests/integration/test_audit.py::test_doubled_rows_are_found_also_where_the_count_fits",),
     ),
@@ -90,7 +90,7 @@ MECHANISMS = (
         ("tests/unit/test_dag_reports.py::test_a_stream_with_a_residual_is_withheld_and_the_others_go_on",),
     ),
     Mechanism(
-        "P1", "an id that is not in the cache is asked for", "spark/ingest.py",
+        "P1", "an id that is not in the cache is asked for", "spark/speed/ingest.py",
         "            if UNREGISTERED not in str(error):\n", "            if True:\n",
         ("tests/integration/test_ingest.py"
          "::test_a_version_registered_while_the_stream_runs_is_read_without_a_restart",),
@@ -107,18 +107,18 @@ MECHANISMS = (
         ("tests/integration/test_produce.py::test_a_producer_writes_in_the_registered_schema_and_registers_none",),
     ),
     Mechanism(
-        "P1", "nobody decides about an id while the registry is away", "spark/writers.py",
+        "P1", "nobody decides about an id while the registry is away", "spark/speed/writer_schemas.py",
         "return Known(dict(self._schemas), complete=False)", "return Known(dict(self._schemas))",
         ("tests/integration/test_ingest.py"
          "::test_while_the_registry_is_away_known_schemas_go_on_and_a_batch_of_another_one_waits",),
     ),
     Mechanism(
-        "P1", "state has a batch that Delta has already", "spark/stateful.py",
+        "P1", "state has a batch that Delta has already", "spark/speed/stateful_query.py",
         "    if written is not None and written >= batch_id:\n", "    if False:\n",
         ("tests/integration/lake/test_derived.py::test_killed_anywhere_a_query_loses_and_doubles_nothing",),
     ),
     Mechanism(
-        "P2", "an event counts once in the batch layer", "spark/jobs/reconcile.py",
+        "P2", "an event counts once in the batch layer", "spark/batch/reconciliation.py",
         'windows = exact(rows.where("distinct_event"),', "windows = exact(rows,",
         ("tests/integration/lake/test_reconcile.py::test_the_first_hours_are_exact_and_the_ledger_explains_repeats",),
     ),
@@ -129,14 +129,14 @@ MECHANISMS = (
          "::test_every_record_is_one_row_repeats_count_once_and_rejects_become_letters",),
     ),
     Mechanism(
-        "P2", "repeats in a micro-batch are looked for", "spark/ingest.py",
+        "P2", "repeats in a micro-batch are looked for", "spark/speed/ingest.py",
         "if not len(repeated):", "if True:",
         ("tests/integration/lake/test_ingest_batch.py"
          "::test_every_record_is_one_row_repeats_count_once_and_rejects_become_letters",
          "tests/integration/lake/test_ingest_batch.py::test_a_batch_of_many_repeats_counts_them_once"),
     ),
     Mechanism(
-        "P2", "all batches run the same code", "spark/batches.py",
+        "P2", "all batches run the same code", "spark/speed/delta_append.py",
         'F.get(F.array(F.lit(number).cast("bigint")), F.pmod(F.spark_partition_id(), F.lit(1)))', "F.lit(number)",
         ("tests/integration/lake/test_ingest_batch.py"
          "::test_the_batches_run_the_same_code_and_spark_compiles_all_of_it",),
@@ -148,7 +148,7 @@ MECHANISMS = (
         ("tests/integration/lake/test_ingest_batch.py::test_no_process_is_started_for_a_file",),
     ),
     Mechanism(
-        "P2", "files that could not be merged with each other do not count", "spark/upkeep.py",
+        "P2", "files that could not be merged with each other do not count", "spark/speed/small_files.py",
         "if below // 2 <= size_ < size // 2", "if below <= size_ < size",
         ("tests/unit/test_upkeep.py::test_files_of_any_size_stay_few_and_the_rest_of_the_work_gets_its_turn",),
     ),
@@ -181,7 +181,7 @@ MECHANISMS = (
         ("tests/unit/test_contracts.py::test_compatibility_of_versions",),
     ),
     Mechanism(
-        "P2", "alerts of a partition that is added are copied", "spark/alert_log.py",
+        "P2", "alerts of a partition that is added are copied", "spark/speed/alert_log.py",
         "if partitions != self._partitions:", "if not self._partitions:",
         ("tests/integration/test_lane.py::test_a_partition_that_is_added_while_the_log_runs_is_copied_too",),
     ),
@@ -191,77 +191,77 @@ MECHANISMS = (
         ("tests/integration/lake/test_derived.py::test_the_pure_functions_are_what_the_sql_says",),
     ),
     Mechanism(
-        "P3", "a difference is explained by calculation alone", "spark/transforms/ledger.py",
+        "P3", "a difference is explained by calculation alone", "spark/batch/ledger.py",
         'cause = F.when(~_proved(aggregate), "unexplained")', 'cause = F.when(F.lit(False), "unexplained")',
         ("tests/integration/lake/test_reconcile.py"
          "::test_a_tampered_speed_layer_is_unexplained_and_publishes_nothing",),
     ),
     Mechanism(
-        "P3", "what a dead run published is taken back before it is compared", "spark/derivation.py",
+        "P3", "what a dead run published is taken back before it is compared", "spark/batch/stateful_reconciliation.py",
         "        if good is not telling[0]:\n", "        if False:\n",
         ("tests/integration/lake/test_derived.py"
          "::test_lost_rows_are_unexplained_and_publish_nothing_and_a_dead_run_is_undone",),
     ),
     Mechanism(
-        "P3", "velocity that the watermark left out is late", "spark/transforms/derived_ledger.py",
+        "P3", "velocity that the watermark left out is late", "spark/batch/stateful_ledger.py",
         "    found = _passed(found, rows, [], source.allowed_lateness)\n", "",
         ("tests/integration/lake/test_derived.py"
          "::test_who_tells_at_once_is_late_by_the_order_of_the_key_or_by_the_watermark",),
     ),
     Mechanism(
-        "P3", "what was done is compared", "spark/transforms/derived_ledger.py",
+        "P3", "what was done is compared", "spark/batch/stateful_ledger.py",
         ', "done": F.sum("done")}', "}",
         ("tests/integration/lake/test_derived.py"
          "::test_who_tells_at_once_is_late_by_the_order_of_the_key_or_by_the_watermark",
          "tests/integration/lake/test_derived.py::test_results_that_are_refused_keep_no_other_from_its_turn"),
     ),
     Mechanism(
-        "P3", "what sessions measure is compared", "spark/transforms/derived_ledger.py",
+        "P3", "what sessions measure is compared", "spark/batch/stateful_ledger.py",
         '[*measured, "events"]', '["events"]',
         ("tests/integration/lake/test_derived.py::test_results_that_are_refused_keep_no_other_from_its_turn",),
     ),
     Mechanism(
-        "P3", "what a state took again is a duplicate", "spark/transforms/derived_ledger.py",
+        "P3", "what a state took again is a duplicate", "spark/batch/stateful_ledger.py",
         '        .when(F.col("repeats") > 0, "duplicate")\n', "",
         ("tests/integration/lake/test_derived.py"
          "::test_what_came_again_is_a_duplicate_and_letters_that_came_too_late_are_replayed",),
     ),
     Mechanism(
-        "P3", "letters that came too late for a state are replayed", "spark/transforms/derived_ledger.py",
+        "P3", "letters that came too late for a state are replayed", "spark/batch/stateful_ledger.py",
         'F.when(F.col("_late_replayed") > 0, "replayed")', 'F.when(F.lit(False), "replayed")',
         ("tests/integration/lake/test_derived.py"
          "::test_what_came_again_is_a_duplicate_and_letters_that_came_too_late_are_replayed",),
     ),
     Mechanism(
-        "P3", "what a state took from beyond the cut is known", "spark/derivation.py",
+        "P3", "what a state took from beyond the cut is known", "spark/batch/stateful_reconciliation.py",
         "BatchStore(self.spark, self.lake_uri, source).accepted(),", "self._accepted(source),",
         ("tests/integration/lake/test_derived.py::test_what_the_query_took_from_beyond_the_cut_is_late",),
     ),
     Mechanism(
-        "P5", "a refused result keeps no other from its turn", "spark/jobs/reconcile.py",
+        "P5", "a refused result keeps no other from its turn", "spark/batch/reconciliation.py",
         "            failures.append(error)\n", "            raise\n",
         ("tests/integration/lake/test_derived.py::test_results_that_are_refused_keep_no_other_from_its_turn",),
     ),
     Mechanism(
-        "P4", "sessions, joins and alerts with new events are computed again", "spark/derivation.py",
+        "P4", "sessions, joins and alerts with new events are computed again", "spark/batch/stateful_reconciliation.py",
         'new = F.col("batch") > self._through_before[source.stream]', "new = F.lit(False)",
         ("tests/integration/lake/test_derived.py"
          "::test_whatever_comes_when_the_published_rows_are_exact_and_explained",),
     ),
     Mechanism(
-        "P3", "lost rows that came back are put back where they were counted", "spark/jobs/reconcile.py",
+        "P3", "lost rows that came back are put back where they were counted", "spark/batch/reconciliation.py",
         "            history = rows.unionByName(lost)\n", "            history = rows\n",
         ("tests/integration/lake/test_histories.py"
          "::test_lost_rows_that_came_back_are_counted_twice_by_the_speed_layer_and_explained",),
     ),
     Mechanism(
-        "P3", "a measure is compared with the batches that the speed layer has it of", "spark/jobs/reconcile.py",
+        "P3", "a measure is compared with the batches that the speed layer has it of", "spark/batch/reconciliation.py",
         'F.col("is_late_hour") | (F.col("batch") >= batch)', "F.lit(True)",
         ("tests/integration/lake/test_histories.py"
          "::test_an_aggregate_and_a_measure_that_are_added_to_a_stream_that_runs",),
     ),
     Mechanism(
-        "P4", "a backfill recomputes the hours that it is asked for", "spark/reconcile.py",
+        "P4", "a backfill recomputes the hours that it is asked for", "spark/batch/plan.py",
         "forced[0] <= hour.hour < forced[1]", "False",
         ("tests/unit/test_plan.py::test_forced_hours_are_recomputed_without_news",),
     ),
@@ -271,30 +271,31 @@ MECHANISMS = (
         ("tests/integration/test_exclusive.py::test_a_second_holder_waits_and_is_told_for_whom",),
     ),
     Mechanism(
-        "P4", "published hours with new rows are recomputed", "spark/reconcile.py",
+        "P4", "published hours with new rows are recomputed", "spark/batch/plan.py",
         "(hour.new_rows or (forced", "(False or (forced",
         ("tests/unit/test_plan.py",
          "tests/integration/lake/test_reconcile.py::test_each_run_recomputes_what_changed_and_explains_it"),
     ),
     Mechanism(
-        "P5", "no pass, no publication", "spark/jobs/reconcile.py",
+        "P5", "no pass, no publication", "spark/batch/reconciliation.py",
         "        quality.require_success(self.contract.stream, outcomes)\n", "",
         ("tests/integration/lake/test_reconcile.py::test_a_failing_expectation_publishes_nothing",),
     ),
     Mechanism(
-        "P5", "what a contract refers to is looked up", "spark/suites.py",
+        "P5", "what a contract refers to is looked up", "spark/quality/suites.py",
         "    for name, lookup in contract.quality.references.items():\n",
         "    for name, lookup in dict[str, Any]().items():\n",
         ("tests/integration/lake/test_suites.py::test_each_thing_that_is_wrong_is_found_and_named",),
     ),
     Mechanism(
-        "P5", "expectations on rows share a job", "spark/quality.py",
+        "P5", "expectations on rows share a job", "spark/quality/auditor.py",
         'else "BOOLEAN_ONLY"', 'else "SUMMARY"',
         ("tests/integration/lake/test_suites.py"
          "::test_good_events_are_found_good_and_more_expectations_are_no_more_jobs",),
     ),
     Mechanism(
-        "P5", "nothing unexplained of velocity, sessions and joins is published", "spark/derivation.py",
+        "P5", "nothing unexplained of velocity, sessions and joins is published",
+        "spark/batch/stateful_reconciliation.py",
         "            self._refuse(found.where(\"cause = 'unexplained'\"))\n", "            pass\n",
         ("tests/integration/lake/test_derived.py"
          "::test_lost_rows_are_unexplained_and_publish_nothing_and_a_dead_run_is_undone",),
@@ -312,23 +313,23 @@ MECHANISMS = (
         ("tests/unit/test_dag_reports.py::test_reconciles_again_what_was_published_without_its_join",),
     ),
     Mechanism(
-        "P6", "a stream without topics halts alone", "spark/jobs/stream.py",
+        "P6", "a stream without topics halts alone", "spark/speed/ingest_query.py",
         '                require_topics(settings, self.contract, "stream")\n', "                pass\n",
         ("tests/integration/test_restart.py"
          "::test_a_stream_that_nobody_provisioned_halts_alone_and_starts_when_it_is",),
     ),
     Mechanism(
-        "P6", "a checkpoint that does not fit bronze is refused", "spark/restart.py",
+        "P6", "a checkpoint that does not fit bronze is refused", "spark/speed/checkpoint/ingest_start.py",
         "    if misfit:\n", "    if False:\n",
         ("tests/unit/test_restart.py::test_an_old_copy_of_the_checkpoint_is_refused",),
     ),
     Mechanism(
-        "P6", "a contract that changed what may not change is refused", "spark/restart.py",
+        "P6", "a contract that changed what may not change is refused", "spark/speed/checkpoint/ingest_start.py",
         "    changed = changes(before, fingerprint(contract))\n", "    changed = []\n",
         ("tests/unit/test_restart.py::test_the_fingerprint_is_noted_beside_the_checkpoint_and_remembers",),
     ),
     Mechanism(
-        "P6", "a state that a changed contract would break is refused", "spark/stateful.py",
+        "P6", "a state that a changed contract would break is refused", "spark/speed/checkpoint/stateful_start.py",
         "    changed = changes(before, fingerprint(contract, one))\n", "    changed = []\n",
         ("tests/unit/test_stateful_start.py"
          "::test_a_deployment_that_a_state_would_not_survive_is_refused_with_the_way_out",
@@ -336,31 +337,31 @@ MECHANISMS = (
          "::test_rows_of_another_kind_or_type_need_another_name_and_a_reset_is_not_offered"),
     ),
     Mechanism(
-        "P6", "a state's checkpoint that does not fit its table is refused", "spark/stateful.py",
+        "P6", "a state's checkpoint that does not fit its table is refused", "spark/speed/checkpoint/stateful_start.py",
         "    if misfit:\n", "    if False:\n",
         ("tests/unit/test_stateful_start.py::test_an_old_copy_of_the_lake_is_refused",
          "tests/unit/test_stateful_start.py::test_an_old_copy_of_the_checkpoint_is_refused",
          "tests/unit/test_stateful_start.py::test_a_checkpoint_of_an_older_generation_is_refused"),
     ),
     Mechanism(
-        "P6", "what a state's checkpoint lacks is noticed before its query starts", "spark/stateful.py",
-        "log = checkpoint_log.read(place, kafka=False)",
-        'log = checkpoint_log.Log(max(checkpoint_log.numbers(f"{place}/offsets", r"(\\d+)"), default=None))',
+        "P6", "what a state's checkpoint lacks is noticed before its query starts", "spark/speed/checkpoint/stateful_start.py",
+        "log = spark_log.read(place, kafka=False)",
+        'log = spark_log.Log(max(spark_log.numbers(f"{place}/offsets", r"(\\d+)"), default=None))',
         ("tests/unit/test_stateful_start.py::test_what_is_missing_or_broken_is_refused",),
     ),
     Mechanism(
-        "P6", "the number of a lost generation is not used again", "spark/stateful.py",
-        "max(checkpoints.generation(settings, title), batch_numbers.generation_of(newest)) + 1",
-        "checkpoints.generation(settings, title) + 1",
+        "P6", "the number of a lost generation is not used again", "spark/speed/checkpoint/stateful_start.py",
+        "max(generations.generation(settings, title), batch_numbers.generation_of(newest)) + 1",
+        "generations.generation(settings, title) + 1",
         ("tests/unit/test_stateful_start.py::test_a_checkpoint_of_an_older_generation_is_refused",),
     ),
     Mechanism(
-        "P6", "a stateful query that cannot be built halts alone", "spark/stateful.py",
+        "P6", "a stateful query that cannot be built halts alone", "spark/speed/stateful_query.py",
         "        except Exception as error:  # a refused", "        except Halt as error:  # a refused",
         ("tests/integration/lake/test_derived.py::test_a_query_that_cannot_be_built_halts_itself_alone",),
     ),
     Mechanism(
-        "P6", "a stateful query that goes on soon is no news for people", "spark/stateful.py",
+        "P6", "a stateful query that goes on soon is no news for people", "spark/speed/stateful_query.py",
         "        if since > self.clock():\n            return None\n", "",
         ("tests/integration/lake/test_derived.py"
          "::test_a_column_that_a_table_gains_while_it_runs_is_no_news_and_the_next_try_goes_on",
@@ -368,31 +369,31 @@ MECHANISMS = (
          "::test_a_query_that_fails_halts_itself_and_goes_on_when_it_is_tried_again"),
     ),
     Mechanism(
-        "P6", "what Spark says of a broken state is told in words", "spark/heartbeat.py",
+        "P6", "what Spark says of a broken state is told in words", "spark/speed/heartbeat.py",
         """re.split(r"\\n(?:=== Streaming Query ===|\\s+at )", str(error))[0].strip()""", "str(error).strip()",
         ("tests/integration/lake/test_derived.py"
          "::test_a_damaged_state_is_told_in_words_with_a_way_out_that_leads_out",),
     ),
     Mechanism(
         "P6", "a deployment looks at states too", "infra/driver/actions.py",
-        "            stateful.opening(contract, one, settings)\n", "            pass\n",
+        "            stateful_start.opening(contract, one, settings)\n", "            pass\n",
         ("tests/unit/test_stateful_start.py"
          "::test_a_deployment_that_a_state_would_not_survive_is_refused_with_the_way_out",),
     ),
     Mechanism(
-        "P6", "a reset starts where bronze ends", "spark/restart.py",
+        "P6", "a reset starts where bronze ends", "spark/speed/checkpoint/ingest_start.py",
         "start = {place: max(end, first[place]) for place, end in ends.items() if place in first}", "start = {}",
         ("tests/integration/test_restart.py"
          "::test_a_reset_loses_and_doubles_nothing_wherever_the_last_batch_ended",),
     ),
     Mechanism(
-        "P6", "a reset finishes the batch that had reached bronze", "spark/restart.py",
+        "P6", "a reset finishes the batch that had reached bronze", "spark/speed/checkpoint/ingest_start.py",
         "unfinished=start.after if start and not start.finished else None", "unfinished=None",
         ("tests/integration/test_restart.py"
          "::test_a_second_reset_before_the_first_generation_ran_finishes_the_same_batch",),
     ),
     Mechanism(
-        "P6", "a reset makes a generation of its own", "spark/restart.py",
+        "P6", "a reset makes a generation of its own", "spark/speed/checkpoint/ingest_start.py",
         "batch_numbers.generation_of(after or 0)) + 1", "batch_numbers.generation_of(after or 0))",
         ("tests/integration/test_restart.py"
          "::test_a_reset_loses_and_doubles_nothing_wherever_the_last_batch_ended",),
@@ -409,7 +410,7 @@ MECHANISMS = (
         ("tests/unit/test_driver.py::test_a_halt_fails_the_task_and_leaves_the_driver_alone",),
     ),
     Mechanism(
-        "P6", "only who has the lease notes a batch as done", "spark/jobs/stream.py",
+        "P6", "only who has the lease notes a batch as done", "spark/speed/ingest_query.py",
         "self.may_commit()  # else Spark would note", "# else Spark would note",
         ("tests/integration/test_restart.py"
          "::test_a_batch_is_not_noted_by_a_driver_that_has_lost_its_lease_meanwhile",),
@@ -459,12 +460,12 @@ MECHANISMS = (
          "::test_an_approved_letter_goes_through_the_ingest_as_it_was_any_number_of_times",),
     ),
     Mechanism(
-        "P8", "good letters that come back do not hide a storm", "spark/ingest.py",
+        "P8", "good letters that come back do not hide a storm", "spark/speed/ingest.py",
         "policy.storm_minimum if written.replays else written.rows", "written.rows",
         ("tests/integration/lake/test_ingest_batch.py::test_good_letters_that_come_back_do_not_hide_a_storm",),
     ),
     Mechanism(
-        "P8", "what a replay sent again is no storm", "spark/ingest.py",
+        "P8", "what a replay sent again is no storm", "spark/speed/ingest.py",
         'first = F.col("attempt") == 0', "first = F.lit(True)",
         ("tests/integration/lake/test_ingest_batch.py::test_letters_that_a_replay_sent_again_are_no_storm",),
     ),
@@ -484,7 +485,7 @@ MECHANISMS = (
         ("tests/unit/test_driver.py::test_a_driver_is_known_again_when_the_clock_was_set",),
     ),
     Mechanism(
-        "P6", "a state of before it was noted is refused if it has changed", "spark/stateful.py",
+        "P6", "a state of before it was noted is refused if it has changed", "spark/speed/checkpoint/stateful_start.py",
         '    if "within" in noted.query and "state" not in noted.query:', "    if False:",
         ("tests/unit/test_stateful_start.py::test_a_state_of_before_it_was_noted_is_refused_if_it_has_changed",),
     ),
@@ -495,7 +496,7 @@ MECHANISMS = (
          "::test_in_whatever_order_they_come_each_run_above_the_limit_is_told_once_at_most",),
     ),
     Mechanism(
-        "P6", "a driver whose clock was set back is replaced", "spark/jobs/stream.py",
+        "P6", "a driver whose clock was set back is replaced", "spark/speed/driver.py",
         "        if back := clock.set_back():\n", "        if back := 0:\n",
         ("tests/integration/test_faults.py::test_nothing_is_lost_or_doubled[clock-jumps]",),
     ),
@@ -510,40 +511,40 @@ MECHANISMS = (
         ("tests/integration/test_stack.py::test_transactions_that_a_crash_left_half_ended_are_ended",),
     ),
     Mechanism(
-        "P6", "small files are merged", "spark/upkeep.py",
+        "P6", "small files are merged", "spark/speed/small_files.py",
         "self._batches = LOOK if self.merge() else 0", "self._batches = 0",
         ("tests/unit/test_upkeep.py::test_files_are_merged_as_batches_pass",
          "tests/unit/test_upkeep.py::test_a_stream_that_is_behind_is_looked_after_less_often_but_it_is"),
     ),
     Mechanism(
-        "P6", "small files of velocity, sessions and joins are merged", "spark/stateful.py",
+        "P6", "small files of velocity, sessions and joins are merged", "spark/speed/stateful_query.py",
         "                upkeep.after_batch(waiting=False)", "                pass",
         ("tests/integration/lake/test_derived.py::test_an_hour_of_batches_leaves_few_files_and_the_same_rows",),
     ),
     Mechanism(
-        "P6", "small files of alerts are merged", "spark/alert_log.py",
+        "P6", "small files of alerts are merged", "spark/speed/alert_log.py",
         "        self._upkeep.after_batch(waiting=False)\n", "",
         ("tests/unit/test_upkeep.py::test_files_and_log_of_alerts_are_bounded",),
     ),
     Mechanism(
-        "P5", "hours of which the speed layer has not all are not compared", "spark/batch_store.py",
+        "P5", "hours of which the speed layer has not all are not compared", "spark/batch/store.py",
         "for name, since in found.items() if since]", "for name, since in found.items() if False]",
         ("tests/integration/lake/test_histories.py"
          "::test_what_is_kept_no_longer_is_neither_compared_nor_computed_again",),
     ),
     Mechanism(
-        "P4", "hours that are not kept any more are not made again", "spark/jobs/reconcile.py",
+        "P4", "hours that are not kept any more are not made again", "spark/batch/reconciliation.py",
         "            if (since := self.store.kept_since()) is not None:", "            if (since := None) is not None:",
         ("tests/integration/lake/test_histories.py"
          "::test_what_is_kept_no_longer_is_neither_compared_nor_computed_again",),
     ),
     Mechanism(
-        "P6", "what a crash left without a commit is removed", "spark/upkeep.py",
+        "P6", "what a crash left without a commit is removed", "spark/speed/small_files.py",
         "dry_run=False, full=True", "dry_run=False",
         ("tests/unit/test_upkeep.py::test_a_crash_while_files_are_merged_loses_nothing",),
     ),
     Mechanism(
-        "P7", "files are merged by the lease's owner alone", "spark/upkeep.py",
+        "P7", "files are merged by the lease's owner alone", "spark/speed/small_files.py",
         "        self.may_commit()\n        try:\n            found", "        try:\n            found",
         ("tests/unit/test_upkeep.py::test_nothing_is_merged_without_the_lease",),
     ),
@@ -556,19 +557,19 @@ MECHANISMS = (
          "tests/integration/test_faults.py::test_nothing_is_lost_or_doubled[driver-paused]"),
     ),
     Mechanism(
-        "P8", "a storm stops before anything goes onward", "spark/ingest.py",
+        "P8", "a storm stops before anything goes onward", "spark/speed/ingest.py",
         "            self._stop_poison(written, number)\n", "            pass\n",
         ("tests/integration/lake/test_ingest_batch.py"
          "::test_a_poison_storm_stops_before_anything_is_sent_onward",
          "tests/integration/test_restart.py::test_a_storm_goes_onward_once_after_somebody_accepted_it"),
     ),
     Mechanism(
-        "P8", "the storm of one batch is accepted, and no other", "spark/restart.py",
+        "P8", "the storm of one batch is accepted, and no other", "spark/speed/checkpoint/ingest_start.py",
         "/accepted/{batch}", "/accepted/all",
         ("tests/integration/test_restart.py::test_a_storm_goes_onward_once_after_somebody_accepted_it",),
     ),
     Mechanism(
-        "P8", "an accepted storm goes onward once", "spark/ingest.py",
+        "P8", "an accepted storm goes onward once", "spark/speed/ingest.py",
         "if self.storm_accepted(number):", "if True:",
         ("tests/integration/test_restart.py::test_a_storm_goes_onward_once_after_somebody_accepted_it",),
     ),
@@ -590,7 +591,7 @@ MECHANISMS = (
         ("tests/unit/transforms/test_alerts.py::test_generated_and_bad_records_alert_as_duckdb_says",),
     ),
     Mechanism(
-        "P6", "an alert that is told again is logged once", "spark/alert_log.py",
+        "P6", "an alert that is told again is logged once", "spark/speed/alert_log.py",
         "            del found[known]\n", "            pass\n",
         ("tests/integration/test_lane.py::test_the_log_has_each_alert_once_whatever_crashes",),
     ),
@@ -600,37 +601,37 @@ MECHANISMS = (
         ("tests/unit/transforms/test_alerts.py::test_a_replayed_record_keeps_its_name",),
     ),
     Mechanism(
-        "P6", "a lane that dies after each start is told", "spark/lane.py",
+        "P6", "a lane that dies after each start is told", "spark/speed/alert_lane.py",
         "            if self._clock() - self._started_at >= TOLD_AFTER:\n", "            if True:\n",
         ("tests/integration/test_lane.py"
          "::test_a_lane_that_dies_after_each_start_is_told_and_a_reset_loses_no_alert",),
     ),
     Mechanism(
-        "P1", "a lane reads again what a schema that it did not know may have been in", "spark/lane.py",
+        "P1", "a lane reads again what a schema that it did not know may have been in", "spark/speed/alert_lane.py",
         " or start.schemas not in (None, known):", ":",
         ("tests/integration/test_lane.py::test_a_schema_registered_before_the_lane_died_is_understood",),
     ),
     Mechanism(
-        "P1", "a lane that begins again goes back one interval", "spark/lane.py",
+        "P1", "a lane that begins again goes back one interval", "spark/speed/alert_lane.py",
         "for batch in committed[1:]:", "for batch in committed:",
         ("tests/unit/test_lane.py::test_a_lane_that_begins_again_goes_back_one_interval_and_not_to_where_the_ingest_is",
          "tests/integration/test_lane.py::test_a_schema_registered_before_the_lane_died_is_understood"),
     ),
     Mechanism(
-        "P1", "a lane that begins again does not begin where the ingest is", "spark/lane.py",
+        "P1", "a lane that begins again does not begin where the ingest is", "spark/speed/alert_lane.py",
         "    offsets = _told(settings, contract.alerts_topic)\n", "    offsets = None\n",
         ("tests/unit/test_lane.py::test_a_lane_that_begins_again_goes_back_one_interval_and_not_to_where_the_ingest_is",
          "tests/unit/test_lane.py::test_what_cannot_be_read_is_passed_over_for_what_is_older",
          "tests/unit/test_lane.py::test_a_crash_before_the_start_is_noted_loses_no_alert"),
     ),
     Mechanism(
-        "P6", "what was settled before there were alerts alerts nobody", "spark/lane.py",
+        "P6", "what was settled before there were alerts alerts nobody", "spark/speed/alert_lane.py",
         "        offsets = {} if settled is None else", "        offsets = {} if True else",
         ("tests/unit/test_lane.py::test_a_first_lane_starts_where_the_ingest_has_settled",),
     ),
     Mechanism(
-        "P6", "a lane whose checkpoint is damaged says how to go on", "spark/lane.py",
-        "        checkpoint_log.read(place)\n", "        pass\n",
+        "P6", "a lane whose checkpoint is damaged says how to go on", "spark/speed/alert_lane.py",
+        "        spark_log.read(place)\n", "        pass\n",
         ("tests/unit/test_lane.py::test_a_damaged_checkpoint_is_refused_with_the_way_out",
          "tests/integration/test_lane.py"
          "::test_a_lane_that_dies_after_each_start_is_told_and_a_reset_loses_no_alert"),

@@ -15,7 +15,7 @@ def _():
     import altair as alt
     import marimo as mo
 
-    from spark.serving.questions import ask
+    from spark.serving.ask import ask
 
     return alt, ask, mo
 

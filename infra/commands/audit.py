@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
     from infra.settings import Settings
     from schemas.contract.model import Contract
-    from spark.audits import Audit
-    from spark.conservation import Conserved
+    from spark.conservation.accounting import Conserved
+    from spark.conservation.audit_log import Audit
 
 
 def audit(
@@ -33,10 +33,10 @@ def audit(
     from rich.console import Console
 
     from infra.commands.produce import contract_of
-    from infra.conserved import NotConserved, require_conserved
     from infra.settings import settings
     from schemas.contract.catalog import catalog
-    from spark.checkpoints import NothingSettled
+    from spark.conservation.audit import NotConserved, require_conserved
+    from spark.speed.checkpoint.generations import NothingSettled
 
     contracts = [contract_of(name) for name in streams] if streams else list(catalog(settings().contracts).values())
     console = Console(stderr=json_)
@@ -66,19 +66,19 @@ def audit(
 
 
 def _audited(config: Settings, contract: Contract, repair: bool, console: Console) -> Audit:
-    from infra import conserved
     from infra.operations.repair import send_missing
+    from spark.conservation import audit as conservation_audit
 
     title = f"audit {contract.stream}"
     with console.status(title) as spinner:
-        found = conserved.audit(config, contract, "command")
+        found = conservation_audit.audit(config, contract, "command")
         if repair and found.residual:
             sent = send_missing(
                 config, contract, found,
                 on_progress=lambda done, total: spinner.update(f"{title}: stream ingests {done:,} of {total:,}"),
             )  # fmt: skip
             console.print(f"{contract.stream}: {sent:,} missing records were sent again")
-            found = conserved.audit(config, contract, "command")
+            found = conservation_audit.audit(config, contract, "command")
     return found
 
 

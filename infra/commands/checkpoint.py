@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from infra.broker.offsets import Offsets
     from infra.settings import Settings
     from schemas.contract.model import Contract
-    from spark.restart import Storm
+    from spark.speed.checkpoint.ingest_start import Storm
 
 checkpoint = typer.Typer(
     no_args_is_help=True,
@@ -90,7 +90,7 @@ def reset(
     from infra.broker.offsets import nested
     from infra.commands.produce import contract_of
     from infra.settings import settings
-    from spark import restart
+    from spark.speed.checkpoint import ingest_start
 
     config, (stream, _, name) = settings(), stream.partition(".")
     contract = contract_of(stream)
@@ -101,7 +101,7 @@ def reset(
         _reset_derived(contract, name, config, json_)
         return
     with _no_driver(config) as check:
-        done = restart.reset(contract, config, accept_loss=accept_loss, may_write=check)
+        done = ingest_start.reset(contract, config, accept_loss=accept_loss, may_write=check)
     document = {
         "generation": done.generation,
         "start": nested(done.start),
@@ -118,7 +118,7 @@ def reset(
 
 
 def _reset_derived(contract: Contract, name: str, config: Settings, json_: bool) -> None:
-    from spark import stateful
+    from spark.speed.checkpoint import stateful_start
 
     known = {one.name: one for one in contract.derived}
     if name not in known:
@@ -126,18 +126,18 @@ def _reset_derived(contract: Contract, name: str, config: Settings, json_: bool)
         raise TerminalError(f"stream {contract.stream} has no derived result {name!r}; there are: {there}")
     with _no_driver(config) as check:
         check()
-        generation = stateful.reset(contract, known[name], config)
+        generation = stateful_start.reset(contract, known[name], config)
     told = f"{contract.stream}.{name} begins generation {generation} with the first row of bronze at its next start"
     typer.echo(json.dumps({"generation": generation}) if json_ else f"{told}: `millrace stream start`")
 
 
 def _reset_lane(contract: Contract, config: Settings, json_: bool) -> None:
     from infra.broker.offsets import flat
-    from spark import lane
+    from spark.speed import alert_lane
 
     with _no_driver(config) as check:
         check()
-        generation, start = lane.begin(contract, config)
+        generation, start = alert_lane.begin(contract, config)
     if json_:
         typer.echo(json.dumps({"generation": generation, "start": start.offsets}))
         return
@@ -160,9 +160,9 @@ def accept_storm(stream: Stream, json_: Json = False) -> None:
     """
     from infra.commands.produce import contract_of
     from infra.settings import settings
-    from spark import restart
+    from spark.speed.checkpoint import ingest_start
 
-    accepted = _storm(restart.accept_storm(contract_of(stream), settings()))
+    accepted = _storm(ingest_start.accept_storm(contract_of(stream), settings()))
     typer.echo(json.dumps(accepted) if json_ else f"accepted: {_told(accepted)}")
 
 
@@ -171,12 +171,12 @@ def _facts(contract: Contract, config: Settings) -> dict[str, Any]:
     name theirs; `offsets` are where it goes on after the last committed batch; `refused` is why it may not start."""
     from infra.broker.offsets import broker_offsets, nested
     from schemas.errors import MillraceError
-    from spark import checkpoint_log, checkpoints, restart
     from spark.lake import contents, names
+    from spark.speed.checkpoint import generations, ingest_start, spark_log
 
     name = contract.stream
-    generation = checkpoints.generation(config, name)
-    place = checkpoints.location(config, name, generation)
+    generation = generations.generation(config, name)
+    place = generations.location(config, name, generation)
     facts: dict[str, Any] = {
         "generation": generation,
         "place": place,
@@ -190,18 +190,18 @@ def _facts(contract: Contract, config: Settings) -> dict[str, Any]:
     }
     offsets: Offsets = {}
     try:
-        opening = restart.opening(contract, config)
+        opening = ingest_start.opening(contract, config)
         facts["unfinished"], offsets = _words(opening.unfinished), opening.start or {}
-    except restart.CheckpointRefused as error:
+    except ingest_start.CheckpointRefused as error:
         facts["refused"] = str(error)
     try:
-        log = checkpoint_log.read(place)
+        log = spark_log.read(place)
         facts |= {"planned": log.planned, "committed": log.committed}
         offsets = offsets if log.committed is None else log.ends[log.committed]
-        facts["fingerprint"] = restart.remembered(contract, config, generation).model_dump()
-    except checkpoint_log.Unreadable as error:
+        facts["fingerprint"] = ingest_start.remembered(contract, config, generation).model_dump()
+    except spark_log.Unreadable as error:
         facts["error"] = str(error)
-    storm = restart.storm(contract, config)
+    storm = ingest_start.storm(contract, config)
     facts |= {"storm": storm and _storm(storm), "offsets": nested(offsets), "lag": None}
     try:
         ends = broker_offsets(config, contract.ingest_topics)
@@ -213,21 +213,21 @@ def _facts(contract: Contract, config: Settings) -> dict[str, Any]:
 
 def _derived_facts(contract: Contract, config: Settings) -> dict[str, dict[str, Any]]:
     """The document of each derived result of the stream, by its title; `committed` is a batch of its generation."""
-    from spark import checkpoint_log, checkpoints, stateful
     from spark.definitions import stateful_results
+    from spark.speed.checkpoint import generations, spark_log, stateful_start
 
     found: dict[str, dict[str, Any]] = {}
     for one in contract.derived:
         title = stateful_results.title(contract, one)
-        generation = checkpoints.generation(config, title)
-        place = checkpoints.location(config, title, generation)
-        committed = max(checkpoint_log.numbers(f"{place}/commits", r"(\d+)"), default=None)
+        generation = generations.generation(config, title)
+        place = generations.location(config, title, generation)
+        committed = max(spark_log.numbers(f"{place}/commits", r"(\d+)"), default=None)
         facts: dict[str, Any] = {"generation": generation, "place": place, "committed": committed}
         facts |= {"fingerprint": {}, "refused": None}
         try:
-            facts["fingerprint"] = stateful.remembered(contract, one, config, generation).model_dump()
-            stateful.opening(contract, one, config)
-        except (checkpoint_log.Unreadable, stateful.CheckpointRefused) as error:
+            facts["fingerprint"] = stateful_start.remembered(contract, one, config, generation).model_dump()
+            stateful_start.opening(contract, one, config)
+        except (spark_log.Unreadable, stateful_start.CheckpointRefused) as error:
             facts["refused"] = str(error)
         found[title] = facts
     return found
@@ -236,17 +236,18 @@ def _derived_facts(contract: Contract, config: Settings) -> dict[str, dict[str, 
 def _lane_facts(contract: Contract, config: Settings) -> dict[str, Any] | None:
     """The document of the stream's alert lane, None if its contract has no alerts; `committed` is a checkpoint of its
     generation."""
-    from spark import checkpoint_log, checkpoints, lane
+    from spark.speed import alert_lane
+    from spark.speed.checkpoint import generations, spark_log
 
     if not contract.alerts:
         return None
-    generation = checkpoints.generation(config, contract.alerts_topic)
-    place = checkpoints.location(config, contract.alerts_topic, generation)
-    committed = max(checkpoint_log.numbers(f"{place}/commits", r"(\d+)"), default=None)
+    generation = generations.generation(config, contract.alerts_topic)
+    place = generations.location(config, contract.alerts_topic, generation)
+    committed = max(spark_log.numbers(f"{place}/commits", r"(\d+)"), default=None)
     facts: dict[str, Any] = {"generation": generation, "place": place, "committed": committed, "refused": None}
     try:
-        lane.opening(contract, config)
-    except checkpoint_log.Unreadable as error:
+        alert_lane.opening(contract, config)
+    except spark_log.Unreadable as error:
         facts["refused"] = str(error)
     return facts
 

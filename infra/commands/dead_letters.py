@@ -54,16 +54,16 @@ def list_(
     """Count dead letters by class, reason and status, and list them."""
     from infra.settings import settings
     from schemas.contract.catalog import catalog
-    from spark.serving import letters
+    from spark.serving import letter_status
     from spark.serving.duck import connect
 
-    if status is not None and status not in letters.STATUSES:
-        raise NoSuchLetter(f"there is no status {status!r}; there are: {', '.join(letters.STATUSES)}")
+    if status is not None and status not in letter_status.STATUSES:
+        raise NoSuchLetter(f"there is no status {status!r}; there are: {', '.join(letter_status.STATUSES)}")
     contracts = [contract_of(stream)] if stream else list(catalog(settings().contracts).values())
-    which = letters.Filter((), error_class, reason, status)
+    which = letter_status.Filter((), error_class, reason, status)
     with connect(settings(), contracts) as served:
-        counts = [row for c in contracts for row in letters.counts(served, c.stream, which)]
-        found = [row for c in contracts for row in letters.letters(served, c.stream, which, limit)]
+        counts = [row for c in contracts for row in letter_status.counts(served, c.stream, which)]
+        found = [row for c in contracts for row in letter_status.letters(served, c.stream, which, limit)]
     _add_pending(contracts, found)
     shown = ("id", "status", "error_class", "attempt", "reason", "parked_because", "decision", "decided_by", "pending")
     if json_:
@@ -81,13 +81,13 @@ def show(letter: Id, json_: Json = False) -> None:
 
     from infra.settings import settings
     from producers.decisions import decoded
-    from spark.serving import letters
+    from spark.serving import letter_status
     from spark.serving.duck import connect
 
     contract = _contract(letter)
     with connect(settings(), [contract]) as served:
-        found = _one(letters.letters(served, contract.stream, letters.Filter([letter])), letter)
-        history = letters.history(served, contract.stream, letter)
+        found = _one(letter_status.letters(served, contract.stream, letter_status.Filter([letter])), letter)
+        history = letter_status.history(served, contract.stream, letter)
     _add_pending([contract], [found])
     record, undecodable = None, None
     try:
@@ -238,12 +238,12 @@ def _parked(contract: Contract, ids: Sequence[str], error_class: str | None, rea
     none, and for one of `ids` that is no such letter."""
     from infra.settings import settings
     from producers.decisions import Parked, pending
-    from spark.serving import letters
+    from spark.serving import letter_status
     from spark.serving.duck import connect
 
     with connect(settings(), [contract]) as served:
-        which = letters.Filter(ids, error_class, reason, None if ids else "parked")
-        found = letters.letters(served, contract.stream, which)
+        which = letter_status.Filter(ids, error_class, reason, None if ids else "parked")
+        found = letter_status.letters(served, contract.stream, which)
     for missing in sorted(set(ids) - {row["id"] for row in found}):
         matching = " with this class and reason" if error_class or reason else ""
         raise NoSuchLetter(f"there is no dead letter {missing}{matching}; `millrace dead-letters list` names them")
@@ -293,11 +293,11 @@ def _record(contract: Contract, letter: str) -> dict[str, Any]:
     """The record of a letter as JSON has it."""
     from infra.settings import settings
     from producers.decisions import decoded
-    from spark.serving import letters
+    from spark.serving import letter_status
     from spark.serving.duck import connect
 
     with connect(settings(), [contract]) as served:
-        found = _one(letters.letters(served, contract.stream, letters.Filter([letter])), letter)
+        found = _one(letter_status.letters(served, contract.stream, letter_status.Filter([letter])), letter)
     record: dict[str, Any] = json.loads(json.dumps(decoded(found["value"], settings()), default=text))
     return record
 

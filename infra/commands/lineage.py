@@ -21,7 +21,7 @@ def lineage(
     from infra.commands.query import print_table
     from infra.settings import settings
     from schemas.contract.catalog import catalog
-    from spark.lineage import around, edges
+    from spark.lineage.graph import around, edges
 
     found = edges(catalog(settings().contracts).values())
     if name is not None:

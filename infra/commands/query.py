@@ -44,7 +44,7 @@ def query(
     can change nothing.
     """
     from infra.settings import settings
-    from spark.serving.questions import asked
+    from spark.serving.ask import asked
 
     wanted = _format(format_ or ("json" if json_ else "csv" if csv else None), output)
     with asked(settings(), sql, as_of) as cursor:
@@ -54,7 +54,7 @@ def query(
 def _format(named: str | None, output: Path | None) -> Format:
     if named is None and output is not None:
         named = output.suffix.removeprefix(".")
-    from spark.serving.questions import QueryError
+    from spark.serving.ask import QueryError
 
     for known in get_args(Format):
         if known == (named or "table"):
@@ -68,7 +68,7 @@ def _print(cursor: duckdb.DuckDBPyConnection, wanted: Format, output: Path | Non
     if output is None:
         _write(cursor, wanted, sys.stdout.buffer, limit)
         return
-    from spark.serving.questions import QueryError
+    from spark.serving.ask import QueryError
 
     # The file appears whole or not at all.
     part = output.with_name(f".{output.name}.part")

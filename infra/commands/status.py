@@ -61,7 +61,7 @@ def _stream(name: str) -> dict[str, Any]:
     from producers.decisions import DecisionsUnknown, pending
     from schemas.contract.catalog import catalog
     from schemas.errors import MillraceError
-    from spark.serving import letters
+    from spark.serving import letter_status
     from spark.serving.duck import connect
 
     config = settings()
@@ -116,8 +116,8 @@ def _stream(name: str) -> dict[str, Any]:
         )
 
         def to_decide(pending: Collection[str] = ()) -> int:
-            which = letters.Filter(status="parked", other_than=pending)
-            return sum(group["letters"] for group in letters.counts(connection, name, which))
+            which = letter_status.Filter(status="parked", other_than=pending)
+            return sum(group["letters"] for group in letter_status.counts(connection, name, which))
 
         found["letters_to_decide"] = to_decide()
         if found["letters_to_decide"]:

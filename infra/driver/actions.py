@@ -129,9 +129,9 @@ def require_startable(settings: Settings) -> None:
     """Raises what would keep a driver from starting now: a broken contract, or a change that the checkpoint of a stream
     or of its velocity, sessions or joins refuses."""
     from schemas.contract.catalog import catalog
-    from spark import restart, stateful
+    from spark.speed.checkpoint import ingest_start, stateful_start
 
     for contract in catalog(settings.contracts).values():
-        restart.opening(contract, settings)
+        ingest_start.opening(contract, settings)
         for one in contract.derived:
-            stateful.opening(contract, one, settings)
+            stateful_start.opening(contract, one, settings)

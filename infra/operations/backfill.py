@@ -14,14 +14,14 @@ from typing import Any
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
-from infra import conserved
 from infra.broker.ranges import Place, Range
 from infra.operations import repair
 from infra.settings import Settings
 from schemas.contract.catalog import contract_in
 from schemas.errors import TerminalError, TransientError
-from spark.audits import Audit
-from spark.conservation import Finding, split
+from spark.conservation import audit
+from spark.conservation.accounting import Finding, split
+from spark.conservation.audit_log import Audit
 from spark.definitions.times import Hours, utc
 
 _OFFSETS = re.compile(r"(?P<topic>[\w.-]+)/(?P<partition>\d+):(?P<first>\d+)-(?P<last>\d+)")
@@ -37,7 +37,7 @@ def backfill(
     """Does both steps and returns the summary of the second (`Reconciliation.run`, or `survey` if `dry_run`), with
     `missing` and `sent` records and `applied`. Raises what the two raise, and `NotConserved` if records stay missing
     that were not left out on purpose: numbers that lack them must not become final."""
-    from spark.jobs.reconcile import reconcile
+    from spark.batch.reconciliation import reconcile
 
     run_id = f"backfill__{datetime.now(UTC):%Y-%m-%dT%H%M%S.%f}Z"
     found, sent = send_missing(settings, stream, records, dry_run=dry_run)
@@ -49,13 +49,13 @@ def send_missing(settings: Settings, stream: str, records: Sequence[str], *, dry
     """The number of selected records that bronze lacks and Kafka has, and how many of them were sent again: all, none
     in a `dry_run`. Raises as `backfill` does."""
     contract = contract_in(settings.contracts, stream)
-    found = selected(settings, conserved.audit(settings, contract, "backfill"), records)
+    found = selected(settings, audit.audit(settings, contract, "backfill"), records)
     missing = sum(f.range.size for one in found.partitions for f in one.findings if f.reason == "missing")
     if dry_run:
         return missing, 0
     sent = repair.send_missing(settings, contract, found) if missing else 0
     if not records:
-        conserved.require_conserved(conserved.audit(settings, contract, "backfill") if sent else found)
+        audit.require_conserved(audit.audit(settings, contract, "backfill") if sent else found)
     return missing, sent
 
 

@@ -99,9 +99,9 @@ def require_deployed(settings: Settings, contract: Contract) -> None:
     contract of its start and keeps no bytes of what it accepts: what a version adds that is registered, and produced,
     before the driver knows it would be null in the lake for ever. A stream that no driver has begun to read has time.
     """
-    from spark import restart
+    from spark.speed.checkpoint import ingest_start
 
-    if process.running(settings) is not None and (fields := restart.unread(contract, settings)):
+    if process.running(settings) is not None and (fields := ingest_start.unread(contract, settings)):
         raise NotDeployed(
             f"the running driver does not read {', '.join(fields)} of {contract.stream}, which {contract.folder} has "
             f"by now, and records of v{len(contract.versions)} would lose that: first `millrace stream deploy`, then "

@@ -9,7 +9,7 @@ from infra.driver.waiting import wait_until_ingested
 from infra.settings import Settings
 from producers import repair
 from schemas.contract.model import Contract
-from spark.audits import Audit
+from spark.conservation.audit_log import Audit
 
 log = logging.getLogger(__name__)
 

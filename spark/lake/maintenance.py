@@ -116,7 +116,8 @@ def _batch_tables(lake_uri: str, contract: Contract, run_id: str, now: datetime)
 
 def _derived_tables(lake_uri: str, contract: Contract) -> list[Upkeep]:
     """Those of velocity, sessions and joins, which are served at their newest version. What a run that died has left
-    is taken back by the next one (`spark.derivation`), which needs the files of the version before."""
+    is taken back by the next one (`spark.batch.stateful_reconciliation`), which needs the files of the version
+    before."""
     done = []
     for one in contract.derived:
         place = (lake_uri, contract.stream, one.name)

@@ -17,12 +17,13 @@ from pyspark.sql import SparkSession
 from infra.settings import Settings, settings
 from schemas.contract.catalog import contract_in
 from schemas.contract.model import Contract
-from spark import checkpoints, source
-from spark.ingest import Ingest
 from spark.lake import tables
-from spark.letters import Letters
 from spark.session import session
-from spark.writers import Writers
+from spark.speed import kafka_source
+from spark.speed.checkpoint import generations
+from spark.speed.dead_letters import Letters
+from spark.speed.ingest import Ingest
+from spark.speed.writer_schemas import Writers
 from tests.benchmarks import textbook
 from tests.benchmarks.readings import STREAM
 
@@ -32,12 +33,12 @@ Run = Callable[[SparkSession, Settings, Contract], None]
 def millrace(spark: SparkSession, config: Settings, contract: Contract) -> None:
     """The ingest as `spark/jobs/stream.py` runs it."""
     tables.create(config.lake_uri, contract)
-    generation = checkpoints.generation(config, STREAM)
-    letters = Letters(contract, config.kafka_client("stream"), checkpoints.application(STREAM, generation))
+    generation = generations.generation(config, STREAM)
+    letters = Letters(contract, config.kafka_client("stream"), generations.application(STREAM, generation))
     ingest = Ingest(contract, config.lake_uri, generation, Writers(contract, config), letters)
     query = (
-        source.records(spark, contract, config)
-        .writeStream.option("checkpointLocation", checkpoints.location(config, STREAM, generation))
+        kafka_source.records(spark, contract, config)
+        .writeStream.option("checkpointLocation", generations.location(config, STREAM, generation))
         .trigger(availableNow=True)
         .foreachBatch(ingest.batch)
         .start()

@@ -191,9 +191,9 @@ def _lane(config: Settings, beside: bool) -> Iterator[psutil.Process]:
 
 def run_lane(beside: bool) -> None:
     """What runs in that process: the parts of the streaming driver that are measured."""
-    from spark.jobs.stream import Stream
     from spark.lake import tables
     from spark.session import session
+    from spark.speed.ingest_query import Stream
 
     config = settings()
     contract = contract_in(config.contracts, load.STREAM)

@@ -34,10 +34,11 @@ from rich.table import Table
 from infra.settings import PROJECT, Settings
 from schemas.contract.catalog import load as load_contract
 from schemas.contract.model import Contract
-from spark import checkpoints, conservation
-from spark.coordinates import Coordinates
+from spark.conservation import accounting
+from spark.conservation.bronze_coordinates import Coordinates
 from spark.lake import batch_numbers, names, tables
 from spark.serving.duck import connect
+from spark.speed.checkpoint import generations
 from tests import stacks
 from tests.benchmarks import readings
 
@@ -103,7 +104,7 @@ class Lake:
         self._append(
             names.speed(*place, self._aggregate.name), partials, tables.speed_schema(self.contract, self._aggregate)
         )
-        commits = Path(names.local_path(checkpoints.location(self._config, self.contract.stream, 1))) / "commits"
+        commits = Path(names.local_path(generations.location(self._config, self.contract.stream, 1))) / "commits"
         commits.mkdir(parents=True, exist_ok=True)
         (commits / str(batch_id)).touch()
 
@@ -199,9 +200,9 @@ def audited(config: Settings, contract: Contract, offsets: int) -> float:
     not."""
     began = time.monotonic()
     with Coordinates(config.lake_uri, contract.stream) as bronze:
-        found, rows = conservation.held(bronze.breaks({PLACE: offsets}, -1)), bronze.all_rows()
+        found, rows = accounting.held(bronze.breaks({PLACE: offsets}, -1)), bronze.all_rows()
     seconds = time.monotonic() - began
-    if (found, rows) != ({PLACE: conservation.Held(0, offsets - 1)}, offsets):
+    if (found, rows) != ({PLACE: accounting.Held(0, offsets - 1)}, offsets):
         raise RuntimeError(f"of {offsets:,} offsets bronze has {found} in {rows:,} rows")
     return round(seconds, 1)
 

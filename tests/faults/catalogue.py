@@ -34,10 +34,10 @@ from infra.local.supervisor import Supervisor
 from infra.locks.driver_lease import Lease, LeaseHeld
 from producers.codec import registry
 from schemas.errors import MillraceError
-from spark import checkpoints
 from spark.lake import names
 from spark.serving.duck import connect
 from spark.session import submit_conf
+from spark.speed.checkpoint import generations
 from tests.faults.world import STREAM, Traces, World, read, wait_for
 
 Act = Callable[[World, Random], None]
@@ -501,7 +501,7 @@ def _checkpoint_damaged(world: World, rng: Random) -> None:
         operating.operate(world.settings, action, "the matrix", "a damaged checkpoint")
 
     operate("stop")
-    place = Path(world.settings.local_path(checkpoints.location(world.settings, STREAM, world.generation)))
+    place = Path(world.settings.local_path(generations.location(world.settings, STREAM, world.generation)))
     newest = world.traces()
     # A commit file that is missing is what a crash leaves, not damage: its batch runs again.
     noted = place / f"commits/{newest.committed}"

@@ -40,9 +40,10 @@ from infra.settings import PROJECT, Settings
 from producers.codec import registry
 from schemas.contract.catalog import catalog, load
 from schemas.contract.model import Contract
-from spark import batches, checkpoints
 from spark.lake import names, tables
 from spark.serving.duck import connect
+from spark.speed import delta_append
+from spark.speed.checkpoint import generations
 from tests.faults.load import START, STEP, Load, kind, record
 from tests.faults.network import Network
 
@@ -119,7 +120,7 @@ class World:
     # -- what goes on --------------------------------------------------------------------------------------------
 
     def traces(self) -> Traces:
-        place = Path(self.settings.local_path(checkpoints.location(self.settings, STREAM, self.generation)))
+        place = Path(self.settings.local_path(generations.location(self.settings, STREAM, self.generation)))
         bronze = Path(names.local_path(names.bronze(self.settings.lake_uri, STREAM)))
         speed = Path(names.local_path(names.speed(self.settings.lake_uri, STREAM, "pulses_by_sensor")))
         return Traces(
@@ -127,7 +128,7 @@ class World:
             _newest(place / "commits"),
             sum(
                 name.endswith(".parquet")
-                for batch in bronze.glob(f"{batches.FOLDER}*")
+                for batch in bronze.glob(f"{delta_append.FOLDER}*")
                 for _, _, names in os.walk(batch)  # passes over what is moved meanwhile
                 for name in names
             ),
@@ -137,14 +138,14 @@ class World:
 
     @property
     def generation(self) -> int:
-        return checkpoints.generation(self.settings, STREAM)
+        return generations.generation(self.settings, STREAM)
 
     def settled(self, since: int) -> bool:
         """Whether a record with the number `since`, or a later one, is in a batch that is complete and noted."""
-        batch = checkpoints.settled_batch(self.contract, self.settings)
+        batch = generations.settled_batch(self.contract, self.settings)
         if batch is None:
             return False
-        ends = checkpoints.settled_offsets(self.contract, self.settings, batch)
+        ends = generations.settled_offsets(self.contract, self.settings, batch)
         places = [self.load.acknowledged.get(number) for number in range(since, self.load.next_number)]
         return any(place and ends.get((STREAM, place.partition), 0) > place.offset for place in places)
 

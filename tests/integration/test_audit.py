@@ -30,19 +30,20 @@ from tenacity import retry, retry_if_result, stop_after_delay, wait_fixed
 
 from infra.broker.offsets import broker_offsets
 from infra.broker.ranges import Range
-from infra.conserved import BronzeUnreadable, NotConserved, audit, require_conserved
 from infra.operations.backfill import WrongSelection, selected, send_missing
 from infra.operations.provisioning import provision_topics
 from infra.settings import PROJECT, Settings
 from producers.repair import repair
 from schemas.contract.catalog import load
 from schemas.contract.model import Contract
-from spark import audits, checkpoints
-from spark.audits import Audit
-from spark.conservation import Conserved, Finding
-from spark.coordinates import Coordinates
+from spark.conservation import audit_log
+from spark.conservation.accounting import Conserved, Finding
+from spark.conservation.audit import BronzeUnreadable, NotConserved, audit, require_conserved
+from spark.conservation.audit_log import Audit
+from spark.conservation.bronze_coordinates import Coordinates
 from spark.lake import batch_numbers, names, tables
 from spark.serving.duck import connect
+from spark.speed.checkpoint import generations
 
 STAMP = 1_767_225_600_123
 """Kafka's time of a stream's first record here, in milliseconds; each one after it is a second later."""
@@ -186,8 +187,8 @@ class Stream:
     def audit(self, **options: Any) -> Audit:
         """An audit that is recorded, as those of the DAG are."""
         found = audit(self.settings, self.contract, f"run-{next(self._runs)}", **options)
-        audits.record(self.settings.lake_uri, found)
-        assert audits.audits(self.settings.lake_uri, self.name)[-1] == found
+        audit_log.record(self.settings.lake_uri, found)
+        assert audit_log.audits(self.settings.lake_uri, self.name)[-1] == found
         for one in found.partitions:
             offsets = one.to_offset - one.from_offset
             assert offsets == one.rows - one.doubled + sum(one.gaps.values()) + one.missing, one
@@ -325,7 +326,7 @@ def test_a_doubled_row_of_a_newer_batch_is_found(stream: Stream) -> None:
     assert stream.audit().residual == 0
     stream.send(5)
     stream.ingest()
-    newer = checkpoints.settled_batch(stream.contract, stream.settings)
+    newer = generations.settled_batch(stream.contract, stream.settings)
     stream.append([row | {"batch": newer} for row in stream.rows(2)])
     assert stream.main(stream.audit()).findings == (Finding(2, 2, "doubled"),)
 
@@ -487,7 +488,7 @@ def test_the_command_reports_and_fails_with_a_residual(stream: Stream) -> None:
     assert (main["from_offset"], main["to_offset"], main["rows"], main["missing"]) == (0, 12, 10, 2)
     assert main["findings"] == [{"first": 5, "last": 6, "reason": "missing"}]
     assert "2 of 12 offsets are not exactly one row of bronze" in error
-    assert audits.audits(stream.settings.lake_uri, stream.name) == [], "the DAG alone writes the log"
+    assert audit_log.audits(stream.settings.lake_uri, stream.name) == [], "the DAG alone writes the log"
 
 
 def test_the_task_records_its_audit_and_fails_with_a_residual(stream: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -510,7 +511,7 @@ def test_the_task_records_its_audit_and_fails_with_a_residual(stream: Stream, mo
     with pytest.raises(AirflowFailException, match=f"{stream.name}: 1 of 11 offsets"):
         run("lost")
     assert pushed == {"return_value": {stream.name: {"offsets": 11, "gaps": {"marker": 1}, "residual": 1}}}
-    assert [audit.run_id for audit in audits.audits(stream.settings.lake_uri, stream.name)] == ["clean", "lost"]
+    assert [audit.run_id for audit in audit_log.audits(stream.settings.lake_uri, stream.name)] == ["clean", "lost"]
     with connect(stream.settings, [stream.contract]) as served:
         rows = served.execute(
             "select run_id, rows, gaps['marker'], missing, residual, findings from audits where topic = ? order by 1",

@@ -18,7 +18,6 @@ from pyspark.errors.exceptions.base import StreamingQueryException
 from pyspark.sql import DataFrame, SparkSession
 from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
 
-from infra.conserved import audit
 from infra.local.supervisor import Supervisor
 from infra.operations.provisioning import provision_subject, provision_topics
 from infra.settings import Settings
@@ -26,12 +25,15 @@ from producers.codec import registry
 from producers.repair import repair
 from schemas.contract.model import Contract
 from schemas.wire import header
-from spark import audits, checkpoints, source
-from spark.ingest import Ingest
+from spark.conservation import audit_log
+from spark.conservation.audit import audit
 from spark.lake import batch_numbers, names, tables
-from spark.letters import Letters
 from spark.session import session
-from spark.writers import Writers, breaker
+from spark.speed import kafka_source
+from spark.speed.checkpoint import generations
+from spark.speed.dead_letters import Letters
+from spark.speed.ingest import Ingest
+from spark.speed.writer_schemas import Writers, breaker
 from tests.kafka_rows import wire
 
 V1 = {
@@ -84,8 +86,8 @@ class Pipeline:
     def run(self, may_commit: Callable[[], None] = lambda: None, afterwards: Callable[[], None] = lambda: None) -> None:
         """Takes everything that is in the topics now. `may_commit` and `afterwards` (before Spark notes the batch as
         done) may raise, like a crash."""
-        generation = checkpoints.generation(self.stack, self.contract.stream)
-        application = checkpoints.application(self.contract.stream, generation)
+        generation = generations.generation(self.stack, self.contract.stream)
+        application = generations.application(self.contract.stream, generation)
         letters = Letters(self.contract, self.stack.kafka_client("stream"), application, lambda: NOW)
         ingest = Ingest(self.contract, self.stack.lake_uri, generation, self.writers, letters, may_commit)
 
@@ -93,8 +95,8 @@ class Pipeline:
             ingest.batch(records, batch_id)
             afterwards()
 
-        place = checkpoints.location(self.stack, self.contract.stream, generation)
-        records = source.records(self.spark, self.contract, self.stack)
+        place = generations.location(self.stack, self.contract.stream, generation)
+        records = kafka_source.records(self.spark, self.contract, self.stack)
         query = records.writeStream.option("checkpointLocation", place).trigger(availableNow=True).foreachBatch(batch)
         try:
             query.start().awaitTermination()
@@ -227,7 +229,7 @@ def test_crashes_before_each_commit_neither_lose_nor_double_anything(pipeline: P
     rows = pipeline.bronze()
     assert Counter(row["error_class"] for row in rows) == {None: 330, "malformed": 3, "unknown_schema": 1, "rule": 1}
     assert pipeline.counted() == 300
-    assert checkpoints.settled_batch(contract, stack) == batch_numbers.batch_number(1, 0)
+    assert generations.settled_batch(contract, stack) == batch_numbers.batch_number(1, 0)
 
     letters = read(stack, contract.dlq_topic)
     assert Counter(letter.value() for letter in letters) == Counter(bad)
@@ -333,7 +335,7 @@ def test_the_audit_proves_the_ingest_and_a_lost_commit_is_repaired(pipeline: Pip
     proved = audit(stack, contract, "first")
     assert proved.residual == 0
     assert proved.rows == len(pipeline.bronze())
-    audits.record(stack.lake_uri, proved)
+    audit_log.record(stack.lake_uri, proved)
 
     send(stack, contract.stream, [wire(known, V1, click(number)) for number in range(3000, 3040)])
     pipeline.run()

@@ -36,12 +36,12 @@ from schemas.contract.catalog import contract_in
 from schemas.contract.model import Contract
 from schemas.contract.predicates import Alerts
 from schemas.contract.verdict import Judge
-from spark import checkpoints
-from spark.alert_log import AlertLog
 from spark.lake import names, tables
-from spark.lane import RETRY, TOLD_AFTER, Lane, begin
 from spark.serving.duck import connect
 from spark.session import QUICK_COMPILER
+from spark.speed.alert_lane import RETRY, TOLD_AFTER, Lane, begin
+from spark.speed.alert_log import AlertLog
+from spark.speed.checkpoint import generations
 from tests import stacks
 from tests.integration.test_ingest import power_out
 from tests.integration.test_produce import read
@@ -210,7 +210,7 @@ class Life:
     @property
     def checkpoint(self) -> Path:
         name = self.contract.alerts_topic
-        uri = checkpoints.location(self.settings, name, checkpoints.generation(self.settings, name))
+        uri = generations.location(self.settings, name, generations.generation(self.settings, name))
         return Path(names.local_path(uri))
 
     def committed(self) -> int:
@@ -358,9 +358,9 @@ def test_kill_9_loses_no_alert_and_the_lake_has_each_once(desk: Desk) -> None:
         "--json",
     ]
     done = json.loads(subprocess.run(reset, check=True, capture_output=True, text=True).stdout)
-    assert done["generation"] == checkpoints.generation(desk.settings, desk.contract.alerts_topic)
-    place = checkpoints.location(desk.settings, desk.contract.alerts_topic, done["generation"])
-    start = checkpoints.begun(place)
+    assert done["generation"] == generations.generation(desk.settings, desk.contract.alerts_topic)
+    place = generations.location(desk.settings, desk.contract.alerts_topic, done["generation"])
+    start = generations.begun(place)
     assert start is not None
     assert start.offsets == done["start"]
 
@@ -412,7 +412,7 @@ def test_the_log_has_each_alert_once_whatever_crashes(desk: Desk) -> None:
 def test_a_partition_that_is_added_while_the_log_runs_is_copied_too(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("spark.alert_log.LIST", 0.0)
+    monkeypatch.setattr("spark.speed.alert_log.LIST", 0.0)
     contract = desk.small("widened")
 
     def tell(partition: int) -> None:
@@ -432,7 +432,7 @@ def test_a_partition_that_is_added_while_the_log_runs_is_copied_too(
     def copied() -> int:
         return log.copy()
 
-    monkeypatch.setattr("spark.alert_log.EVERY", 0.0)
+    monkeypatch.setattr("spark.speed.alert_log.EVERY", 0.0)
     log = AlertLog(contract, desk.settings)
     try:
         tell(0)

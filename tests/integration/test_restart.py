@@ -33,11 +33,11 @@ from infra.settings import Settings
 from producers.codec import registry
 from producers.replay import replay
 from schemas.contract.model import Contract
-from spark import checkpoints, restart
-from spark.ingest import Ingest
-from spark.jobs import stream as driver
 from spark.lake import batch_numbers, names, tables
 from spark.session import QUICK_COMPILER, session
+from spark.speed import ingest_query
+from spark.speed.checkpoint import generations, ingest_start
+from spark.speed.ingest import Ingest
 from tests.integration.test_ingest import NOON, V1, V2, click, read, schema_id
 from tests.kafka_rows import wire
 
@@ -101,7 +101,7 @@ class Site:
     stack: Settings
     spark: SparkSession
     contract: Contract
-    life: driver.Stream | None = None
+    life: ingest_query.Stream | None = None
     crash_at: int | None = None
     good: list[int] = field(default_factory=list)
     bad: list[bytes] = field(default_factory=list)
@@ -116,19 +116,19 @@ class Site:
     def checkpoint(self) -> Path:
         """The folder of the newest generation."""
         name = self.contract.stream
-        generation = checkpoints.generation(self.stack, name)
-        return Path(names.local_path(checkpoints.location(self.stack, name, generation)))
+        generation = generations.generation(self.stack, name)
+        return Path(names.local_path(generations.location(self.stack, name, generation)))
 
     def _may_commit(self) -> None:
         self._commits += 1
         if self._commits == self.crash_at:
             raise PowerOut("the power is out")
 
-    def start(self, crash_at: int | None = None) -> driver.Stream:
+    def start(self, crash_at: int | None = None) -> ingest_query.Stream:
         """`crash_at`: the power goes out before that commit: 1 bronze, 2 and 3 partials, 4 letters."""
         self.stop()
         self._commits, self.crash_at = 0, crash_at
-        self.life = driver.Stream(self.contract, self.stack, threading.Event(), self._may_commit)
+        self.life = ingest_query.Stream(self.contract, self.stack, threading.Event(), self._may_commit)
         self.life.start(self.spark)
         return self.life
 
@@ -192,8 +192,8 @@ class Site:
         self.stop()
         return str(why)
 
-    def reset(self) -> restart.Reset:
-        return restart.reset(self.contract, self.stack)
+    def reset(self) -> ingest_start.Reset:
+        return ingest_start.reset(self.contract, self.stack)
 
     def rows(self, uri: str) -> Any:
         return DeltaTable(names.local_path(uri)).to_pyarrow_table()
@@ -297,8 +297,8 @@ def test_a_reset_loses_and_doubles_nothing_wherever_the_last_batch_ended(
         site.crash(at=commit)
     damage(site.checkpoint)
     if refusal:
-        with pytest.raises(restart.CheckpointRefused, match=refusal) as refused:
-            restart.opening(site.contract, site.stack)
+        with pytest.raises(ingest_start.CheckpointRefused, match=refusal) as refused:
+            ingest_start.opening(site.contract, site.stack)
         assert f"`millrace checkpoint reset {site.contract.stream}`" in str(refused.value)
         assert site.halt() == str(refused.value)
 
@@ -310,11 +310,11 @@ def test_a_reset_loses_and_doubles_nothing_wherever_the_last_batch_ended(
         wait_for(lambda: site.life is not None and site.life.query is not None)
         site.stop()
         site.assert_exact()
-        assert checkpoints.settled_batch(site.contract, site.stack) == batch_numbers.batch_number(1, 1)
+        assert generations.settled_batch(site.contract, site.stack) == batch_numbers.batch_number(1, 1)
     site.send(range(60, 75), bad=1)
     site.go()
     site.assert_exact()
-    assert batch_numbers.generation_of(checkpoints.settled_batch(site.contract, site.stack) or 0) == 2
+    assert batch_numbers.generation_of(generations.settled_batch(site.contract, site.stack) or 0) == 2
 
 
 def test_a_batch_is_not_noted_by_a_driver_that_has_lost_its_lease_meanwhile(site: Site) -> None:
@@ -336,7 +336,7 @@ def test_a_second_reset_before_the_first_generation_ran_finishes_the_same_batch(
     site.send(range(20, 30))
     site.go()
     site.assert_exact()
-    assert batch_numbers.generation_of(checkpoints.settled_batch(site.contract, site.stack) or 0) == 3
+    assert batch_numbers.generation_of(generations.settled_batch(site.contract, site.stack) or 0) == 3
 
 
 @pytest.mark.long
@@ -348,12 +348,12 @@ def test_a_reset_that_was_not_finished_is_refused_and_can_be_done_again(site: Si
         raise PowerOut("the lease is gone")
 
     with pytest.raises(PowerOut):
-        restart.reset(site.contract, site.stack, may_write=no_lease)
-    assert checkpoints.generation(site.stack, site.contract.stream) == 1
+        ingest_start.reset(site.contract, site.stack, may_write=no_lease)
+    assert generations.generation(site.stack, site.contract.stream) == 1
     site.reset()
     (site.checkpoint / "start.json").unlink()  # as if it had died between its two files
-    with pytest.raises(restart.CheckpointRefused, match=r"/g2 has no start.json: a reset was not finished"):
-        restart.opening(site.contract, site.stack)
+    with pytest.raises(ingest_start.CheckpointRefused, match=r"/g2 has no start.json: a reset was not finished"):
+        ingest_start.opening(site.contract, site.stack)
     assert site.reset().generation == 3
     site.send(range(20, 25))
     site.go()
@@ -385,9 +385,9 @@ def test_records_that_kafka_dropped_unread_are_lost_only_when_somebody_says_so(s
     ends = broker_offsets(site.stack, [site.contract.stream])
     gone = TopicPartition(site.contract.stream, 0, ends[site.contract.stream, 0])
     admin.delete_records([gone])[gone].result()
-    with pytest.raises(restart.ResetRefused, match=rf"{site.contract.stream}/0 from 10 to 21.*--accept-loss"):
+    with pytest.raises(ingest_start.ResetRefused, match=rf"{site.contract.stream}/0 from 10 to 21.*--accept-loss"):
         site.reset()
-    done = restart.reset(site.contract, site.stack, accept_loss=True)
+    done = ingest_start.reset(site.contract, site.stack, accept_loss=True)
     assert done.lost == {(site.contract.stream, 0): 12}  # ten records, and the ends of two transactions
     site.go()
     site.good = [n for n in site.good if n < 20 or n % 2]
@@ -472,8 +472,8 @@ def test_a_storm_goes_onward_once_after_somebody_accepted_it(site: Site) -> None
     site.send(range(15), bad=1)
     site.go()
     site.assert_exact()
-    with pytest.raises(restart.NoStorm):
-        restart.accept_storm(site.contract, site.stack)
+    with pytest.raises(ingest_start.NoStorm):
+        ingest_start.accept_storm(site.contract, site.stack)
 
     site.send(range(15, 20), bad=30)
     why = site.halt()
@@ -484,10 +484,10 @@ def test_a_storm_goes_onward_once_after_somebody_accepted_it(site: Site) -> None
     assert site.counted()[0] == [("home", 15)]
     assert len(read(site.stack, site.contract.dlq_topic)) == 1
 
-    accepted = restart.accept_storm(site.contract, site.stack)
+    accepted = ingest_start.accept_storm(site.contract, site.stack)
     assert (accepted.records, accepted.bad) == (35, {("rule", "no such page"): 30})
-    with pytest.raises(restart.NoStorm):
-        restart.accept_storm(site.contract, site.stack)
+    with pytest.raises(ingest_start.NoStorm):
+        ingest_start.accept_storm(site.contract, site.stack)
     site.go()
     site.assert_exact()
     site.go()
@@ -505,7 +505,7 @@ def test_a_halted_stream_is_tried_again_in_place(site: Site) -> None:
     life.start(site.spark)
     wait_for(lambda: life.halted)
     assert life.progress()["halted"] == first, "the same halt, since the same moment"
-    restart.accept_storm(site.contract, site.stack)
+    ingest_start.accept_storm(site.contract, site.stack)
     life.start(site.spark)
     wait_for(site.ingested)
     assert life.progress()["halted"] is None
@@ -544,7 +544,7 @@ def test_a_reset_does_not_get_around_a_storm(site: Site) -> None:
     site.reset()
     assert site.halt() == why
     assert read(site.stack, site.contract.dlq_topic) == []
-    restart.accept_storm(site.contract, site.stack)
+    ingest_start.accept_storm(site.contract, site.stack)
     site.send(range(5, 9))
     site.go()
     site.assert_exact()

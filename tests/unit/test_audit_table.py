@@ -9,8 +9,8 @@ import pytest
 from rich.console import Console
 
 from infra.commands.audit import _show
-from spark.audits import Audit
-from spark.conservation import Conserved
+from spark.conservation.accounting import Conserved
+from spark.conservation.audit_log import Audit
 
 
 @pytest.mark.parametrize("topic", ["flights.retry", "transactions_of_customers.retry"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from spark.clock import TOLERATED, Clock
+from spark.speed.clock import TOLERATED, Clock
 
 
 @dataclass

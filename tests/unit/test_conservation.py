@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 from infra.broker.ranges import Range
 from infra.settings import PROJECT, Settings
 from schemas.contract.catalog import load
-from spark import audits, checkpoints
-from spark.audits import Audit
-from spark.conservation import Break, Finding, account, gaps, held, ranges, split
-from spark.coordinates import Coordinates
+from spark.conservation import audit_log
+from spark.conservation.accounting import Break, Finding, account, gaps, held, ranges, split
+from spark.conservation.audit_log import Audit
+from spark.conservation.bronze_coordinates import Coordinates
 from spark.lake import batch_numbers, tables
+from spark.speed.checkpoint import generations
 
 PLACE = ("clicks", 0)
 REASONS = ("marker", "aborted", "repaired")
@@ -154,27 +155,27 @@ def test_settled_offsets_are_those_of_the_checkpoints_of_all_generations(tmp_pat
         )
 
     settings, contract = Settings(home=tmp_path), load(PROJECT / "schemas" / "streams" / "weather")
-    assert checkpoints.first_offsets(contract, settings) == {}
+    assert generations.first_offsets(contract, settings) == {}
     wrote("g1/sources/0/0", 2, 40)
     for batch, main in enumerate((50, 60, 70)):
         wrote(f"g1/offsets/{batch}", 5, main)
     wrote("g1/commits/0", 0, 0)
     wrote("g1/commits/1", 0, 0)
-    through = checkpoints.settled_batch(contract, settings)
+    through = generations.settled_batch(contract, settings)
     assert through == batch_numbers.batch_number(1, 1)
-    assert checkpoints.settled_offsets(contract, settings, through) == {("weather.retry", 0): 5, ("weather", 1): 60}
+    assert generations.settled_offsets(contract, settings, through) == {("weather.retry", 0): 5, ("weather", 1): 60}
     wrote("g2/sources/0/0", 0, 0)
     wrote("g2/offsets/0", 6, 10)
     wrote("g2/commits/0", 0, 0)
-    through = checkpoints.settled_batch(contract, settings)
+    through = generations.settled_batch(contract, settings)
     assert through == batch_numbers.batch_number(2, 0)
-    assert checkpoints.settled_offsets(contract, settings, through) == {("weather.retry", 0): 6, ("weather", 1): 60}
-    assert checkpoints.first_offsets(contract, settings) == {("weather.retry", 0): 2, ("weather", 1): 40}
+    assert generations.settled_offsets(contract, settings, through) == {("weather.retry", 0): 6, ("weather", 1): 60}
+    assert generations.first_offsets(contract, settings) == {("weather.retry", 0): 2, ("weather", 1): 40}
 
 
 def test_the_log_gives_back_what_was_recorded(tmp_path: Path) -> None:
     lake = f"file:{tmp_path}/lake"
-    assert audits.audits(lake, "weather") == []
+    assert audit_log.audits(lake, "weather") == []
     tables.create(lake, load(PROJECT / "schemas" / "streams" / "weather"))
     at = datetime(2026, 1, 1, tzinfo=UTC)
     findings = (Finding(3, 3, "marker"), Finding(5, 6, "expired"))
@@ -183,7 +184,7 @@ def test_the_log_gives_back_what_was_recorded(tmp_path: Path) -> None:
     first = Audit("r", "weather", 7, 3, at, (one, two))
     second = Audit("r", "weather", 8, 4, at.replace(day=2), (two,))
     for audit in (second, first):
-        audits.record(lake, audit)
-    assert audits.audits(lake, "weather") == [first, second]
-    assert audits.proved([first, second]) == {("weather", 0): [Finding(3, 3, "marker")], ("weather", 1): []}
+        audit_log.record(lake, audit)
+    assert audit_log.audits(lake, "weather") == [first, second]
+    assert audit_log.proved([first, second]) == {("weather", 0): [Finding(3, 3, "marker")], ("weather", 1): []}
     assert (first.residual, first.offsets, first.rows, first.gaps) == (2, 9, 6, {"marker": 1})

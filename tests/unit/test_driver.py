@@ -19,7 +19,7 @@ from infra.driver import process
 from infra.operations.provisioning import require_deployed
 from infra.settings import PROJECT, Settings
 from schemas.contract.catalog import contract_in
-from spark import restart
+from spark.speed.checkpoint import ingest_start
 
 SMALL_DRIVER = Path(__file__).with_name("small_driver.py")
 
@@ -174,13 +174,13 @@ def test_a_version_is_not_provisioned_while_a_driver_runs_that_does_not_read_it(
     monkeypatch.syspath_prepend(str(PROJECT / "dags"))
     task = importlib.import_module("provision").provision.function
     flights = contract_in(home.contracts, "flights")
-    restart.remember(flights.model_copy(update={"versions": flights.versions[:1]}), home, 1)
+    ingest_start.remember(flights.model_copy(update={"versions": flights.versions[:1]}), home, 1)
     require_deployed(home, flights)  # the next driver reads it
     started(home, 1)
     with pytest.raises(AirflowFailException, match=r"does not read aircraft, .* of flights.*`millrace stream deploy`"):
         task("flights")
     require_deployed(home, contract_in(home.contracts, "weather"))  # which no driver has begun to read
-    restart.remember(flights, home, 1)  # as a new driver does, and so a deployment
+    ingest_start.remember(flights, home, 1)  # as a new driver does, and so a deployment
     require_deployed(home, flights)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from schemas.contract.model import Contract
-from spark.fingerprint import Fingerprint, changes, fingerprint
+from spark.speed.checkpoint.fingerprint import Fingerprint, changes, fingerprint
 from tests.integration.lake.feed import AVRO, MEASURES, contract
 
 NOTE = {"name": "note", "type": ["null", "string"], "default": None}

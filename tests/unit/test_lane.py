@@ -18,10 +18,10 @@ from infra.local.certificates import ensure_certificates
 from infra.settings import Settings, settings
 from schemas.contract.catalog import load
 from schemas.contract.folders import USES
-from spark import lane as lanes
-from spark.checkpoint_log import Unreadable
-from spark.lane import RETRY, TOLD_AFTER, Lane
 from spark.session import submit_conf
+from spark.speed import alert_lane as lanes
+from spark.speed.alert_lane import RETRY, TOLD_AFTER, Lane
+from spark.speed.checkpoint.spark_log import Unreadable
 from tests.unit.test_restart import SALES, spark_checkpoint
 
 

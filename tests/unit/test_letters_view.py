@@ -17,7 +17,7 @@ from infra.settings import PROJECT, Settings
 from schemas.contract.catalog import load
 from spark.lake import contents, letter_moves, names, tables
 from spark.serving.duck import connect
-from spark.serving.letters import Filter, counts, letters
+from spark.serving.letter_status import Filter, counts, letters
 
 WEATHER = load(PROJECT / "schemas" / "streams" / "weather")
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)

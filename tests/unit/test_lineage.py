@@ -11,8 +11,8 @@ import pytest
 from infra.settings import Settings, SettingsError, settings
 from schemas.contract.catalog import catalog
 from spark.lake import tables
-from spark.lineage import DRIVER, RECONCILE, Edge, NoSuchName, around, edges
-from spark.lineage_events import told
+from spark.lineage.events import told
+from spark.lineage.graph import DRIVER, RECONCILE, Edge, NoSuchName, around, edges
 from spark.serving.views import view_names
 from tests.unit.test_cli import millrace
 

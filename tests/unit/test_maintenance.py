@@ -20,7 +20,7 @@ from schemas.contract.model import Retention
 from spark.lake import contents, maintenance, names, retention, tables
 from spark.lake.maintenance import Upkeep, maintain, usage
 from spark.lake.publications import Publication, publications
-from spark.serving.questions import QueryError, ask
+from spark.serving.ask import QueryError, ask
 
 WEATHER = load(PROJECT / "schemas" / "streams" / "weather")
 [AGGREGATE] = WEATHER.aggregates

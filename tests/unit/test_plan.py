@@ -6,9 +6,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from spark.batch.plan import TouchedHour, plan
 from spark.definitions.times import EmptyRange, literal, utc, whole_hours
 from spark.lake.publications import Publication, published_without, unique_run_id
-from spark.reconcile import TouchedHour, plan
 
 LATENESS = timedelta(hours=1)
 T0 = datetime(2024, 3, 31, tzinfo=UTC)

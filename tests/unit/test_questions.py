@@ -14,7 +14,7 @@ import pytest
 
 from infra.commands.query import print_table
 from infra.settings import Settings
-from spark.serving.questions import QueryError, ask
+from spark.serving.ask import QueryError, ask
 from tests.unit.test_cli import millrace
 
 WRITES = {

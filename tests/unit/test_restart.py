@@ -16,9 +16,9 @@ from deltalake import CommitProperties, Transaction, write_deltalake
 from pyspark.sql.pandas.types import to_arrow_schema
 
 from infra.settings import Settings
-from spark import checkpoint_log, checkpoints, restart
-from spark.fingerprint import fingerprint
 from spark.lake import batch_numbers, names, tables
+from spark.speed.checkpoint import generations, ingest_start, spark_log
+from spark.speed.checkpoint.fingerprint import fingerprint
 from tests.integration.lake.feed import contract
 
 SALES = contract()
@@ -60,11 +60,11 @@ class Site:
                 commit_properties=CommitProperties(app_transactions=[Transaction(f"sales.g{generation}", batch)]),
             )
 
-    def opening(self) -> restart.Opening:
-        return restart.opening(SALES, self.settings)
+    def opening(self) -> ingest_start.Opening:
+        return ingest_start.opening(SALES, self.settings)
 
     def refused(self) -> str:
-        with pytest.raises(restart.CheckpointRefused) as refused:
+        with pytest.raises(ingest_start.CheckpointRefused) as refused:
             self.opening()
         assert "`millrace checkpoint reset sales`" in str(refused.value)
         return str(refused.value)
@@ -80,19 +80,19 @@ def site(tmp_path: Path) -> Site:
 
 
 def test_a_first_start_and_a_sound_checkpoint_are_admitted(tmp_path: Path, site: Site) -> None:
-    assert Site(tmp_path / "other").opening() == restart.Opening(1)
-    assert site.opening() == restart.Opening(1)
+    assert Site(tmp_path / "other").opening() == ingest_start.Opening(1)
+    assert site.opening() == ingest_start.Opening(1)
     spark_checkpoint(site.folder(), planned=2, committed=2)
-    assert site.opening() == restart.Opening(1)
+    assert site.opening() == ingest_start.Opening(1)
     spark_checkpoint(site.folder(), planned=3, committed=2)  # planned, and not in bronze yet
-    assert site.opening() == restart.Opening(1)
+    assert site.opening() == ingest_start.Opening(1)
 
 
 def test_a_batch_without_records_counts(site: Site) -> None:
     """The ends of transactions move the offsets; bronze gets a commit without rows."""
     site.bronze(3, rows=0)
     spark_checkpoint(site.folder(), planned=3, committed=3)
-    assert site.opening() == restart.Opening(1)
+    assert site.opening() == ingest_start.Opening(1)
 
 
 def _write(name: str, text: str) -> Callable[[Path], Any]:
@@ -135,7 +135,7 @@ def test_what_is_missing_or_broken_is_refused(site: Site, damage: Callable[[Path
 def test_the_first_batchs_start_must_be_readable_while_it_may_run_again(tmp_path: Path) -> None:
     site = Site(tmp_path)
     spark_checkpoint(site.folder(), planned=0, committed=None)
-    assert site.opening() == restart.Opening(1)
+    assert site.opening() == ingest_start.Opening(1)
     (site.folder() / "sources" / "0" / "0").write_bytes(b"\0v1\n{")
     assert "/g1/sources/0/0 is broken" in site.refused()
 
@@ -144,7 +144,7 @@ def test_a_number_that_changed_on_the_disk_is_refused(site: Site) -> None:
     newest = site.folder() / "offsets" / "2"
     noted = b"crc\0" + (512).to_bytes(4, "big") + zlib.crc32(newest.read_bytes()).to_bytes(4, "big")
     newest.with_name(".2.crc").write_bytes(noted)  # as Hadoop notes it
-    assert site.opening() == restart.Opening(1)
+    assert site.opening() == ingest_start.Opening(1)
     newest.write_text(newest.read_text().replace('"0": 30', '"0": 90'))
     assert "/g1/offsets/2 is not what Spark wrote" in site.refused()
 
@@ -169,32 +169,32 @@ def test_a_checkpoint_of_an_older_generation_is_refused(site: Site) -> None:
 
 
 def test_bronze_that_grew_after_the_reset_is_refused(site: Site) -> None:
-    start = restart.Start(offsets={"sales": {"0": 30}}, after=batch_numbers.batch_number(1, 2))
-    checkpoint_log.put(f"file:{site.folder(2)}/start.json", start.model_dump_json())
+    start = ingest_start.Start(offsets={"sales": {"0": 30}}, after=batch_numbers.batch_number(1, 2))
+    spark_log.put(f"file:{site.folder(2)}/start.json", start.model_dump_json())
     unfinished = batch_numbers.batch_number(1, 2)
-    assert site.opening() == restart.Opening(2, start={("sales", 0): 30}, unfinished=unfinished)
+    assert site.opening() == ingest_start.Opening(2, start={("sales", 0): 30}, unfinished=unfinished)
     site.bronze(3)  # a driver of the old generation that nobody knew of
     assert "bronze ends with batch" in site.refused()
 
 
 def test_what_a_generation_finished_is_settled_before_its_first_batch(site: Site) -> None:
-    assert checkpoints.settled_batch(SALES, site.settings) == batch_numbers.batch_number(1, 1)
-    start = restart.Start(offsets={}, after=batch_numbers.batch_number(1, 2))
-    checkpoint_log.put(f"file:{site.folder(2)}/start.json", start.model_dump_json())
-    assert checkpoints.settled_batch(SALES, site.settings) == batch_numbers.batch_number(1, 1)
-    restart.finished(SALES, site.settings, 2)
-    assert checkpoints.settled_batch(SALES, site.settings) == batch_numbers.batch_number(1, 2)
+    assert generations.settled_batch(SALES, site.settings) == batch_numbers.batch_number(1, 1)
+    start = ingest_start.Start(offsets={}, after=batch_numbers.batch_number(1, 2))
+    spark_log.put(f"file:{site.folder(2)}/start.json", start.model_dump_json())
+    assert generations.settled_batch(SALES, site.settings) == batch_numbers.batch_number(1, 1)
+    ingest_start.finished(SALES, site.settings, 2)
+    assert generations.settled_batch(SALES, site.settings) == batch_numbers.batch_number(1, 2)
     assert site.opening().unfinished is None
 
 
 def test_the_fingerprint_is_noted_beside_the_checkpoint_and_remembers(site: Site) -> None:
-    restart.remember(SALES, site.settings, 1)
+    ingest_start.remember(SALES, site.settings, 1)
     noted = json.loads((site.folder() / "fingerprint.json").read_text())
     assert noted["query"] == {"topics": "sales, sales.retry"}
     fewer = contract(aggregates=[])
-    restart.opening(fewer, site.settings)
-    restart.remember(fewer, site.settings, 1)
-    assert restart.remembered(SALES, site.settings, 1) == fingerprint(SALES)
+    ingest_start.opening(fewer, site.settings)
+    ingest_start.remember(fewer, site.settings, 1)
+    assert ingest_start.remembered(SALES, site.settings, 1) == fingerprint(SALES)
     other = contract(event_id=["id"])
-    with pytest.raises(restart.CheckpointRefused, match=r"event_id: 'sold_at, id' became 'id'.*use a new name"):
-        restart.opening(other, site.settings)
+    with pytest.raises(ingest_start.CheckpointRefused, match=r"event_id: 'sold_at, id' became 'id'.*use a new name"):
+        ingest_start.opening(other, site.settings)

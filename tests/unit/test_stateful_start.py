@@ -22,8 +22,8 @@ from infra.settings import Settings, settings
 from schemas.contract.catalog import contract_in
 from schemas.contract.model import Contract, Derived
 from schemas.errors import Halt
-from spark import checkpoints, stateful
 from spark.lake import batch_numbers, names, tables
+from spark.speed.checkpoint import generations, stateful_start
 from tests.integration.lake.visits import written
 
 
@@ -48,18 +48,18 @@ class Site:
             tables.create(self.settings.lake_uri, contract)
             for one in contract.derived:
                 title = f"{contract.stream}.{one.name}"
-                stateful.remember(contract, one, self.settings, 1)
+                stateful_start.remember(contract, one, self.settings, 1)
                 spark_checkpoint(self.folder(title))
                 self.appended(contract, one)
 
     def folder(self, title: str, generation: int = 1) -> Path:
-        return Path(self.settings.local_path(checkpoints.location(self.settings, title, generation)))
+        return Path(self.settings.local_path(generations.location(self.settings, title, generation)))
 
     def appended(self, contract: Contract, one: Derived, batch: int = 0, generation: int = 1) -> None:
         """Appends a row to the speed table of `one`, as its query does."""
         schema = to_arrow_schema(tables.derived_speed_schema(contract, one), timezone="UTC")
         row = dict.fromkeys(schema.names) | {"batch": batch_numbers.batch_number(generation, batch)}
-        application = checkpoints.application(f"{contract.stream}.{one.name}", generation)
+        application = generations.application(f"{contract.stream}.{one.name}", generation)
         write_deltalake(
             names.local_path(names.speed(self.settings.lake_uri, contract.stream, one.name)),
             pyarrow.Table.from_pylist([row], schema),
@@ -139,9 +139,9 @@ def test_rows_of_another_kind_or_type_need_another_name_and_a_reset_is_not_offer
 def test_the_way_out_leads_out(site: Site) -> None:
     site.change("visits", "gap: 15m", "gap: 20m")
     visits = contract_in(site.settings.contracts, "visits")
-    assert stateful.reset(visits, visits.sessions[0], site.settings) == 2
+    assert stateful_start.reset(visits, visits.sessions[0], site.settings) == 2
     require_startable(site.settings)
-    assert stateful.opening(visits, visits.sessions[0], site.settings) == 2
+    assert stateful_start.opening(visits, visits.sessions[0], site.settings) == 2
 
 
 def test_show_says_which_results_may_start(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,14 +181,14 @@ def test_a_state_of_before_it_was_noted_is_refused_if_it_has_changed(site: Site)
 def refused(site: Site) -> str:
     """Why `visits.bursts` does not start; its reset is offered, and leads out."""
     visits = contract_in(site.settings.contracts, "visits")
-    with pytest.raises(stateful.CheckpointRefused) as why:
-        stateful.opening(visits, visits.velocity[0], site.settings)
+    with pytest.raises(stateful_start.CheckpointRefused) as why:
+        stateful_start.opening(visits, visits.velocity[0], site.settings)
     assert str(why.value).startswith("visits.bursts does not start: ")
     assert str(why.value).endswith(
         "begin again with the first row of bronze: `millrace checkpoint reset visits.bursts`"
     )
-    generation = stateful.reset(visits, visits.velocity[0], site.settings)
-    assert stateful.opening(visits, visits.velocity[0], site.settings) == generation
+    generation = stateful_start.reset(visits, visits.velocity[0], site.settings)
+    assert stateful_start.opening(visits, visits.velocity[0], site.settings) == generation
     return str(why.value)
 
 

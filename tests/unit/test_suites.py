@@ -11,7 +11,7 @@ import pandas
 import pytest
 
 from infra.settings import PROJECT
-from spark.quality import Auditor, Outcome
+from spark.quality.auditor import Auditor, Outcome
 
 NOW = datetime(2024, 4, 2, tzinfo=UTC)
 HOURS = [NOW - timedelta(hours=hour) for hour in range(20)]

@@ -21,13 +21,13 @@ from pyspark.sql.pandas.types import to_arrow_schema
 
 from infra.settings import PROJECT, Settings
 from schemas.contract.model import Retention
-from spark import upkeep
-from spark.alert_log import AlertLog
-from spark.coordinates import Coordinates
+from spark.conservation.bronze_coordinates import Coordinates
 from spark.lake import contents, names, retention, tables
 from spark.lake.batch_numbers import batch_number
 from spark.lake.publications import Publication
-from spark.upkeep import Upkeep, of_ingest
+from spark.speed import small_files
+from spark.speed.alert_log import AlertLog
+from spark.speed.small_files import Upkeep, of_ingest
 from tests.integration.lake.feed import T0, contract
 
 ONE = contract(aggregates=contract().model_dump()["aggregates"][:1])
@@ -91,7 +91,7 @@ def lake(tmp_path: Path) -> Lake:
 
 
 def test_merging_changes_nothing_that_anybody_reads(lake: Lake) -> None:
-    for _ in range(upkeep.MANY):
+    for _ in range(small_files.MANY):
         lake.batch()
     before = {uri: (lake.rows(uri), DeltaTable(names.local_path(uri)).version()) for uri in (lake.bronze, lake.speed)}
     work = lake.upkeep()
@@ -99,20 +99,22 @@ def test_merging_changes_nothing_that_anybody_reads(lake: Lake) -> None:
     for uri, (rows, version) in before.items():
         assert lake.rows(uri) == rows
         assert lake.rows(uri, version) == rows, "the history is there"
-        assert contents.newest_batch(uri) == batch_number(1, upkeep.MANY - 1)
-        assert contents.newest_append(uri, "sales.g1") == upkeep.MANY - 1, "a batch that runs again is still skipped"
+        assert contents.newest_batch(uri) == batch_number(1, small_files.MANY - 1)
+        assert contents.newest_append(uri, "sales.g1") == small_files.MANY - 1, (
+            "a batch that runs again is still skipped"
+        )
     by_verdict = {file["partition.accepted"]: file for file in lake.files(lake.bronze)}
     assert {verdict: file["num_records"] for verdict, file in by_verdict.items()} == {
-        True: 9 * upkeep.MANY, False: upkeep.MANY,
+        True: 9 * small_files.MANY, False: small_files.MANY,
     }  # fmt: skip
     for file in [*by_verdict.values(), *lake.files(lake.speed)]:
-        assert (file["min.batch"], file["max.batch"]) == (batch_number(1, 0), batch_number(1, upkeep.MANY - 1))
+        assert (file["min.batch"], file["max.batch"]) == (batch_number(1, 0), batch_number(1, small_files.MANY - 1))
     with Coordinates(lake.uri, "sales") as coordinates:
         assert coordinates.only_grew_since(before[lake.bronze][1]), "what the audit has proved stays proved"
 
 
 def test_few_files_are_left_alone_and_big_ones_are_not_merged_again(lake: Lake) -> None:
-    for _ in range(upkeep.MANY - 1):
+    for _ in range(small_files.MANY - 1):
         lake.batch()
     assert not lake.upkeep().merge()
     lake.batch()
@@ -120,7 +122,7 @@ def test_few_files_are_left_alone_and_big_ones_are_not_merged_again(lake: Lake) 
     while work.merge():
         pass
     [merged] = lake.files(lake.speed)
-    for _ in range(upkeep.MANY - 2):
+    for _ in range(small_files.MANY - 2):
         lake.batch()
     assert not work.merge(), "the merged one is small too, but there are not many"
     assert merged["path"] in {file["path"] for file in lake.files(lake.speed)}
@@ -131,25 +133,25 @@ def test_files_of_any_size_stay_few_and_the_rest_of_the_work_gets_its_turn(
 ) -> None:
     """Sizes go down by a factor of fifty. Files of more than half a tier cannot be merged with each other: once they
     counted all the same, and the driver tried again after each batch for ever, and removed nothing."""
-    monkeypatch.setattr(upkeep, "TIERS", (20_000, 320_000, 2_560_000))
-    monkeypatch.setattr(upkeep, "LOOK", 1)
-    monkeypatch.setattr(upkeep, "CLEANINGS", 20)
+    monkeypatch.setattr(small_files, "TIERS", (20_000, 320_000, 2_560_000))
+    monkeypatch.setattr(small_files, "LOOK", 1)
+    monkeypatch.setattr(small_files, "CLEANINGS", 20)
     cleaned: list[int] = []
     monkeypatch.setattr(Upkeep, "clean", lambda self: cleaned.append(lake.batches))
     work, chance = lake.upkeep(), random.Random(1)
-    for _ in range(4 * upkeep.MANY):
+    for _ in range(4 * small_files.MANY):
         lake.batch(ballast=chance.randbytes(12_000))
         work.after_batch(waiting=False)
         # With and without ballast (by verdict); in each of the tiers nearly as many as are merged.
-        assert len(lake.files(lake.bronze)) <= 2 * 2 * upkeep.MANY
-        assert len(lake.files(lake.speed)) <= 2 * upkeep.MANY
-    assert cleaned == [*range(1, 4 * upkeep.MANY + 1, 20)], "what is superseded gets its turn"
+        assert len(lake.files(lake.bronze)) <= 2 * 2 * small_files.MANY
+        assert len(lake.files(lake.speed)) <= 2 * small_files.MANY
+    assert cleaned == [*range(1, 4 * small_files.MANY + 1, 20)], "what is superseded gets its turn"
     history = DeltaTable(names.local_path(lake.bronze)).history()
-    assert sum(entry["operation"] == "OPTIMIZE" for entry in history) < 4 * upkeep.MANY / 10
+    assert sum(entry["operation"] == "OPTIMIZE" for entry in history) < 4 * small_files.MANY / 10
 
 
 def test_nothing_is_merged_without_the_lease(lake: Lake) -> None:
-    for _ in range(upkeep.MANY):
+    for _ in range(small_files.MANY):
         lake.batch()
 
     def lost() -> None:
@@ -162,14 +164,14 @@ def test_nothing_is_merged_without_the_lease(lake: Lake) -> None:
 
 
 def test_what_is_superseded_is_removed_after_its_time(lake: Lake) -> None:
-    for _ in range(upkeep.MANY):
+    for _ in range(small_files.MANY):
         lake.batch()
     work = lake.upkeep()
     while work.merge():
         pass
     rows, folder = lake.rows(lake.bronze), Path(names.local_path(lake.bronze))
     work.clean()
-    assert len(list(folder.rglob("part-*.parquet"))) == 2 * upkeep.MANY + 2, "all of it is younger than a day"
+    assert len(list(folder.rglob("part-*.parquet"))) == 2 * small_files.MANY + 2, "all of it is younger than a day"
     assert lake.rows(lake.bronze, 1)
     lake.upkeep(timedelta(0)).clean()
     assert len(list(folder.rglob("part-*.parquet"))) == 2
@@ -188,7 +190,7 @@ Lake(Path(sys.argv[1])).upkeep().merge()
 
 
 def test_a_crash_while_files_are_merged_loses_nothing(lake: Lake, tmp_path: Path) -> None:
-    for _ in range(upkeep.MANY):
+    for _ in range(small_files.MANY):
         lake.batch(200)
     rows, folder = lake.rows(lake.bronze), Path(names.local_path(lake.bronze))
     known, committed = set(folder.rglob("part-*.parquet")), len(lake.log(lake.bronze))
@@ -224,17 +226,17 @@ def run_for(lake: Lake, batches: int, waiting: bool = False) -> tuple[int, int]:
 
 
 def test_files_are_merged_as_batches_pass(lake: Lake) -> None:
-    files, _ = run_for(lake, 2 * upkeep.MANY)
-    assert files <= 2 * (upkeep.MANY + upkeep.LOOK)
+    files, _ = run_for(lake, 2 * small_files.MANY)
+    assert files <= 2 * (small_files.MANY + small_files.LOOK)
     numbers = DeltaTable(names.local_path(lake.speed)).to_pyarrow_table()["batch"].to_pylist()
-    assert sorted(numbers) == [batch_number(1, batch) for batch in range(2 * upkeep.MANY)]
+    assert sorted(numbers) == [batch_number(1, batch) for batch in range(2 * small_files.MANY)]
 
 
 def test_a_stream_that_is_behind_is_looked_after_less_often_but_it_is(lake: Lake) -> None:
-    assert run_for(lake, upkeep.MANY + 1, waiting=True)[0] == 2 * (upkeep.MANY + 1)
-    assert len(lake.files(lake.bronze)) == 2 * (upkeep.MANY + 1)
+    assert run_for(lake, small_files.MANY + 1, waiting=True)[0] == 2 * (small_files.MANY + 1)
+    assert len(lake.files(lake.bronze)) == 2 * (small_files.MANY + 1)
     work = lake.upkeep()
-    for _ in range(upkeep.LOOK * upkeep.PATIENCE):
+    for _ in range(small_files.LOOK * small_files.PATIENCE):
         work.after_batch(waiting=True)
     assert len(lake.files(lake.bronze)) == 2
 
@@ -299,7 +301,7 @@ def alerts_for(folder: Path, commits: int, monkeypatch: pytest.MonkeyPatch) -> t
     here = Settings(home=folder).model_copy(update={"history_hours": 0})
     tables.create(here.lake_uri, dear)
     path = Path(names.local_path(names.alerts(here.lake_uri, "sales")))
-    monkeypatch.setattr("spark.alert_log.Consumer", Topic)
+    monkeypatch.setattr("spark.speed.alert_log.Consumer", Topic)
     most_files, most_entries = 0, 0
     for number in range(commits):
         if number % 100 == 0:
@@ -315,21 +317,21 @@ def alerts_for(folder: Path, commits: int, monkeypatch: pytest.MonkeyPatch) -> t
 
 
 def test_files_and_log_of_alerts_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upkeep, "CLEANINGS", 2)
-    files, entries = alerts_for(tmp_path, 4 * upkeep.MANY, monkeypatch)
-    assert files <= upkeep.MANY + 2 * upkeep.LOOK, "a new process looks later than the one before would have"
-    assert entries <= 4 * upkeep.LOOK
+    monkeypatch.setattr(small_files, "CLEANINGS", 2)
+    files, entries = alerts_for(tmp_path, 4 * small_files.MANY, monkeypatch)
+    assert files <= small_files.MANY + 2 * small_files.LOOK, "a new process looks later than the one before would have"
+    assert entries <= 4 * small_files.LOOK
 
 
 def bounded(lake: Lake, batches: int) -> None:
     files, entries = run_for(lake, batches)
-    assert files <= 2 * (upkeep.MANY + upkeep.LOOK)
-    assert entries <= upkeep.LOOK * upkeep.CLEANINGS + 60
+    assert files <= 2 * (small_files.MANY + small_files.LOOK)
+    assert entries <= small_files.LOOK * small_files.CLEANINGS + 60
     assert len(DeltaTable(names.local_path(lake.bronze)).to_pyarrow_table()) == 10 * batches
 
 
 def test_however_many_batches_there_were_files_and_log_are_bounded(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upkeep, "CLEANINGS", 4)
+    monkeypatch.setattr(small_files, "CLEANINGS", 4)
     bounded(lake, 240)
 
 

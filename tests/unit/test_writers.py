@@ -10,8 +10,8 @@ from pybreaker import STATE_OPEN, CircuitBreakerError
 
 from infra.settings import Settings
 from schemas.contract.catalog import catalog
-from spark import writers
-from spark.writers import RegistryUnavailable, Writers
+from spark.speed import writer_schemas
+from spark.speed.writer_schemas import RegistryUnavailable, Writers
 from tests.stacks import free_ports
 
 
@@ -23,10 +23,10 @@ def config(tmp_path: Path) -> Settings:
 
 def test_the_circuit_opens_for_every_stream_of_the_process(config: Settings) -> None:
     flights, weather = (Writers(contract, config) for contract in catalog().values())
-    for _ in range(writers.FAILURES):
+    for _ in range(writer_schemas.FAILURES):
         with pytest.raises(RegistryUnavailable):
             flights._look()
-    assert writers.breaker(config.registry["url"]).current_state == STATE_OPEN
+    assert writer_schemas.breaker(config.registry["url"]).current_state == STATE_OPEN
     with pytest.raises(RegistryUnavailable) as refused:
         weather._look()
     assert isinstance(refused.value.__cause__, CircuitBreakerError)

@@ -17,14 +17,15 @@ from pyspark.sql.pandas.types import to_arrow_schema
 
 from infra.settings import Settings
 from schemas.contract.model import Contract
-from spark import batches, quality
-from spark.batch_store import BatchStore
+from spark.batch.reconciliation import Audit, Reconciliation
+from spark.batch.store import BatchStore
 from spark.definitions.times import Hours
-from spark.jobs.reconcile import Audit, Reconciliation
 from spark.lake import names, tables
 from spark.lake.batch_numbers import batch_number
+from spark.quality import auditor
+from spark.quality.suites import Expectation
 from spark.serving import duck, spark_views
-from spark.suites import Expectation
+from spark.speed import delta_append
 from spark.transforms.aggregates import distinct_events, partials
 
 AVRO = {
@@ -99,9 +100,9 @@ def hours_of_sales(*hours: int, each: int = 6, first_id: int = 0) -> list[dict[s
     ]
 
 
-def passing(suite: str, frame: DataFrame, expectations: list[Expectation] | None) -> quality.Outcome:
+def passing(suite: str, frame: DataFrame, expectations: list[Expectation] | None) -> auditor.Outcome:
     """For tests that are not about the audit."""
-    return quality.Outcome(suite, True, 0)
+    return auditor.Outcome(suite, True, 0)
 
 
 @dataclass
@@ -161,7 +162,7 @@ class Feed:
         events = distinct_events(self.spark.createDataFrame(arrow), self.contract)
         for aggregate in self.contract.aggregates:
             found = partials(events, self.contract, aggregate).withColumn("batch", F.lit(self.through))
-            batches.append(found, names.speed(self.lake_uri, "sales", aggregate.name), "sales.g1", self.batch)
+            delta_append.append(found, names.speed(self.lake_uri, "sales", aggregate.name), "sales.g1", self.batch)
 
     def lose(self, *places: tuple[int, int]) -> list[dict[str, Any]]:
         """Deletes rows of bronze, given as the batch and the place in it, and returns them."""

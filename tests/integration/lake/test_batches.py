@@ -14,8 +14,8 @@ from deltalake.exceptions import CommitFailedError
 from duckdb_extensions import import_extension
 from pyspark.sql import DataFrame, SparkSession
 
-from spark import batches
-from spark.upkeep import Upkeep
+from spark.speed import delta_append
+from spark.speed.small_files import Upkeep
 
 START = datetime(2024, 3, 31, 1, 59, 59, 999_999, tzinfo=UTC)
 
@@ -60,7 +60,7 @@ def in_spark(spark: SparkSession, uri: str, where: str = "true") -> list[int]:
 
 
 def test_a_batch_is_one_commit_that_every_reader_understands(spark: SparkSession, table: str) -> None:
-    batches.append(rows(spark, range(20), 7), table, "app", 7)
+    delta_append.append(rows(spark, range(20), 7), table, "app", 7)
     assert (committed(table).version(), committed(table).transaction_version("app")) == (1, 7)
     assert in_spark(spark, table) == [*range(20)]
     assert in_spark(spark, table, f"at > timestamp '{START + timedelta(microseconds=17):%F %T.%f}Z'") == [18, 19]
@@ -79,7 +79,7 @@ def test_a_batch_is_one_commit_that_every_reader_understands(spark: SparkSession
 
 
 def test_statistics_are_those_of_the_rows(spark: SparkSession, table: str) -> None:
-    batches.append(rows(spark, range(20), 7).coalesce(1), table, "app", 7)
+    delta_append.append(rows(spark, range(20), 7).coalesce(1), table, "app", 7)
     by_verdict = {file["partition.accepted"]: file for file in files(table)}
     rejected = by_verdict[False]  # 0, 5, 10, 15
     assert (rejected["num_records"], rejected["min.batch"], rejected["max.batch"]) == (4, 7, 7)
@@ -88,22 +88,22 @@ def test_statistics_are_those_of_the_rows(spark: SparkSession, table: str) -> No
     assert "min.number" not in rejected, "the table keeps none of it"
     assert by_verdict[True]["num_records"] == 16
     nameless = rows(spark, range(1, 3), 8).coalesce(1)
-    batches.append(nameless, table, "app", 8)
+    delta_append.append(nameless, table, "app", 8)
     [file] = [file for file in files(table) if file["min.batch"] == 8]
     assert (file["null_count.name"], file["min.name"]) == (2, None)
 
 
 def test_a_batch_comes_once(spark: SparkSession, table: str) -> None:
     for _ in range(2):
-        batches.append(rows(spark, range(20), 7), table, "app", 7)
-    batches.append(rows(spark, range(20, 25), 6), table, "app", 6)
+        delta_append.append(rows(spark, range(20), 7), table, "app", 7)
+    delta_append.append(rows(spark, range(20, 25), 6), table, "app", 6)
     assert in_spark(spark, table) == [*range(20)]
-    batches.append(rows(spark, range(20, 25), 6), table, "next generation", 6)
+    delta_append.append(rows(spark, range(20, 25), 6), table, "next generation", 6)
     assert in_spark(spark, table) == [*range(25)]
 
 
 def test_a_batch_without_rows_is_noted(spark: SparkSession, table: str) -> None:
-    batches.append(rows(spark, range(20), 7).where("number < 0"), table, "app", 7)
+    delta_append.append(rows(spark, range(20), 7).where("number < 0"), table, "app", 7)
     assert (committed(table).transaction_version("app"), files(table)) == (7, [])
 
 
@@ -112,11 +112,11 @@ def test_without_the_lease_files_are_left_and_nothing_is_committed(spark: SparkS
         raise RuntimeError("another driver was started")
 
     with pytest.raises(RuntimeError, match="another driver"):
-        batches.append(rows(spark, range(20), 7), table, "app", 7, lost)
+        delta_append.append(rows(spark, range(20), 7), table, "app", 7, lost)
     place = Path(table.removeprefix("file:"))
     assert (committed(table).version(), in_spark(spark, table)) == (0, [])
     assert [*place.rglob("*.parquet")], "they were written before the lease was asked"
-    batches.append(rows(spark, range(20), 7), table, "app", 7)
+    delta_append.append(rows(spark, range(20), 7), table, "app", 7)
     assert in_spark(spark, table) == [*range(20)]
     Upkeep([table], timedelta(0)).clean()
     assert in_spark(spark, table) == [*range(20)]
@@ -127,19 +127,19 @@ def test_a_driver_that_slept_before_its_commit_is_refused_by_delta(spark: SparkS
     """It asked for the lease in time; another driver has committed the batch before it wakes."""
 
     def slept() -> None:
-        batches.append(rows(spark, range(20), 7), table, "app", 7)
+        delta_append.append(rows(spark, range(20), 7), table, "app", 7)
 
     with pytest.raises(CommitFailedError):
-        batches.append(rows(spark, range(20), 7), table, "app", 7, slept)
+        delta_append.append(rows(spark, range(20), 7), table, "app", 7, slept)
     assert in_spark(spark, table) == [*range(20)]
 
 
 def test_types_are_the_tables_and_unknown_columns_are_refused(spark: SparkSession, table: str) -> None:
     narrow = rows(spark, range(5), 7).selectExpr("accepted", "cast(number as int) as number", "at", "batch")
-    batches.append(narrow, table, "app", 7)
+    delta_append.append(narrow, table, "app", 7)
     assert in_spark(spark, table) == [*range(5)]
     with pytest.raises(ValueError, match="has no column colour"):
-        batches.append(rows(spark, range(5), 8).selectExpr("*", "'red' as colour"), table, "app", 8)
+        delta_append.append(rows(spark, range(5), 8).selectExpr("*", "'red' as colour"), table, "app", 8)
 
 
 def test_a_stream_over_the_table_reads_each_batch_once(spark: SparkSession, table: str, tmp_path: Path) -> None:
@@ -153,8 +153,8 @@ def test_a_stream_over_the_table_reads_each_batch_once(spark: SparkSession, tabl
         query = source.writeStream.option("checkpointLocation", str(tmp_path / "state")).foreachBatch(take)
         query.trigger(availableNow=True).start().awaitTermination(60)
 
-    batches.append(rows(spark, range(10), 7), table, "app", 7)
+    delta_append.append(rows(spark, range(10), 7), table, "app", 7)
     run()
-    batches.append(rows(spark, range(10, 15), 8), table, "app", 8)
+    delta_append.append(rows(spark, range(10, 15), 8), table, "app", 8)
     run()
     assert sorted(taken) == [*range(15)]

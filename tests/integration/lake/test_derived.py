@@ -20,13 +20,14 @@ from pyspark.sql import functions as F
 from schemas.contract.catalog import load
 from schemas.contract.model import Join, Sessions, Velocity
 from schemas.errors import TerminalError
-from spark import stateful, upkeep
+from spark.batch.plan import UnexplainedDifference
+from spark.batch.reconciliation import publish_derived
+from spark.batch.stateful_reconciliation import Derivation, derivations
 from spark.definitions import stateful_results
-from spark.derivation import Derivation, derivations
-from spark.jobs.reconcile import publish_derived
 from spark.lake import names, tables
-from spark.reconcile import UnexplainedDifference
 from spark.serving.duck import connect
+from spark.speed import small_files, stateful_query
+from spark.speed.checkpoint import stateful_start
 from spark.transforms.joins import joined
 from spark.transforms.sessions import sessions
 from spark.transforms.velocity import exact
@@ -124,14 +125,14 @@ def test_killed_anywhere_a_query_loses_and_doubles_nothing(
 
         return append
 
-    appended = stateful.append
+    appended = stateful_query.append
     for stream, rows in events.items():
         lake.send(stream, rows[: cut[stream]] + rows[:3])
     for when in ("before", "after"):
-        monkeypatch.setattr(stateful, "append", dying(when))
+        monkeypatch.setattr(stateful_query, "append", dying(when))
         with pytest.raises(StreamingQueryException, match="the power is out"):
             lake.query(name)
-        monkeypatch.setattr(stateful, "append", appended)
+        monkeypatch.setattr(stateful_query, "append", appended)
     assert deaths == ["before", "after"]
     lake.query(name)
     for stream, rows in events.items():
@@ -348,7 +349,7 @@ def test_lost_rows_are_unexplained_and_publish_nothing_and_a_dead_run_is_undone(
         assert {"events", "seconds"} <= set(told) <= {"events", "seconds", "spent"}
         assert withheld() == [(True,)]
 
-    assert stateful.reset(lake.visits, lake.one("stays"), lake.settings) == 2
+    assert stateful_start.reset(lake.visits, lake.one("stays"), lake.settings) == 2
     lake.query("stays")
     lake.derive("stays", "alive")
     assert as_text(lake.rows(names.batch, "stays")) == lake.closed("stays", END)
@@ -370,7 +371,9 @@ def test_a_query_that_fails_halts_itself_and_goes_on_when_it_is_tried_again(lake
             raise RuntimeError("the power is out")
 
     clock = Clock()
-    query = stateful.StatefulQuery(lake.visits, lake.one("bursts"), lake.settings, may_commit, once=True, clock=clock)
+    query = stateful_query.StatefulQuery(
+        lake.visits, lake.one("bursts"), lake.settings, may_commit, once=True, clock=clock
+    )
     for _ in range(2):  # a try that begins well and fails does not make it younger
         query.start(lake.spark)
         assert query.query is not None
@@ -378,7 +381,7 @@ def test_a_query_that_fails_halts_itself_and_goes_on_when_it_is_tried_again(lake
             query.query.awaitTermination()
         assert query.halted
         assert query.progress()["halted"] is None, "not yet news for people"
-        clock.now += stateful.TOLD_AFTER / 2
+        clock.now += stateful_query.TOLD_AFTER / 2
     assert query.progress()["halted"] == {
         "why": "visits.bursts stands still: the power is out\n" + WAY_OUT,
         "since": clock.now.isoformat(),
@@ -399,10 +402,10 @@ def test_a_query_that_cannot_be_built_halts_itself_alone(lake: Lake) -> None:
     lake.send("offers", some_events(6)["offers"])
     shutil.rmtree(names.local_path(names.bronze(lake.settings.lake_uri, "offers")))
     clock = Clock()
-    query = stateful.StatefulQuery(lake.visits, lake.one("followed"), lake.settings, once=True, clock=clock)
+    query = stateful_query.StatefulQuery(lake.visits, lake.one("followed"), lake.settings, once=True, clock=clock)
     query.start(lake.spark)
     assert query.halted
-    clock.now += stateful.TOLD_AFTER
+    clock.now += stateful_query.TOLD_AFTER
     assert "Table schema is not set" in query.progress()["halted"]["why"]
     assert query.error() is None
 
@@ -411,7 +414,7 @@ def test_a_column_that_a_table_gains_while_it_runs_is_no_news_and_the_next_try_g
     """As when a contract gains an optional field: Delta ends a running read of a table whose columns change."""
     visits = some_events(6)["visits"]
     quick, clock = lake.settings.model_copy(update={"trigger_interval": 0.05}), Clock()
-    query = stateful.StatefulQuery(lake.visits, lake.one("bursts"), quick, clock=clock)
+    query = stateful_query.StatefulQuery(lake.visits, lake.one("bursts"), quick, clock=clock)
     lake.send("visits", visits[:60])
     query.start(lake.spark)
     assert query.query is not None
@@ -446,19 +449,19 @@ def test_a_damaged_state_is_told_in_words_with_a_way_out_that_leads_out(lake: La
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     lake.send("visits", visits[60:])
     clock = Clock()
-    query = stateful.StatefulQuery(lake.visits, lake.one("bursts"), lake.settings, once=True, clock=clock)
+    query = stateful_query.StatefulQuery(lake.visits, lake.one("bursts"), lake.settings, once=True, clock=clock)
     query.start(lake.spark)
     assert query.query is not None
     with pytest.raises(StreamingQueryException):
         query.query.awaitTermination()
     assert query.halted
-    clock.now += stateful.TOLD_AFTER
+    clock.now += stateful_query.TOLD_AFTER
     why = query.progress()["halted"]["why"]
     assert why.startswith("visits.bursts stands still: ")
     assert why.endswith(f"\n{WAY_OUT}")
     assert "CANNOT_LOAD_STATE_STORE" in why
     assert len(why.splitlines()) < 5, "no plan and no stack trace"
-    assert stateful.reset(lake.visits, lake.one("bursts"), lake.settings) == 2
+    assert stateful_start.reset(lake.visits, lake.one("bursts"), lake.settings) == 2
     query.start(lake.spark)
     query.query.awaitTermination()
     served = connect(lake.settings, [*lake.contracts.values()]).sql("from bursts").fetch_arrow_table().to_pylist()
@@ -467,8 +470,8 @@ def test_a_damaged_state_is_told_in_words_with_a_way_out_that_leads_out(lake: La
 
 def test_an_hour_of_batches_leaves_few_files_and_the_same_rows(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
     """Time goes faster: the query looks at its table after each batch, and merges two files."""
-    monkeypatch.setattr(upkeep, "LOOK", 1)
-    monkeypatch.setattr(upkeep, "MANY", 2)
+    monkeypatch.setattr(small_files, "LOOK", 1)
+    monkeypatch.setattr(small_files, "MANY", 2)
     visits = some_events(8)["visits"]
     speed = names.local_path(names.speed(lake.settings.lake_uri, "visits", "bursts"))
     for number in range(6):
@@ -489,13 +492,13 @@ def test_a_changed_query_is_refused_and_a_reset_makes_everything_again(lake: Lak
     path = lake.settings.contracts / "visits" / "stream.yaml"
     path.write_text(path.read_text().replace("gap: 15m", "gap: 20m"))
     changed = load(path.parent)
-    query = stateful.StatefulQuery(changed, changed.sessions[0], lake.settings, once=True)
+    query = stateful_query.StatefulQuery(changed, changed.sessions[0], lake.settings, once=True)
     query.start(lake.spark)
     assert query.halted
     assert "gap: '0:15:00' became '0:20:00'" in query.progress()["halted"]["why"]
     assert "millrace checkpoint reset visits.stays" in query.progress()["halted"]["why"]
 
-    assert stateful.reset(changed, changed.sessions[0], lake.settings) == 2
+    assert stateful_start.reset(changed, changed.sessions[0], lake.settings) == 2
     query.start(lake.spark)
     assert query.query is not None
     query.query.awaitTermination()

@@ -12,13 +12,14 @@ from pyspark.sql import functions as F
 
 from infra.settings import PROJECT
 from schemas.contract.model import Contract
-from spark import batches, quality
-from spark.jobs.quality import Check
+from spark.batch.plan import UnexplainedDifference
+from spark.batch.standing_check import Check
 from spark.lake import names, tables
 from spark.lake.maintenance import maintain
 from spark.lake.retention import of_ingest
-from spark.reconcile import UnexplainedDifference
-from spark.upkeep import Upkeep
+from spark.quality.auditor import Auditor, Outcome
+from spark.speed import delta_append
+from spark.speed.small_files import Upkeep
 from tests.integration.lake.feed import NOW, Feed, at, contract, hours_of_sales, sale
 from tests.integration.lake.test_reconcile import assert_published_equals_oracle, causes
 
@@ -41,7 +42,7 @@ def test_lost_rows_that_came_back_are_counted_twice_by_the_speed_layer_and_expla
     feed.send(hours_of_sales(4))
     lost = feed.lose((1, 0), (1, 3), (1, 5), (1, 13), (1, 14), (2, 0), (2, 1))
     feed.repair(lost)
-    auditor = quality.Auditor(PROJECT / "great_expectations", tmp_path / "gx", tmp_path / "docs", "sales", "r1", NOW)
+    auditor = Auditor(PROJECT / "great_expectations", tmp_path / "gx", tmp_path / "docs", "sales", "r1", NOW)
     summary = feed.reconcile("r1", auditor.audit)
     assert_published_equals_oracle(feed)
     # shop a has 0, 2 and 4: 0 was lost. Shop b has 1, 3 and 5: the speed layer counted 1 in batches 1 and 2, and again
@@ -97,7 +98,7 @@ def test_a_tampered_speed_layer_beside_a_repair_stays_unexplained(feed: Feed) ->
     feed.repair(feed.lose((1, 0)))
     uri = names.speed(feed.lake_uri, "sales", "by_shop")
     tampered = feed.spark.read.format("delta").load(uri).where(F.col("window_start") == at(1, 20))
-    batches.append(tampered.localCheckpoint(), uri, "tamper", 1)
+    delta_append.append(tampered.localCheckpoint(), uri, "tamper", 1)
     with pytest.raises(UnexplainedDifference, match=r"by_shop_1m .* 01:20.*sales was served as 2.0, exact is 1.0"):
         feed.reconcile("r1")
     assert {row["window_start"].hour for row in feed.log("ledger")} == {1}
@@ -166,12 +167,12 @@ def test_a_person_may_publish_what_a_tampered_speed_layer_withholds(feed: Feed, 
     def tamper(when: datetime, number: int) -> None:
         uri = names.speed(feed.lake_uri, "sales", "by_shop")
         tampered = feed.spark.read.format("delta").load(uri).where(F.col("window_start") == when)
-        batches.append(tampered.localCheckpoint(), uri, "tamper", number)
+        delta_append.append(tampered.localCheckpoint(), uri, "tamper", number)
 
-    def auditor(run_id: str) -> quality.Auditor:
-        return quality.Auditor(PROJECT / "great_expectations", tmp_path / "gx", tmp_path / "docs", "sales", run_id, NOW)
+    def auditor(run_id: str) -> Auditor:
+        return Auditor(PROJECT / "great_expectations", tmp_path / "gx", tmp_path / "docs", "sales", run_id, NOW)
 
-    def layers(run_id: str) -> quality.Outcome:
+    def layers(run_id: str) -> Outcome:
         check = Check(feed.store, feed.contract, feed.through, NOW, auditor(run_id))
         return next(outcome for outcome in check.run() if outcome.suite == "layers")
 
@@ -199,8 +200,8 @@ def test_what_is_kept_no_longer_is_neither_compared_nor_computed_again(feed: Fee
     assert {row["window_start"].replace(minute=0) for row in partials} == {at(80), at(82)}
     assert {row["hour"] for row in feed.published()} == {at(30), at(80)}
 
-    def auditor(run_id: str) -> quality.Auditor:
-        return quality.Auditor(PROJECT / "great_expectations", tmp_path / "gx", tmp_path / "docs", "sales", run_id, NOW)
+    def auditor(run_id: str) -> Auditor:
+        return Auditor(PROJECT / "great_expectations", tmp_path / "gx", tmp_path / "docs", "sales", run_id, NOW)
 
     feed.send([sale(7777, at(0, 10)), sale(7778, at(30, 10)), *hours_of_sales(84)])
     summary = feed.reconcile("r2", auditor("r2").audit)

@@ -19,16 +19,16 @@ from pyspark.sql import SparkSession
 from infra.settings import Settings
 from schemas.contract.catalog import catalog
 from schemas.contract.model import Contract
-from spark import batches, ingest, upkeep
-from spark.ingest import Ingest, PoisonStorm
 from spark.lake import names, tables
 from spark.lake.batch_numbers import batch_number
 from spark.serving import spark_views
 from spark.serving.duck import connect
+from spark.speed import delta_append, ingest, small_files
+from spark.speed.ingest import Ingest, PoisonStorm
+from spark.speed.small_files import Upkeep, of_ingest
+from spark.speed.writer_schemas import Known
 from spark.transforms.decode import decode
 from spark.transforms.validate import validate
-from spark.upkeep import Upkeep, of_ingest
-from spark.writers import Known
 from tests.kafka_rows import Row, frame, wire
 
 FLIGHTS = catalog()["flights"]
@@ -36,7 +36,7 @@ MORNING = datetime(2013, 7, 4, 13, 0, tzinfo=UTC)
 
 
 class Outbox:
-    """Takes letters like `spark.letters.Letters`, which needs a broker (and is tested with one)."""
+    """Takes letters like `spark.speed.dead_letters.Letters`, which needs a broker (and is tested with one)."""
 
     def __init__(self) -> None:
         self.sent: list[Any] = []
@@ -164,7 +164,7 @@ def test_a_batch_that_crashes_before_each_of_its_commits_in_turn_is_completed_on
 def test_a_batch_that_runs_again_after_its_files_were_merged_with_others_is_completed_once(
     spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(upkeep, "MANY", 2)
+    monkeypatch.setattr(small_files, "MANY", 2)
     pipeline = Pipeline(spark, tmp_path)
     pipeline.batch(0, good(range(30)) + BAD)
     pipeline.crash_at = 3  # bronze has the batch, one aggregate has it, the other and the letters are missing
@@ -195,7 +195,12 @@ def test_a_batch_of_many_repeats_counts_them_once(
 def test_the_batches_run_the_same_code_and_spark_compiles_all_of_it(spark: SparkSession) -> None:
     def code(batch: int) -> str:
         decoded = decode(frame(spark, good(range(2))).repartition(1), FLIGHTS, {1: json.dumps(FLIGHTS.schema_now)})
-        plan = validate(decoded, FLIGHTS).withColumn("batch", batches.stamp(batch))._jdf.queryExecution().executedPlan()
+        plan = (
+            validate(decoded, FLIGHTS)
+            .withColumn("batch", delta_append.stamp(batch))
+            ._jdf.queryExecution()
+            .executedPlan()
+        )
         debug = getattr(spark._jvm.org.apache.spark.sql.execution.debug, "package$")  # type: ignore[union-attr]
         return str(getattr(debug, "MODULE$").codegenString(plan))
 

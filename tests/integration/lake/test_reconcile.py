@@ -18,11 +18,13 @@ from pyspark.sql import functions as F
 
 from infra.settings import PROJECT
 from schemas.contract.model import Aggregate
-from spark import batches, quality, refusals
-from spark.batch_store import BatchStore
+from spark.batch import refusals
+from spark.batch.plan import UnexplainedDifference
+from spark.batch.store import BatchStore
 from spark.definitions.measures import KLL_K
 from spark.lake import names
-from spark.reconcile import UnexplainedDifference
+from spark.quality.auditor import Auditor, FailedExpectations
+from spark.speed import delta_append
 from tests.integration.lake.feed import NOW, Feed, at, contract, hours_of_sales, sale
 
 PLACE = ["batch", "topic", "partition", "offset"]
@@ -237,10 +239,10 @@ def marked(feed: Feed) -> list[tuple[Any, ...]]:
 def test_a_failing_expectation_publishes_nothing(published: Feed, tmp_path: Path) -> None:
     """With the project's own suites in Great Expectations; the view goes on serving what it served, and marks it."""
     project = PROJECT / "great_expectations"
-    auditor = quality.Auditor(project, tmp_path / "gx", tmp_path / "docs", "sales", "r2", NOW)
+    auditor = Auditor(project, tmp_path / "gx", tmp_path / "docs", "sales", "r2", NOW)
     before = published.published(), published.log("publications"), published.log("ledger")
     published.send([sale(9000, at(1, 15), "b", 5000.0), *hours_of_sales(5)])  # no rule forbids it, but the range does
-    with pytest.raises(quality.FailedExpectations, match=r"expect_column_values_to_be_between\(column=price.*5000"):
+    with pytest.raises(FailedExpectations, match=r"expect_column_values_to_be_between\(column=price.*5000"):
         published.reconcile("r2", auditor.audit)
     assert (published.published(), published.log("publications"), published.log("ledger")) == before
     [refused] = published.log("refusals")
@@ -259,7 +261,7 @@ def test_a_failing_expectation_publishes_nothing(published: Feed, tmp_path: Path
 
     lax = contract().model_dump()["quality"] | {"severity": {"price": "warning"}}
     published.contract = contract(quality=lax)  # the person's fix; the next run needs nothing else
-    auditor = quality.Auditor(project, tmp_path / "gx", tmp_path / "docs", "sales", "r3", NOW)
+    auditor = Auditor(project, tmp_path / "gx", tmp_path / "docs", "sales", "r3", NOW)
     assert published.reconcile("r3", auditor.audit)["final_through"] == at(4).isoformat()
     assert_published_equals_oracle(published)
     assert {row[1:] for row in marked(published)} == {("batch", True, False), ("speed", False, False)}
@@ -289,7 +291,7 @@ def test_a_tampered_speed_layer_is_unexplained_and_publishes_nothing(feed: Feed)
     feed.send(hours_of_sales(0, 1, 3))
     uri = names.speed(feed.lake_uri, "sales", feed.contract.aggregates[0].name)
     tampered = feed.spark.read.format("delta").load(uri).where(F.col("window_start") == at(1, 20))
-    batches.append(tampered.localCheckpoint(), uri, "tamper", 1)
+    delta_append.append(tampered.localCheckpoint(), uri, "tamper", 1)
     with pytest.raises(UnexplainedDifference, match=r"by_shop_1m .* 01:20.*sales was served as 2.0, exact is 1.0"):
         feed.reconcile("r1")
     assert feed.published() == feed.log("publications") == []

@@ -13,7 +13,7 @@ from deltalake import DeltaTable
 from pyspark.sql import SparkSession
 
 from infra.settings import Settings
-from spark.jobs.reconcile import Reconciliation
+from spark.batch.reconciliation import Reconciliation
 from spark.lake import names
 from spark.lake.publications import publications
 from spark.serving import snapshot, spark_views

@@ -11,8 +11,9 @@ from pyspark.sql import DataFrame, SparkSession
 
 from infra.settings import PROJECT
 from schemas.contract.model import Contract
-from spark import quality, suites
 from spark.lake.tables import bronze_schema
+from spark.quality import suites
+from spark.quality.auditor import Auditor, Outcome
 from tests.integration.lake.feed import DOCUMENT, NOW, contract, sale
 
 GOOD = [sale(n, NOW - timedelta(hours=n), "ab"[n % 2], 1.0 + n, ["ann", "bob", None][n % 3]) for n in range(30)]
@@ -33,9 +34,9 @@ def events(spark: SparkSession, contract: Contract, rows: list[dict[str, Any]]) 
     return frame.select("event_time", *contract.fields)
 
 
-def audited(spark: SparkSession, contract: Contract, rows: list[dict[str, Any]], folder: Path) -> quality.Outcome:
+def audited(spark: SparkSession, contract: Contract, rows: list[dict[str, Any]], folder: Path) -> Outcome:
     project = PROJECT / "great_expectations"
-    auditor = quality.Auditor(project, folder / "gx", folder / "docs", "sales", "r1", NOW)
+    auditor = Auditor(project, folder / "gx", folder / "docs", "sales", "r1", NOW)
     suite = suites.events(contract, whole_table=True, now=NOW)
     frame = suite.audited(events(spark, contract, rows)).persist()
     frame.count()
@@ -46,7 +47,7 @@ def audited(spark: SparkSession, contract: Contract, rows: list[dict[str, Any]],
         spark.sparkContext.setLocalProperty("spark.jobGroup.id", None)  # type: ignore[arg-type]
 
 
-def found(outcome: quality.Outcome) -> set[tuple[str, str]]:
+def found(outcome: Outcome) -> set[tuple[str, str]]:
     """The failed expectations, each with the column that it is about."""
     return {
         (failure["expectation"].removeprefix("expect_"), str(failure["about"].get("column", "")))

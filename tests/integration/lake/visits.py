@@ -20,10 +20,11 @@ from pyspark.sql.pandas.types import to_arrow_schema
 from infra.settings import Settings
 from schemas.contract.catalog import catalog
 from schemas.contract.model import Contract, Derived
-from spark import stateful
-from spark.derivation import Derivation
+from spark.batch.stateful_reconciliation import Derivation
 from spark.lake import contents, names, tables
 from spark.lake.batch_numbers import batch_number
+from spark.speed import stateful_query
+from spark.speed.checkpoint import stateful_start
 
 NOON = datetime(2024, 3, 31, 12, tzinfo=UTC)
 
@@ -207,9 +208,9 @@ class Lake:
         """The events sent so far, as the pure transforms take them."""
         return self.spark.read.format("delta").load(names.bronze(self.settings.lake_uri, stream))
 
-    def query(self, name: str) -> stateful.StatefulQuery:
+    def query(self, name: str) -> stateful_query.StatefulQuery:
         """Runs the result's query until it has taken what is there, as a driver that just started."""
-        it = stateful.StatefulQuery(self.visits, self.one(name), self.settings, once=True)
+        it = stateful_query.StatefulQuery(self.visits, self.one(name), self.settings, once=True)
         it.start(self.spark)
         assert it.query is not None, it.failure
         it.query.awaitTermination()
@@ -223,7 +224,7 @@ class Lake:
             contents.append_rows(self.settings.lake_uri, "publications", [row])
 
     def derive(self, name: str, run_id: str = "r", now: datetime = NOON) -> dict[str, Any]:
-        emitted = stateful.emitted_through(self.visits, self.one(name), self.settings)
+        emitted = stateful_start.emitted_through(self.visits, self.one(name), self.settings)
         place = self.settings.lake_uri, self.visits, self.one(name)
         return Derivation(self.spark, *place, run_id, now, emitted).run()
 

@@ -10,8 +10,8 @@ import pandas
 import pytest
 from pyspark.sql import SparkSession
 
+from spark.batch.usual_hours import DAYS, usual
 from spark.lake import tables
-from spark.transforms.usual import DAYS, usual
 from tests.integration.lake.feed import contract
 
 T0 = datetime(2024, 1, 1, tzinfo=UTC)

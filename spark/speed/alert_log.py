@@ -17,7 +17,7 @@ from pyspark.sql.pandas.types import to_arrow_schema
 from infra.settings import Settings
 from schemas.contract.model import Contract
 from spark.lake import names, tables
-from spark.upkeep import Upkeep
+from spark.speed.small_files import Upkeep
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +34,8 @@ class AlertLog:
 
     A commit carries, beside its rows, the offset of each partition that comes next (as Delta's transaction ids), so it
     holds nothing that could be lost or disagree. The lane repeats alerts after a crash: an id that the table has is
-    passed over. Small files are merged as `spark.upkeep` says. `may_commit` is called before each commit and raises
-    when this process must not (any more).
+    passed over. Small files are merged as `spark.speed.small_files` says. `may_commit` is called before each commit and
+    raises when this process must not (any more).
     """
 
     def __init__(

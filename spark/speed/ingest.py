@@ -23,13 +23,14 @@ from pyspark.sql import functions as F
 
 from schemas.contract.model import Contract
 from schemas.errors import Halt
-from spark import batches, checkpoints
 from spark.lake import batch_numbers, names
-from spark.letters import Letters, letters
+from spark.speed import delta_append
+from spark.speed.checkpoint import generations
+from spark.speed.dead_letters import Letters, letters
+from spark.speed.writer_schemas import Known, WriterSchemas
 from spark.transforms.aggregates import distinct_events, event_columns, partials
 from spark.transforms.decode import UNREGISTERED, decoding
 from spark.transforms.validate import validating
-from spark.writers import Known, WriterSchemas
 
 log = logging.getLogger(__name__)
 
@@ -80,10 +81,10 @@ class Ingest:
     def _to_bronze(self, records: DataFrame, batch_id: int, known: Known) -> None:
         slots = records.sparkSession.sparkContext.defaultParallelism
         number = batch_numbers.batch_number(self.generation, batch_id)
-        application = checkpoints.application(self.contract.stream, self.generation)
+        application = generations.application(self.contract.stream, self.generation)
         bronze = names.bronze(self.lake_uri, self.contract.stream)
-        stamped = self._judged(records.coalesce(slots), known).withColumn("batch", batches.stamp(number))
-        batches.append(stamped, bronze, application, batch_id, self.may_commit)
+        stamped = self._judged(records.coalesce(slots), known).withColumn("batch", delta_append.stamp(number))
+        delta_append.append(stamped, bronze, application, batch_id, self.may_commit)
 
     def _judged(self, records: DataFrame, known: Known) -> DataFrame:
         if self._judging is None or self._judging[0] != known:
@@ -98,8 +99,8 @@ class Ingest:
     def onward(self, spark: SparkSession, batch_id: int) -> None:
         """Sends what bronze holds of the batch onward: partials and dead letters. Raises as `batch` does."""
         number = batch_numbers.batch_number(self.generation, batch_id)
-        application = checkpoints.application(self.contract.stream, self.generation)
-        written = batches.written(spark, self.lake_uri, self.contract, number)
+        application = generations.application(self.contract.stream, self.generation)
+        written = delta_append.written(spark, self.lake_uri, self.contract, number)
         policy = self.contract.dead_letters
         # What replays sent again is no storm, and must not hide one: where there is some, it is told apart by counting.
         if policy.is_storm(policy.storm_minimum if written.replays else written.rows, written.rows_rejected):
@@ -115,9 +116,9 @@ class Ingest:
         place = ("topic", "partition", "offset", "batch")
         events = self._distinct(accepted.select(*event_columns(self.contract), *place))
         for aggregate in self.contract.aggregates:
-            states = partials(events, self.contract, aggregate).withColumn("batch", batches.stamp(number))
+            states = partials(events, self.contract, aggregate).withColumn("batch", delta_append.stamp(number))
             speed = names.speed(self.lake_uri, self.contract.stream, aggregate.name)
-            batches.append(states, speed, application, batch_id, self.may_commit)
+            delta_append.append(states, speed, application, batch_id, self.may_commit)
 
     def _distinct(self, events: DataFrame) -> DataFrame:
         """`distinct_events`, which sorts all of them, only of those that may be repeats: events whose identities have
@@ -132,7 +133,7 @@ class Ingest:
         suspect = identity.isin(repeated.tolist())
         return events.where(~suspect).unionByName(distinct_events(events.where(suspect), self.contract))
 
-    def _stop_poison(self, written: batches.Written, number: int) -> None:
+    def _stop_poison(self, written: delta_append.Written, number: int) -> None:
         stream, batch_id = self.contract.stream, batch_numbers.batch_id_of(number)
         if self.storm_accepted(number):
             log.warning("%s batch %d: its %d bad records were accepted", stream, batch_id, written.rows_rejected)

@@ -13,7 +13,7 @@ from typing import Any
 from deltalake import DeltaTable
 
 from infra.broker.ranges import Place
-from spark.conservation import PROOFS, Conserved, Finding
+from spark.conservation.accounting import PROOFS, Conserved, Finding
 from spark.lake import contents, names
 
 

@@ -25,15 +25,16 @@ from pyspark.sql import functions as F
 
 from infra.settings import Settings
 from schemas.contract.model import Contract, Derived, Join, Sessions, Velocity
-from spark import stateful
-from spark.batch_store import BatchStore
+from spark.batch import stateful_ledger
+from spark.batch.plan import UnexplainedDifference
+from spark.batch.store import BatchStore
 from spark.definitions import stateful_results
 from spark.definitions.times import literal
 from spark.definitions.windows import interval
 from spark.lake import contents, names, tables
 from spark.lake.publications import Publication, publications, unique_run_id
-from spark.reconcile import UnexplainedDifference
-from spark.transforms import derived_ledger, velocity
+from spark.speed.checkpoint import stateful_start
+from spark.transforms import velocity
 from spark.transforms.aggregates import distinct_events
 from spark.transforms.joins import joined
 from spark.transforms.sessions import sessions
@@ -130,7 +131,7 @@ class Derivation:
     def exact(self, dirty: DataFrame, since: Column) -> DataFrame:
         """The exact rows of the dirty keys from `since` (theirs; at least the given one) on that are final."""
         final = F.expr(literal(self.final))
-        context = F.expr(interval(derived_ledger.reach(self.one)))
+        context = F.expr(interval(stateful_ledger.reach(self.one)))
 
         def events(source: Contract) -> DataFrame:
             """Distinct events of the dirty keys from a little before their `since`. Repeats may have other times than
@@ -168,13 +169,13 @@ class Derivation:
         columns = [*stateful_results.columns(self.contract, self.one), stateful_results.CLOSES_AT]
         served = replaced.select(*columns).unionByName(new.select(*columns).join(replaced, identity, "left_anti"))
         emitted = F.expr(literal(max(self.emitted, self._before))) if self.emitted else None
-        different = derived_ledger.differences(exact, served, self.contract, self.one, emitted).localCheckpoint()
+        different = stateful_ledger.differences(exact, served, self.contract, self.one, emitted).localCheckpoint()
         if different.isEmpty():
             return self.spark.createDataFrame([], tables.SYSTEM["ledger"])
         keys = different.select(*self.key).distinct() if isinstance(self.one, Velocity) else None
         # Of all batches: the query may have taken some after the cut together with those up to it.
         arrived = {
-            source.stream: derived_ledger.arrivals(
+            source.stream: stateful_ledger.arrivals(
                 BatchStore(self.spark, self.lake_uri, source).accepted(),
                 source,
                 (F.col("batch") > self._through_before[source.stream])
@@ -184,7 +185,7 @@ class Derivation:
             for source in self.sources
         }
         values = [F.col(name).cast("string") for name in self.key]
-        return derived_ledger.explained(different, arrived, self.contract, self.one).select(
+        return stateful_ledger.explained(different, arrived, self.contract, self.one).select(
             F.lit(self.run_id).alias("run_id"),
             F.lit(self.title).alias("stream"),
             F.lit(self.one.name).alias("aggregate"),
@@ -346,7 +347,7 @@ def derivations(
             one,
             run_id,
             now,
-            stateful.emitted_through(contract, one, settings),
+            stateful_start.emitted_through(contract, one, settings),
             may_commit,
         )
         for contract in contracts.values()

@@ -25,13 +25,14 @@ from infra.settings import Settings
 from schemas.contract import references
 from schemas.contract.model import Contract
 from schemas.errors import MillraceError
-from spark import checkpoint_log, checkpoints, source
-from spark.alert_log import AlertLog
-from spark.checkpoint_log import Unreadable
-from spark.checkpoints import Start
-from spark.heartbeat import NO_PROGRESS
+from spark.speed import kafka_source
+from spark.speed.alert_log import AlertLog
+from spark.speed.checkpoint import generations, spark_log
+from spark.speed.checkpoint.generations import Start
+from spark.speed.checkpoint.spark_log import Unreadable
+from spark.speed.heartbeat import NO_PROGRESS
+from spark.speed.writer_schemas import Writers
 from spark.transforms.alerts import alerts
-from spark.writers import Writers
 
 log = logging.getLogger("millrace.lane")
 
@@ -89,9 +90,9 @@ class Lane:
             log.error("%s", why)
 
     def progress(self) -> dict[str, Any]:
-        """As `spark.heartbeat.progress`, of the last checkpoint; `halted` says why the lane stands still, if it has
-        failed for `TOLD_AFTER` seconds, until it has run for as long. It has no lag: what is between two checkpoints is
-        unknown."""
+        """As `spark.speed.heartbeat.progress`, of the last checkpoint; `halted` says why the lane stands still, if it
+        has failed for `TOLD_AFTER` seconds, until it has run for as long. It has no lag: what is between two
+        checkpoints is unknown."""
         last: Any = self._query.lastProgress if self._query else None
         found = {"batch_id": last["batchId"], "rows": last["numInputRows"]} if last else {}
         return NO_PROGRESS | found | {"halted": self._halted}
@@ -130,14 +131,14 @@ class Lane:
         if start is None or start.schemas not in (None, known):
             generation, start = begin(self.contract, self._settings)
             log.info("%s begins generation %d of its checkpoint, with the schemas %s", self._name, generation, known)
-        place = checkpoints.location(self._settings, self._name, generation)
+        place = generations.location(self._settings, self._name, generation)
         if start.schemas is None:
             _note(place, start.model_copy(update={"schemas": known}))
         tables = {
             reference.name: spark.createDataFrame(references.table(self.contract, reference))
             for reference in self.contract.references
         }
-        records = source.live_records(spark, self.contract, self._settings, flat(start.offsets))
+        records = kafka_source.live_records(spark, self.contract, self._settings, flat(start.offsets))
         connection = {f"kafka.{key}": value for key, value in self._settings.kafka_java("stream").items()}
         spark.sparkContext.setLocalProperty("spark.scheduler.pool", self._name)
         query: StreamingQuery = (
@@ -162,11 +163,11 @@ def opening(contract: Contract, settings: Settings) -> tuple[int, Start | None]:
     that came before it was noted. Changes nothing. Raises `Unreadable`, with the way out, when a file that the lane
     needs to go on is missing or broken."""
     name = contract.alerts_topic
-    generation = checkpoints.generation(settings, name)
-    place = checkpoints.location(settings, name, generation)
+    generation = generations.generation(settings, name)
+    place = generations.location(settings, name, generation)
     try:
-        checkpoint_log.read(place)
-        return generation, checkpoints.begun(place)
+        spark_log.read(place)
+        return generation, generations.begun(place)
     except Unreadable as error:
         way_out = f"Begin a new generation, which loses no alert: `millrace checkpoint reset {name}`"
         raise Unreadable(f"{error}. {way_out}") from error
@@ -180,11 +181,11 @@ def begin(contract: Contract, settings: Settings) -> tuple[int, Start]:
     offsets = _told(settings, contract.alerts_topic)
     if offsets is None:
         # What the ingest had settled when alerts came into the contract is history, and alerts nobody any more.
-        settled = checkpoints.settled_batch(contract, settings)
-        offsets = {} if settled is None else checkpoints.settled_offsets(contract, settings, settled)
-    generation = max(checkpoints.generations(settings, contract.alerts_topic), default=0) + 1
+        settled = generations.settled_batch(contract, settings)
+        offsets = {} if settled is None else generations.settled_offsets(contract, settings, settled)
+    generation = max(generations.generations(settings, contract.alerts_topic), default=0) + 1
     start = Start(offsets=nested(offsets), after=None, finished=True)
-    _note(checkpoints.location(settings, contract.alerts_topic, generation), start)
+    _note(generations.location(settings, contract.alerts_topic, generation), start)
     return generation, start
 
 
@@ -194,14 +195,14 @@ def _told(settings: Settings, name: str) -> Offsets | None:
     between; the ingest knew the schema, so nothing would bring the record back. What cannot be read is passed over for
     what is older; nothing, so everything is told again, if no file can be read. None if no lane has run."""
     ran = False
-    for generation in sorted(checkpoints.generations(settings, name), reverse=True):
-        place = checkpoints.location(settings, name, generation)
-        committed = sorted(checkpoint_log.numbers(f"{place}/commits", r"(\d+)"), reverse=True)
+    for generation in sorted(generations.generations(settings, name), reverse=True):
+        place = generations.location(settings, name, generation)
+        committed = sorted(spark_log.numbers(f"{place}/commits", r"(\d+)"), reverse=True)
         for batch in committed[1:]:
             with suppress(Unreadable):
-                return checkpoint_log.offsets(f"{place}/offsets/{batch}")
+                return spark_log.offsets(f"{place}/offsets/{batch}")
         try:
-            if (start := checkpoints.begun(place)) is not None:
+            if (start := generations.begun(place)) is not None:
                 return flat(start.offsets)
             ran = ran or bool(committed)
         except Unreadable:
@@ -210,7 +211,7 @@ def _told(settings: Settings, name: str) -> Offsets | None:
 
 
 def _note(place: str, start: Start) -> None:
-    checkpoint_log.put(f"{place}/start.json", start.model_dump_json())
+    spark_log.put(f"{place}/start.json", start.model_dump_json())
 
 
 def _words(error: BaseException) -> str:

@@ -2,8 +2,9 @@
 commits them (docs/decisions/0014-files-by-spark-commits-by-delta-rs.md).
 
 The files of an attempt are in a folder of their own, `<table>/batch-<version>-<random>/`. Before the commit they belong
-to nothing, and what a crash leaves of them `spark.upkeep` removes. The commit names each file with its number of rows
-and, for the columns that the table keeps statistics of, least, greatest and nulls, taken from the Parquet footers.
+to nothing, and what a crash leaves of them `spark.speed.small_files` removes. The commit names each file with its
+number of rows and, for the columns that the table keeps statistics of, least, greatest and nulls, taken from the
+Parquet footers.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from urllib.parse import unquote, urlsplit
 from pyspark.sql import DataFrame
 
 from schemas.errors import TerminalError
-from spark.suites import Expectation
+from spark.quality.suites import Expectation
 
 if TYPE_CHECKING:
     import pandas

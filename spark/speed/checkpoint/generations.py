@@ -13,9 +13,9 @@ from infra.broker.offsets import Offsets, flat
 from infra.settings import Settings
 from schemas.contract.model import Contract
 from schemas.errors import TransientError
-from spark.checkpoint_log import Log, beginning, document, model, numbers, offsets
 from spark.lake import contents
 from spark.lake.batch_numbers import batch_number, generation_of
+from spark.speed.checkpoint.spark_log import Log, beginning, document, model, numbers, offsets
 
 
 class NothingSettled(TransientError):
@@ -24,8 +24,9 @@ class NothingSettled(TransientError):
 
 class Start(BaseModel):
     """What a reset notes in a generation's `start.json`: the `offsets` it starts from, nested as Spark does; the newest
-    batch that bronze held then (`after`); and whether that one is `finished` (see `spark.restart`). Of an alert lane:
-    the ids of the `schemas` that its query knows, None until it has run (see `spark.lane`)."""
+    batch that bronze held then (`after`); and whether that one is `finished` (see
+    `spark.speed.checkpoint.ingest_start`). Of an alert lane: the ids of the `schemas` that its query knows, None until
+    it has run (see `spark.speed.alert_lane`)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -81,7 +82,8 @@ def begun(place: str) -> Start | None:
 def settled_batch(contract: Contract, settings: Settings) -> int | None:
     """The newest batch whose ingest is complete in every table and on the dead-letter topic: the newest entry of the
     newest generation's commit log, as a `batch` number. None before the first. A new generation without a commit
-    answers with the batch that it finished (see `spark.restart`), or with the last of the generation before."""
+    answers with the batch that it finished (see `spark.speed.checkpoint.ingest_start`), or with the last of the
+    generation before."""
     for number in sorted(generations(settings, contract.stream), reverse=True):
         if (committed := _committed(contract, settings, number)) is not None:
             return batch_number(number, committed)

@@ -16,7 +16,7 @@ from pyspark.sql import SparkSession
 from infra.settings import Settings, settings
 from schemas.contract.catalog import contract_in
 from schemas.errors import MillraceError
-from spark.lineage_events import told
+from spark.lineage.events import told
 
 log = logging.getLogger("millrace.batch")
 
@@ -31,10 +31,10 @@ def main(
     arguments: list[str] | None = None,
     parents: Sequence[argparse.ArgumentParser] = (),
 ) -> int:
-    """Does `work`, which is what `spark.lineage` has by `duty`, for each `--stream` and returns the exit code: 0, or 1
-    if a stream failed. A stream that fails does not keep the others from their turn. The last line of standard output
-    is JSON: the summaries in a list, which `--summary` names a file for. `parents` have options of the job's own, for
-    its help."""
+    """Does `work`, which is what `spark.lineage.graph.graph` has by `duty`, for each `--stream` and returns the exit
+    code: 0, or 1 if a stream failed. A stream that fails does not keep the others from their turn. The last line of
+    standard output is JSON: the summaries in a list, which `--summary` names a file for. `parents` have options of the
+    job's own, for its help."""
     parser = argparse.ArgumentParser(description=description, parents=parents)
     parser.add_argument("--stream", required=True, action="append", help="name of a stream; may be given again")
     parser.add_argument("--run-id", required=True, help="names the run in the tables of `system/`")

@@ -5,7 +5,8 @@ comes after (partials, dead letters) is derived from bronze alone. So what a che
 bronze, and what it lost can be found there:
 
 - the start is refused, before the query exists, when the checkpoint and bronze do not fit together, when a file that
-  Spark needs is missing or broken, and when the contract changed what may not change (see `spark.fingerprint`);
+  Spark needs is missing or broken, and when the contract changed what may not change (see
+  `spark.speed.checkpoint.fingerprint`);
 - a reset makes the next generation, which starts at the offset after the last one that bronze holds, of each
   partition. A batch that had not reached bronze is read again, whole. One that had reached it, but whose partials or
   letters may be missing, is never read again: the new generation's driver finishes it first, from its rows in bronze
@@ -30,11 +31,11 @@ from infra.broker.offsets import Offsets, broker_offsets, flat, nested
 from infra.settings import Settings
 from schemas.contract.model import Contract
 from schemas.errors import Halt, TerminalError
-from spark import checkpoint_log, checkpoints
-from spark.checkpoint_log import Log, Unreadable
-from spark.checkpoints import Start
-from spark.fingerprint import Fingerprint, changes, fingerprint
 from spark.lake import batch_numbers, contents, names
+from spark.speed.checkpoint import generations, spark_log
+from spark.speed.checkpoint.fingerprint import Fingerprint, changes, fingerprint
+from spark.speed.checkpoint.generations import Start
+from spark.speed.checkpoint.spark_log import Log, Unreadable
 
 
 class CheckpointRefused(Halt):
@@ -85,11 +86,11 @@ class Storm:
 def opening(contract: Contract, settings: Settings) -> Opening:
     """How the stream's ingest starts. Changes nothing. Raises `CheckpointRefused`."""
     stream = contract.stream
-    generation = checkpoints.generation(settings, stream)
-    place = checkpoints.location(settings, stream, generation)
+    generation = generations.generation(settings, stream)
+    place = generations.location(settings, stream, generation)
     try:
-        log = checkpoint_log.read(place)
-        start = checkpoints.begun(place)
+        log = spark_log.read(place)
+        start = generations.begun(place)
         before = remembered(contract, settings, generation)
     except Unreadable as error:
         raise _refused(stream, f"{error}. Put the file back from a copy, or {_reset(stream)}") from error
@@ -118,26 +119,26 @@ def remember(contract: Contract, settings: Settings, generation: int) -> None:
     before = remembered(contract, settings, generation)
     known = fingerprint(contract).after(before)
     if known != before:
-        _put_fingerprint(checkpoints.location(settings, contract.stream, generation), known)
+        _put_fingerprint(generations.location(settings, contract.stream, generation), known)
 
 
 def remembered(contract: Contract, settings: Settings, generation: int) -> Fingerprint:
     """The fingerprint noted beside the checkpoint of `generation`, an empty one if there is none. Raises
     `Unreadable`."""
-    return _fingerprint(checkpoints.location(settings, contract.stream, generation)) or Fingerprint()
+    return _fingerprint(generations.location(settings, contract.stream, generation)) or Fingerprint()
 
 
 def unread(contract: Contract, settings: Settings) -> list[str]:
     """The contract's fields that the stream's ingest did not know when it last started. None if it never did: the start
     to come knows all of them."""
-    noted = _known(settings, contract.stream, checkpoints.generation(settings, contract.stream)).tables
+    noted = _known(settings, contract.stream, generations.generation(settings, contract.stream)).tables
     return [name for name in contract.fields if noted and f"column {name}" not in noted]
 
 
 def finished(contract: Contract, settings: Settings, generation: int) -> None:
     """Notes that the batch before `generation` is complete."""
-    place = checkpoints.location(settings, contract.stream, generation)
-    start = checkpoints.begun(place)
+    place = generations.location(settings, contract.stream, generation)
+    start = generations.begun(place)
     if start is not None:
         _put_start(place, start.model_copy(update={"finished": True}))
 
@@ -146,10 +147,10 @@ def _misfit(contract: Contract, settings: Settings, generation: int, log: Log, s
     """Why checkpoint and bronze do not belong together, None if they do."""
     stream = contract.stream
     bronze = names.bronze(settings.lake_uri, stream)
-    misfit = checkpoints.misfit(settings, stream, generation, log, bronze, "bronze")
+    misfit = generations.misfit(settings, stream, generation, log, bronze, "bronze")
     if misfit or log.planned is not None:
         return misfit
-    place = checkpoints.location(settings, stream, generation)
+    place = generations.location(settings, stream, generation)
     newest = contents.newest_batch(bronze)
     if start is None:
         return f"bronze holds records, but {place} has no start.json: a reset was not finished" if newest else None
@@ -178,7 +179,7 @@ def reset(
     Raises `ResetRefused` if Kafka has dropped records that bronze lacks, unless their loss is accepted; if a topic ends
     before what bronze holds of it; and `TransientError` when Kafka cannot be reached."""
     stream = contract.stream
-    before = checkpoints.generation(settings, stream)
+    before = generations.generation(settings, stream)
     after = contents.newest_batch(names.bronze(settings.lake_uri, stream))
     ends = bronze_ends(contract, settings)
     first = broker_offsets(settings, contract.ingest_topics, earliest=True)
@@ -201,7 +202,7 @@ def reset(
         )
     start = {place: max(end, first[place]) for place, end in ends.items() if place in first}
     generation = max(before, batch_numbers.generation_of(after or 0)) + 1
-    place = checkpoints.location(settings, stream, generation)
+    place = generations.location(settings, stream, generation)
     known = _known(settings, stream, before)
     may_write()
     _put_fingerprint(place, Fingerprint(tables=known.tables))
@@ -219,9 +220,9 @@ def bronze_ends(contract: Contract, settings: Settings) -> Offsets:
 def _read(contract: Contract, settings: Settings, generation: int) -> Offsets:
     """Where the newest batch that bronze holds of `generation` ends, if its checkpoint can still tell; else nothing."""
     bronze = names.bronze(settings.lake_uri, contract.stream)
-    written = contents.newest_append(bronze, checkpoints.application(contract.stream, generation))
+    written = contents.newest_append(bronze, generations.application(contract.stream, generation))
     try:
-        log = checkpoint_log.read(checkpoints.location(settings, contract.stream, generation))
+        log = spark_log.read(generations.location(settings, contract.stream, generation))
     except Unreadable:
         return {}
     return log.ends.get(-1 if written is None else written, {})
@@ -231,7 +232,7 @@ def _known(settings: Settings, stream: str, generation: int) -> Fingerprint:
     """The newest fingerprint that can be read, up to that of `generation`; an empty one if there is none."""
     for number in range(generation, 0, -1):
         try:
-            found = _fingerprint(checkpoints.location(settings, stream, number))
+            found = _fingerprint(generations.location(settings, stream, number))
         except Unreadable:
             continue
         if found:
@@ -245,7 +246,7 @@ def _known(settings: Settings, stream: str, generation: int) -> Fingerprint:
 def storm(contract: Contract, settings: Settings) -> Storm | None:
     """The storm that the stream's ingest halted at, if nobody has accepted it yet."""
     batch = contents.newest_batch(names.bronze(settings.lake_uri, contract.stream))
-    settled = checkpoints.settled_batch(contract, settings)
+    settled = generations.settled_batch(contract, settings)
     if batch is None or (settled is not None and batch <= settled) or is_accepted(settings, contract.stream, batch):
         return None
     counts = (
@@ -264,13 +265,13 @@ def accept_storm(contract: Contract, settings: Settings) -> Storm:
     found = storm(contract, settings)
     if found is None:
         raise NoStorm(f"no storm of {contract.stream} waits for a decision")
-    checkpoint_log.put(_accepted(settings, contract.stream, found.batch), "")
+    spark_log.put(_accepted(settings, contract.stream, found.batch), "")
     return found
 
 
 def is_accepted(settings: Settings, stream: str, batch: int) -> bool:
     """Whether somebody accepted the storm of `batch` (a number with its generation)."""
-    return checkpoint_log.document(_accepted(settings, stream, batch)) is not None
+    return spark_log.document(_accepted(settings, stream, batch)) is not None
 
 
 def _accepted(settings: Settings, stream: str, batch: int) -> str:
@@ -281,15 +282,15 @@ def _accepted(settings: Settings, stream: str, batch: int) -> str:
 
 
 def _fingerprint(place: str) -> Fingerprint | None:
-    return checkpoint_log.model(Fingerprint, f"{place}/fingerprint.json")
+    return spark_log.model(Fingerprint, f"{place}/fingerprint.json")
 
 
 def _put_fingerprint(place: str, known: Fingerprint) -> None:
-    checkpoint_log.put(f"{place}/fingerprint.json", known.model_dump_json(indent=1))
+    spark_log.put(f"{place}/fingerprint.json", known.model_dump_json(indent=1))
 
 
 def _put_start(place: str, start: Start) -> None:
-    checkpoint_log.put(f"{place}/start.json", start.model_dump_json(indent=1))
+    spark_log.put(f"{place}/start.json", start.model_dump_json(indent=1))
 
 
 def _bronze(contract: Contract, settings: Settings, query: str, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:

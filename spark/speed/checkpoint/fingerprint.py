@@ -4,7 +4,7 @@ It holds what cannot change under a checkpoint or under rows already written. Ev
 change from one start to the next: rules, dead-letter policy and storm share, alerts, lateness, windows served, sink
 options, trigger interval, batch size, the size of the cluster. Names may come and go too (an optional field, a measure,
 an aggregate); a name that comes back must mean what it meant. The queries of velocity, sessions and joins have
-fingerprints of their own (`spark.stateful`): key, identity, watermark and state are what theirs depend on.
+fingerprints of their own (`spark.speed.stateful_query`): key, identity, watermark and state are what theirs depend on.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 The audit is cut at the newest settled batch: each partition of `<stream>` and `<stream>.retry` from the first offset
 that the lake has promised to hold to the offset where that batch ended. What Kafka has beyond is not ingested yet, and
-not lost. Where coordinates are not consecutive, the broker is read (`infra.gaps`); what nothing explains is the
-residual.
+not lost. Where coordinates are not consecutive, the broker is read (`spark.conservation.broker_gaps`); what nothing
+explains is the residual.
 
 What the last clean audit has proved is not proved again as long as bronze has only been appended to since, and still
 has as many rows of those batches; so an audit's cost follows the new data. Anything else that happened to the table
@@ -22,15 +22,16 @@ from deltalake.exceptions import DeltaError
 
 from infra.broker.offsets import Offsets, broker_offsets
 from infra.broker.ranges import Place, Range
-from infra.gaps import Gaps
 from infra.settings import Settings
 from schemas import dead_letter
 from schemas.contract.model import Contract
 from schemas.errors import TerminalError
-from spark import audits, checkpoints, conservation
-from spark.audits import Audit
-from spark.conservation import Conserved, Finding, Held
-from spark.coordinates import Coordinates
+from spark.conservation import accounting, audit_log
+from spark.conservation.accounting import Conserved, Finding, Held
+from spark.conservation.audit_log import Audit
+from spark.conservation.broker_gaps import Gaps
+from spark.conservation.bronze_coordinates import Coordinates
+from spark.speed.checkpoint import generations
 
 log = logging.getLogger(__name__)
 
@@ -87,13 +88,13 @@ def require_conserved(found: Audit) -> None:
 
 
 def _audit(settings: Settings, contract: Contract, run_id: str, now: datetime, accept: bool) -> Audit:
-    through = checkpoints.settled_batch(contract, settings)
+    through = generations.settled_batch(contract, settings)
     if through is None:
-        raise checkpoints.NothingSettled(f"no batch of {contract.stream} is complete yet, so there is nothing to audit")
-    ends = checkpoints.settled_offsets(contract, settings, through)
+        raise generations.NothingSettled(f"no batch of {contract.stream} is complete yet, so there is nothing to audit")
+    ends = generations.settled_offsets(contract, settings, through)
     broker = broker_offsets(settings, contract.ingest_topics)
-    earlier = audits.audits(settings.lake_uri, contract.stream)
-    known = audits.proved(earlier)
+    earlier = audit_log.audits(settings.lake_uri, contract.stream)
+    known = audit_log.proved(earlier)
     with Coordinates(settings.lake_uri, contract.stream) as bronze:
         base = next((audit for audit in reversed(earlier) if not audit.residual), None)
         before, held = _measured(bronze, ends, base)
@@ -101,13 +102,13 @@ def _audit(settings: Settings, contract: Contract, run_id: str, now: datetime, a
         starts = {place: before[place].to_offset if place in before else promised(place) for place in ends}
         explained, unknown = {}, {}
         for place in ends:
-            gaps = conservation.gaps(held.get(place), starts[place], ends[place])
-            explained[place], unknown[place] = conservation.split(gaps, known.get(place, []))
+            gaps = accounting.gaps(held.get(place), starts[place], ends[place])
+            explained[place], unknown[place] = accounting.split(gaps, known.get(place, []))
         found = _found(settings, contract, bronze, unknown)
     if accept:
         found = {place: [_accepted(finding) for finding in findings] for place, findings in found.items()}
     partitions = [
-        conservation.account(
+        accounting.account(
             place, starts[place], ends[place], broker.get(place, 0), held.get(place), explained[place], found[place],
             before.get(place),
         )
@@ -122,7 +123,7 @@ def _measured(
     """What need not be proved again, and what bronze holds beside that: newer batches, or everything."""
     if base is not None and bronze.only_grew_since(base.version):
         before = {partition.place: partition for partition in base.partitions}
-        newer = conservation.held(bronze.breaks(ends, base.through_batch))
+        newer = accounting.held(bronze.breaks(ends, base.through_batch))
         began = {place: partition.to_offset for place, partition in before.items()}
         if (
             bronze.all_rows() == base.rows + bronze.rows(base.through_batch)
@@ -132,7 +133,7 @@ def _measured(
             return before, newer
     if base is not None:
         log.info("bronze was more than appended to since the last clean audit: all of it is counted")
-    return {}, conservation.held(bronze.breaks(ends, -1))
+    return {}, accounting.held(bronze.breaks(ends, -1))
 
 
 def _promised(
@@ -140,7 +141,7 @@ def _promised(
 ) -> Callable[[Place], int]:
     """The first offset of a partition that the lake has promised to hold: where the ingest began to read it. A lost
     checkpoint takes no promise back: neither that of an earlier audit nor that of a row."""
-    began = checkpoints.first_offsets(contract, settings)
+    began = generations.first_offsets(contract, settings)
     audited = {partition.place: partition.from_offset for partition in earlier[-1].partitions} if earlier else {}
 
     def promised(place: Place) -> int:
@@ -189,8 +190,8 @@ def _less_repaired(
         if finding.reason not in ("missing", "expired"):
             yield finding
             continue
-        back = conservation.ranges(offset for offset in range(finding.first, finding.last + 1) if came_back(offset))
-        repaired, lost = conservation.split([finding.range], [Finding(*range_, "repaired") for range_ in back])
+        back = accounting.ranges(offset for offset in range(finding.first, finding.last + 1) if came_back(offset))
+        repaired, lost = accounting.split([finding.range], [Finding(*range_, "repaired") for range_ in back])
         yield from repaired
         yield from (Finding(*range_, finding.reason) for range_ in lost)
 

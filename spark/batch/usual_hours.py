@@ -10,7 +10,7 @@ from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
 from schemas.contract.model import Aggregate
-from spark.transforms.layers import counter
+from spark.batch.layer_counts import counter
 
 DAYS = 28
 """Earlier days that are looked at."""

@@ -1,8 +1,8 @@
 """Lineage as OpenLineage events: which run of which job read and wrote which topics and tables.
 
-Nobody is told unless `settings().openlineage` says whom. What a job reads and writes is what `spark.lineage` derives
-from the contracts. Airflow's provider tells of DAGs and tasks by itself; a job that Airflow started names its task as
-parent.
+Nobody is told unless `settings().openlineage` says whom. What a job reads and writes is what
+`spark.lineage.graph.graph` derives from the contracts. Airflow's provider tells of DAGs and tasks by itself; a job that
+Airflow started names its task as parent.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from urllib.parse import urlsplit
 
 from infra.settings import Settings
 from schemas.contract.model import Contract
-from spark import lineage
 from spark.lake import names
+from spark.lineage import graph
 
 if TYPE_CHECKING:
     from openlineage.client.event_v2 import Run
@@ -40,7 +40,7 @@ def told(
     parent: str | None = None,
 ) -> Iterator[None]:
     """Tells of the start and the end of a run, which fails with what is raised inside. The run's job is
-    `<job>.<stream>`, and it does what `spark.lineage` has `by` that process for the contract. `parent` is
+    `<job>.<stream>`, and it does what `spark.lineage.graph.graph` has `by` that process for the contract. `parent` is
     `<namespace>/<job>/<run id>` of the run that started it. A run goes on whether it can be told or not."""
     if settings.openlineage_transport is None:
         yield
@@ -56,8 +56,9 @@ def told(
 
 
 def read_and_written(contract: Contract, by: str) -> tuple[list[str], list[str]]:
-    """The names (of `spark.lineage`) that a process reads and writes for a stream, without what it reads back."""
-    mine = [edge for edge in lineage.edges([contract]) if edge.by == by]
+    """The names (of `spark.lineage.graph.graph`) that a process reads and writes for a stream, without what it reads
+    back."""
+    mine = [edge for edge in graph.edges([contract]) if edge.by == by]
     written = {edge.target for edge in mine}
     return sorted({edge.source for edge in mine} - written), sorted(written)
 

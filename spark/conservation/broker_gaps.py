@@ -18,7 +18,7 @@ from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
 from infra.broker.ranges import Range
 from infra.settings import Settings
 from schemas.errors import TransientError
-from spark.conservation import Finding, Proof, ranges, split
+from spark.conservation.accounting import Finding, Proof, ranges, split
 
 SECONDS = 30.0
 """How long an answer of Kafka may take."""

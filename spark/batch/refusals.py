@@ -10,10 +10,10 @@ import duckdb
 from duckdb_extensions import import_extension
 
 from schemas.contract.model import Contract
+from spark.batch.plan import TouchedHour, plan
 from spark.definitions.times import floor_hour
 from spark.lake import contents, names
 from spark.lake.publications import Publication, publications
-from spark.reconcile import TouchedHour, plan
 
 
 def withhold(lake_uri: str, contract: Contract, run_id: str, through: int, reason: str) -> datetime | None:

@@ -28,8 +28,8 @@ from deltalake import DeltaTable, WriterProperties
 from deltalake.exceptions import DeltaError
 
 from schemas.contract.model import Contract
-from spark import batches
 from spark.lake import names, retention
+from spark.speed import delta_append
 
 log = logging.getLogger(__name__)
 
@@ -148,7 +148,7 @@ def _remove_empty_folders(uri: str) -> None:
     Nobody writes to the table meanwhile."""
     if urlsplit(uri).scheme != "file":
         return
-    for folder in Path(names.local_path(uri)).glob(f"{batches.FOLDER}*"):
+    for folder in Path(names.local_path(uri)).glob(f"{delta_append.FOLDER}*"):
         if not any(folder.rglob("[!.]*.parquet")):
             shutil.rmtree(folder)
 

@@ -27,9 +27,9 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import BinaryType, DateType, StringType, TimestampType
 
 from schemas.contract.model import Aggregate, Contract, Measure
+from spark.batch.layer_counts import counter
 from spark.definitions import measures
 from spark.transforms import aggregates
-from spark.transforms.layers import counter
 
 RELATIVE = 1e-9
 """Values closer than this, relative to the greater, are equal: an average is a division of doubles."""

@@ -2,9 +2,9 @@
 
 What was once registered never changes, so it is cached for the life of the process. A batch decodes with the cache and
 asks nobody. Only a record of an id that is not in the cache makes the ingest ask, once for the batch, before anything
-of it is written (`spark.ingest`). An id that the registry does not have either is a dead letter; while the registry
-does not answer nobody can say that, so the batch waits: it is retried with backoff behind a circuit breaker, which all
-streams of the process share, until the registry is back or the driver stops.
+of it is written (`spark.speed.ingest`). An id that the registry does not have either is a dead letter; while the
+registry does not answer nobody can say that, so the batch waits: it is retried with backoff behind a circuit breaker,
+which all streams of the process share, until the registry is back or the driver stops.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from deltalake import DeltaTable
 from duckdb_extensions import import_extension
 
 from infra.broker.offsets import Offsets
-from spark.conservation import Break
+from spark.conservation.accounting import Break
 from spark.lake import names, tables
 
 MEMORY = "256MB"

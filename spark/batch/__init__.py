@@ -1,0 +1,1 @@
+"""The batch layer: plans, recomputes, compares, explains and publishes closed hours."""

@@ -1,0 +1,1 @@
+"""The conservation audit: each offset on the broker is exactly one row of bronze."""

@@ -1,0 +1,1 @@
+"""The Great Expectations suites, and the auditor that runs them."""

@@ -1,0 +1,1 @@
+"""Checkpoint generations, fingerprints and starts: where a query begins, and whether it may."""
