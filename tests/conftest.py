@@ -14,6 +14,8 @@ from xdist.scheduler import LoadScopeScheduling
 from infra.settings import Settings
 from spark.session import QUICK_COMPILER, session
 
+pytest_plugins = ["tests.support.seed"]
+
 settings.register_profile("same", derandomize=True, deadline=None)
 settings.register_profile("search", max_examples=2000, deadline=None)
 settings.load_profile("same")  # `make test` says the same of the same code; `make long` searches for more

@@ -8,26 +8,28 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
 
 from infra.local import stack as local
 from infra.settings import Settings, settings
+from tests.support.chance import ports
 
 PORTS = ("KAFKA", "KAFKA_CONTROLLER", "REGISTRY", "AIRFLOW", "DOCS", "POSTGRES")
 
 
 def free_ports(count: int) -> list[int]:
     """`count` different ports of 127.0.0.1 that nobody listens on at the moment."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
+    return list(islice(filter(_free, ports()), count))
+
+
+def _free(port: int) -> bool:
+    with socket.socket() as tried, suppress(OSError):
+        tried.bind(("127.0.0.1", port))
+        return True
+    return False
 
 
 @contextmanager

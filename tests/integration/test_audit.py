@@ -11,7 +11,6 @@ import json
 import os
 import subprocess
 import sys
-import uuid
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from itertools import count
@@ -44,6 +43,7 @@ from spark.conservation.bronze_coordinates import Coordinates
 from spark.lake import batch_numbers, names, tables
 from spark.serving.duck import connect
 from spark.speed.checkpoint import generations
+from tests.support.chance import fresh, octets
 
 STAMP = 1_767_225_600_123
 """Kafka's time of a stream's first record here, in milliseconds; each one after it is a second later."""
@@ -106,9 +106,7 @@ class Stream:
         for n in range(number):
             own = key or (b"\xff" if n % 2 else None)
             both = [("trace", b"\0\xff"), *headers]
-            producer.produce(
-                topic, uuid.uuid4().bytes, own, 0, timestamp=next(self._stamps), headers=both, on_delivery=arrived
-            )
+            producer.produce(topic, octets(16), own, 0, timestamp=next(self._stamps), headers=both, on_delivery=arrived)
         assert producer.flush(30) == 0
         return offsets
 
@@ -204,7 +202,7 @@ class Stream:
 
 @pytest.fixture
 def stream(stack: Settings, tmp_path: Path) -> Iterator[Stream]:
-    name = f"audited_{uuid.uuid4().hex[:8]}"
+    name = fresh("audited_")
     folder = tmp_path / "contracts" / name
     folder.mkdir(parents=True)
     yaml = (PROJECT / "schemas" / "streams" / "weather" / "stream.yaml").read_text()
@@ -360,7 +358,7 @@ def test_what_compaction_removed_is_explained(stream: Stream) -> None:
 
     @retry(wait=wait_fixed(0.5), stop=stop_after_delay(90), retry=retry_if_result(lambda held: 0 in held))
     def compacted() -> dict[int, Message]:
-        stream.send(1, key=uuid.uuid4().bytes)  # closes a segment: it is a second later
+        stream.send(1, key=octets(16))  # closes a segment: it is a second later
         return stream.records(stream.name)
 
     held = compacted()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import uuid
 from collections.abc import Callable, Iterator
 
 import psycopg2
@@ -11,6 +10,7 @@ import pytest
 
 from infra.locks.driver_lease import Lease, LeaseHeld, LeaseLost, LeaseUnreachable
 from infra.settings import Settings
+from tests.support.chance import fresh
 
 NewLease = Callable[..., Lease]
 
@@ -18,7 +18,7 @@ NewLease = Callable[..., Lease]
 @pytest.fixture
 def new_lease(stack: Settings) -> Iterator[NewLease]:
     """Leases of one fresh name, each with its own connection, as two processes would have."""
-    name = f"test-{uuid.uuid4().hex[:8]}"
+    name = fresh("test-")
     opened: list[Lease] = []
 
     def make(seconds: float = 60) -> Lease:

@@ -13,7 +13,6 @@ import os
 import signal
 import subprocess
 import sys
-import uuid
 from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -46,6 +45,7 @@ from schemas.contract.model import Contract
 from spark.serving.duck import connect
 from tests import oracle
 from tests.integration import tides
+from tests.support.chance import fresh
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -95,7 +95,7 @@ def offsets_on_the_broker(stack: Settings, topics: tuple[str, ...]) -> Counter[t
     """Every (topic, partition, offset) of a committed record, read by a plain consumer."""
     consumer = Consumer(
         stack.kafka_client("admin")
-        | {"group.id": f"oracle-{uuid.uuid4()}", "enable.auto.commit": False, "enable.partition.eof": True,
+        | {"group.id": fresh("oracle-"), "enable.auto.commit": False, "enable.partition.eof": True,
            "isolation.level": "read_committed", "auto.offset.reset": "earliest"}
     )  # fmt: skip
     metadata = consumer.list_topics(timeout=10).topics

@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import uuid
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -25,12 +24,13 @@ from producers.sources import Record, source
 from schemas.contract.catalog import catalog
 from schemas.contract.model import Contract
 from schemas.contract.verdict import Judge
+from tests.support.chance import fresh
 
 
 @pytest.fixture
 def contract(stack: Settings) -> Iterator[Contract]:
     """The flights contract under a name of its own, with its main topic and its schemas."""
-    mine = catalog(stack.contracts)["flights"].model_copy(update={"stream": f"produced_{uuid.uuid4().hex[:8]}"})
+    mine = catalog(stack.contracts)["flights"].model_copy(update={"stream": fresh("produced_")})
     admin = AdminClient(stack.kafka_client("admin"))
     for future in admin.create_topics([NewTopic(mine.stream, 3, 1)]).values():
         future.result()
@@ -197,7 +197,6 @@ from confluent_kafka import Consumer, TopicPartition
 from infra.settings import settings
 from producers.produce import produce
 from producers.sources import Record, source
-from schemas.catalog import catalog
 
 config, (topic, id_) = settings(), sys.argv[1:]
 contract = catalog(config.contracts)["flights"].model_copy(update={"stream": topic})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import uuid
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -16,6 +15,7 @@ from infra.operations.provisioning import Drift, Refused, Unavailable, provision
 from infra.settings import PROJECT, Settings
 from schemas.contract.catalog import load
 from schemas.contract.model import Contract, Topic
+from tests.support.chance import fresh
 
 MakeContract = Callable[..., Contract]
 
@@ -34,9 +34,7 @@ def registry(stack: Settings) -> SchemaRegistryClient:
 def contract(admin: AdminClient) -> Iterator[Contract]:
     """The weather contract as a stream of a name that exists nowhere."""
     topic = Topic.model_validate({"partitions": 2, "retention": "1d", "configs": {"segment.ms": "3600000"}})
-    made = load(PROJECT / "schemas" / "streams" / "weather").model_copy(
-        update={"stream": f"t{uuid.uuid4().hex[:8]}", "topic": topic}
-    )
+    made = load(PROJECT / "schemas" / "streams" / "weather").model_copy(update={"stream": fresh("t"), "topic": topic})
     yield made
     existing = set(admin.list_topics(timeout=30).topics)
     if leftovers := [name for name in made.topics if name in existing]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import time
-import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from producers.transactions import Session
 from schemas.contract.catalog import catalog
 from schemas.contract.model import Contract
 from schemas.dead_letter import PARKED_BECAUSE, Letter
+from tests.support.chance import fresh
 
 NOW = datetime(2013, 6, 1, 12, 0, tzinfo=UTC)
 PAST = "2013-06-01T11:59:59Z"
@@ -46,7 +46,7 @@ def admin(stack: Settings) -> AdminClient:
 def contract(stack: Settings, admin: AdminClient) -> Iterator[Contract]:
     """The flights contract under a name of its own, its topics with two partitions."""
     flights = catalog(PROJECT / "schemas" / "streams")["flights"]  # the stack's own copy has an impatient policy
-    mine = flights.model_copy(update={"stream": f"replayed_{uuid.uuid4().hex[:8]}"})
+    mine = flights.model_copy(update={"stream": fresh("replayed_")})
     forever = {"retention.ms": "-1"}  # as provisioned: the letters carry a time of long ago
     for future in admin.create_topics([NewTopic(topic, 2, 1, config=forever) for topic in mine.topics]).values():
         future.result()
@@ -63,7 +63,7 @@ def bury(stack: Settings, contract: Contract) -> Callable[..., None]:
     def send(*letters: dict[str, object], partition: int = 0) -> None:
         for letter in letters:
             headers = {
-                "dl-id": f"flights/0/{uuid.uuid4().hex[:6]}",
+                "dl-id": fresh("flights/0/"),
                 "dl-error-class": "transient",
                 "dl-reason": "timeout",
                 "dl-attempt": "0",

@@ -8,7 +8,6 @@ import ssl
 import stat
 import threading
 import time
-import uuid
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -29,6 +28,7 @@ from infra.local.component import JOBS, orphaned_workers
 from infra.local.supervisor import Supervisor
 from infra.settings import Settings
 from schemas.errors import TransientError
+from tests.support.chance import fresh
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -159,7 +159,7 @@ def test_a_lost_password_is_made_anew_and_works(stack: Settings) -> None:
 
 def test_transactions_that_a_crash_left_half_ended_are_ended(stack: Settings) -> None:
     """Many are being committed when the broker is killed; afterwards readers of committed records reach the end."""
-    topic, partitions = f"halves-{uuid.uuid4().hex[:8]}", range(4)
+    topic, partitions = fresh("halves-"), range(4)
     admin = AdminClient(stack.kafka_client("admin"))
     admin.create_topics([NewTopic(topic, len(partitions), 1)])[topic].result(10)
     client = {**stack.kafka_client("admin"), "log_level": 0, "error_cb": lambda _: None}
@@ -206,7 +206,7 @@ def test_transactions_that_a_crash_left_half_ended_are_ended(stack: Settings) ->
 
 @pytest.mark.parametrize("program", CHECKS)
 def test_comes_back_after_kill_9(stack: Settings, program: str) -> None:
-    topic = f"survivor-{uuid.uuid4().hex[:8]}"
+    topic = fresh("survivor-")
     admin = AdminClient(stack.kafka_client("admin"))
     admin.create_topics([NewTopic(topic, 1, 1)])[topic].result(10)
     killed, moment = pids(stack)[program], datetime.now(UTC)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import pytest
 from infra.driver import process
 from infra.locks.driver_lease import Lease, LeaseHeld, LeaseLost
 from infra.settings import Settings
+from tests.support.chance import fresh
 
 SMALL_DRIVER = Path(__file__).parents[1] / "unit" / "small_driver.py"
 
@@ -37,7 +37,7 @@ class Supervisor:
 
 @pytest.fixture
 def supervisors(stack: Settings, tmp_path: Path) -> Iterator[tuple[Supervisor, Supervisor]]:
-    name = f"test-{uuid.uuid4().hex[:8]}"
+    name = fresh("test-")
     both = Supervisor(stack, tmp_path / "one", name), Supervisor(stack, tmp_path / "two", name)
     yield both
     for supervisor in both:
