@@ -14,7 +14,7 @@ from xdist.scheduler import LoadScopeScheduling
 from infra.settings import Settings
 from spark.session import QUICK_COMPILER, session
 
-pytest_plugins = ["tests.support.seed"]
+pytest_plugins = ["tests.support.seed", "tests.support.spent"]
 
 settings.register_profile("same", derandomize=True, deadline=None)
 settings.register_profile("search", max_examples=2000, deadline=None)
