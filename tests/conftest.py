@@ -21,12 +21,17 @@ settings.register_profile("search", max_examples=2000, deadline=None)
 settings.load_profile("same")  # `make test` says the same of the same code; `make long` searches for more
 
 
-SHARE = (
-    "tests/unit/transforms/", "tests/unit/test_dags.py", "tests/unit/test_suites.py", "tests/integration/lake/",
-    "tests/integration/test_faults.py", "tests/integration/test_lane.py", "tests/integration/",
-)  # fmt: skip
-"""Whose tests share what takes long to start: a Spark session, the parsed DAGs, a stack of servers. The first that fits
-counts."""
+SHARE = {
+    "tests/unit/spark/transforms/": "a Spark session",
+    "tests/unit/spark/batch/test_usual_hours.py": "a Spark session",
+    "tests/unit/dags/test_policy.py": "the parsed DAGs",
+    "tests/unit/spark/quality/test_suites.py": "Great Expectations",
+    "tests/integration/lake/": "a Spark session and lakes",
+    "tests/integration/test_faults.py": "a platform that is harmed",
+    "tests/integration/test_lane.py": "a platform with alert lanes",
+    "tests/integration/": "a platform",
+}
+"""What tests share that takes long to start, by the begin of their paths; the first that fits counts."""
 
 
 class BySharing(LoadScopeScheduling):
@@ -34,7 +39,7 @@ class BySharing(LoadScopeScheduling):
     (The groups of pytest-xdist 3.8 would say it by a mark; pytest 9 has no place for them any more.)"""
 
     def _split_scope(self, nodeid: str) -> str:
-        return next((place for place in SHARE if nodeid.startswith(place)), nodeid)
+        return next((shared for place, shared in SHARE.items() if nodeid.startswith(place)), nodeid)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> BySharing:

@@ -81,13 +81,13 @@ MECHANISMS = (
     Mechanism(
         "P1", "a residual withholds publication", "dags/reconcile.py",
         "        withheld=residual,\n", "",
-        ("tests/unit/test_dag_reports.py::test_a_stream_with_a_residual_is_withheld_and_the_others_go_on",),
+        ("tests/unit/dags/test_reports.py::test_a_stream_with_a_residual_is_withheld_and_the_others_go_on",),
     ),
     Mechanism(
         "P5", "what an audit keeps from being published is marked too", "dags/reconcile.py",
         "        refusals.withhold(\n            config.lake_uri, contract_in(config.contracts, stream), run_id, "
         "own[-1].through_batch, str(error)\n        )\n", "",
-        ("tests/unit/test_dag_reports.py::test_a_stream_with_a_residual_is_withheld_and_the_others_go_on",),
+        ("tests/unit/dags/test_reports.py::test_a_stream_with_a_residual_is_withheld_and_the_others_go_on",),
     ),
     Mechanism(
         "P1", "an id that is not in the cache is asked for", "spark/speed/ingest.py",
@@ -98,7 +98,7 @@ MECHANISMS = (
     Mechanism(
         "P1", "a version waits for a driver that reads it", "dags/provision.py",
         "        require_deployed(config, contract)\n", "",
-        ("tests/unit/test_driver.py::test_a_version_is_not_provisioned_while_a_driver_runs_that_does_not_read_it",),
+        ("tests/unit/infra/driver/test_process.py::test_a_version_is_not_provisioned_while_a_driver_runs_that_does_not_read_it",),
     ),
     Mechanism(
         "P1", "producers register nothing", "producers/codec.py",
@@ -150,18 +150,18 @@ MECHANISMS = (
     Mechanism(
         "P2", "files that could not be merged with each other do not count", "spark/speed/small_files.py",
         "if below // 2 <= size_ < size // 2", "if below <= size_ < size",
-        ("tests/unit/test_upkeep.py::test_files_of_any_size_stay_few_and_the_rest_of_the_work_gets_its_turn",),
+        ("tests/unit/spark/speed/test_small_files.py::test_files_of_any_size_stay_few_and_the_rest_of_the_work_gets_its_turn",),
     ),
     Mechanism(
         "P2", "a busy key forgets its old events", "spark/transforms/velocity.py",
         "if event.at > watermark - 2 * self._width}", "}",
-        ("tests/unit/transforms/test_velocity.py"
+        ("tests/unit/spark/transforms/test_velocity.py"
          "::test_the_state_of_a_key_is_bounded_while_it_is_busy_and_gone_when_it_has_been_silent",),
     ),
     Mechanism(
         "P2", "a silent key is forgotten", "spark/transforms/velocity.py",
         "self._handle.registerTimer(self._forgotten_at(events[-1]))", "pass",
-        ("tests/unit/transforms/test_velocity.py"
+        ("tests/unit/spark/transforms/test_velocity.py"
          "::test_the_state_of_a_key_is_bounded_while_it_is_busy_and_gone_when_it_has_been_silent",),
     ),
     Mechanism(
@@ -178,7 +178,7 @@ MECHANISMS = (
     Mechanism(
         "P2", "what a field means does not change", "schemas/contract/compatibility.py",
         "_other_meanings(versions[newer], versions[older]) if directions else ()", "()",
-        ("tests/unit/test_contracts.py::test_compatibility_of_versions",),
+        ("tests/unit/schemas/contract/test_check.py::test_compatibility_of_versions",),
     ),
     Mechanism(
         "P2", "alerts of a partition that is added are copied", "spark/speed/alert_log.py",
@@ -263,7 +263,7 @@ MECHANISMS = (
     Mechanism(
         "P4", "a backfill recomputes the hours that it is asked for", "spark/batch/plan.py",
         "forced[0] <= hour.hour < forced[1]", "False",
-        ("tests/unit/test_plan.py::test_forced_hours_are_recomputed_without_news",),
+        ("tests/unit/spark/batch/test_plan.py::test_forced_hours_are_recomputed_without_news",),
     ),
     Mechanism(
         "P5", "batch runs take turns, whoever starts them", "infra/locks/batch_lock.py",
@@ -273,7 +273,7 @@ MECHANISMS = (
     Mechanism(
         "P4", "published hours with new rows are recomputed", "spark/batch/plan.py",
         "(hour.new_rows or (forced", "(False or (forced",
-        ("tests/unit/test_plan.py",
+        ("tests/unit/spark/batch/test_plan.py",
          "tests/integration/lake/test_reconcile.py::test_each_run_recomputes_what_changed_and_explains_it"),
     ),
     Mechanism(
@@ -310,7 +310,7 @@ MECHANISMS = (
     Mechanism(
         "P5", "what was refused is not forgotten by the next run", "dags/reconcile.py",
         "    if behind(contracts, stream, in_force(publications(config.lake_uri))):\n        return None\n", "",
-        ("tests/unit/test_dag_reports.py::test_reconciles_again_what_was_published_without_its_join",),
+        ("tests/unit/dags/test_reports.py::test_reconciles_again_what_was_published_without_its_join",),
     ),
     Mechanism(
         "P6", "a stream without topics halts alone", "spark/speed/ingest_query.py",
@@ -321,39 +321,40 @@ MECHANISMS = (
     Mechanism(
         "P6", "a checkpoint that does not fit bronze is refused", "spark/speed/checkpoint/ingest_start.py",
         "    if misfit:\n", "    if False:\n",
-        ("tests/unit/test_restart.py::test_an_old_copy_of_the_checkpoint_is_refused",),
+        ("tests/unit/spark/speed/checkpoint/test_ingest_start.py::test_an_old_copy_of_the_checkpoint_is_refused",),
     ),
     Mechanism(
         "P6", "a contract that changed what may not change is refused", "spark/speed/checkpoint/ingest_start.py",
         "    changed = changes(before, fingerprint(contract))\n", "    changed = []\n",
-        ("tests/unit/test_restart.py::test_the_fingerprint_is_noted_beside_the_checkpoint_and_remembers",),
+        ("tests/unit/spark/speed/checkpoint/test_ingest_start.py::test_the_fingerprint_is_noted_beside_the_checkpoint_and_remembers",),
     ),
     Mechanism(
         "P6", "a state that a changed contract would break is refused", "spark/speed/checkpoint/stateful_start.py",
         "    changed = changes(before, fingerprint(contract, one))\n", "    changed = []\n",
-        ("tests/unit/test_stateful_start.py"
+        ("tests/unit/spark/speed/checkpoint/test_stateful_start.py"
          "::test_a_deployment_that_a_state_would_not_survive_is_refused_with_the_way_out",
-         "tests/unit/test_stateful_start.py"
+         "tests/unit/spark/speed/checkpoint/test_stateful_start.py"
          "::test_rows_of_another_kind_or_type_need_another_name_and_a_reset_is_not_offered"),
     ),
     Mechanism(
         "P6", "a state's checkpoint that does not fit its table is refused", "spark/speed/checkpoint/stateful_start.py",
         "    if misfit:\n", "    if False:\n",
-        ("tests/unit/test_stateful_start.py::test_an_old_copy_of_the_lake_is_refused",
-         "tests/unit/test_stateful_start.py::test_an_old_copy_of_the_checkpoint_is_refused",
-         "tests/unit/test_stateful_start.py::test_a_checkpoint_of_an_older_generation_is_refused"),
+        ("tests/unit/spark/speed/checkpoint/test_stateful_start.py::test_an_old_copy_of_the_lake_is_refused",
+         "tests/unit/spark/speed/checkpoint/test_stateful_start.py::test_an_old_copy_of_the_checkpoint_is_refused",
+         "tests/unit/spark/speed/checkpoint/test_stateful_start.py::test_a_checkpoint_of_an_older_generation_is_refused"),
     ),
     Mechanism(
-        "P6", "what a state's checkpoint lacks is noticed before its query starts", "spark/speed/checkpoint/stateful_start.py",
+        "P6", "what a state's checkpoint lacks is noticed before its query starts",
+        "spark/speed/checkpoint/stateful_start.py",
         "log = spark_log.read(place, kafka=False)",
         'log = spark_log.Log(max(spark_log.numbers(f"{place}/offsets", r"(\\d+)"), default=None))',
-        ("tests/unit/test_stateful_start.py::test_what_is_missing_or_broken_is_refused",),
+        ("tests/unit/spark/speed/checkpoint/test_stateful_start.py::test_what_is_missing_or_broken_is_refused",),
     ),
     Mechanism(
         "P6", "the number of a lost generation is not used again", "spark/speed/checkpoint/stateful_start.py",
         "max(generations.generation(settings, title), batch_numbers.generation_of(newest)) + 1",
         "generations.generation(settings, title) + 1",
-        ("tests/unit/test_stateful_start.py::test_a_checkpoint_of_an_older_generation_is_refused",),
+        ("tests/unit/spark/speed/checkpoint/test_stateful_start.py::test_a_checkpoint_of_an_older_generation_is_refused",),
     ),
     Mechanism(
         "P6", "a stateful query that cannot be built halts alone", "spark/speed/stateful_query.py",
@@ -377,7 +378,7 @@ MECHANISMS = (
     Mechanism(
         "P6", "a deployment looks at states too", "infra/driver/actions.py",
         "            stateful_start.opening(contract, one, settings)\n", "            pass\n",
-        ("tests/unit/test_stateful_start.py"
+        ("tests/unit/spark/speed/checkpoint/test_stateful_start.py"
          "::test_a_deployment_that_a_state_would_not_survive_is_refused_with_the_way_out",),
     ),
     Mechanism(
@@ -407,7 +408,7 @@ MECHANISMS = (
     Mechanism(
         "P6", "a halt is told while the driver lives", "dags/stream_supervisor.py",
         'if event["reason"] in ("halted", "behind"):', 'if event["reason"] == "never":',
-        ("tests/unit/test_driver.py::test_a_halt_fails_the_task_and_leaves_the_driver_alone",),
+        ("tests/unit/infra/driver/test_process.py::test_a_halt_fails_the_task_and_leaves_the_driver_alone",),
     ),
     Mechanism(
         "P6", "only who has the lease notes a batch as done", "spark/speed/ingest_query.py",
@@ -418,39 +419,39 @@ MECHANISMS = (
     Mechanism(
         "P6", "a stop that overtakes a start counts", "dags/stream_supervisor.py",
         "if found != before and held(config):", "if False:",
-        ("tests/unit/test_restarts.py::test_a_stream_that_is_stopped_while_its_driver_is_started_stays_stopped",),
+        ("tests/unit/infra/driver/test_restart_policy.py::test_a_stream_that_is_stopped_while_its_driver_is_started_stays_stopped",),
     ),
     Mechanism(
         "P6", "a query that hangs before a batch is noticed", "infra/driver/airflow_triggers.py",
         ' or query.get("busy")', "",
-        ("tests/unit/test_watch.py::test_a_query_that_hangs_before_its_batch_is_stuck",),
+        ("tests/unit/infra/driver/test_airflow_triggers.py::test_a_query_that_hangs_before_its_batch_is_stuck",),
     ),
     Mechanism(
         "P6", "a stream that falls behind is told", "infra/driver/airflow_triggers.py",
         "elif behind := progress.behind(queries, now, limit):", 'elif behind := "":',
-        ("tests/unit/test_watch.py::test_a_driver_that_falls_behind_lives",),
+        ("tests/unit/infra/driver/test_airflow_triggers.py::test_a_driver_that_falls_behind_lives",),
     ),
     Mechanism(
         "P6", "a driver that dies of its first batch each time is a crash loop", "infra/driver/process.py",
         'if any(query.get("lag") and', 'if any(False and',
-        ("tests/unit/test_restarts.py"
+        ("tests/unit/infra/driver/test_restart_policy.py"
          "::test_a_driver_that_dies_of_its_first_batch_dies_young_however_long_that_takes",),
     ),
     Mechanism(
         "P6", "a driver is asked by a signal before it is killed", "infra/driver/process.py",
         "ways.insert(0, (signal.SIGTERM, min(timeout, 10.0)))", "pass",
-        ("tests/unit/test_driver.py::test_a_driver_that_misses_the_marker_is_asked_by_a_signal_before_it_is_killed",),
+        ("tests/unit/infra/driver/test_process.py::test_a_driver_that_misses_the_marker_is_asked_by_a_signal_before_it_is_killed",),
     ),
     Mechanism(
         "P4", "an event of the future closes no hour", "spark/transforms/validate.py",
         "reason: Any = F.when(ahead,", "reason: Any = F.when(F.lit(False),",
-        ("tests/unit/transforms/test_decode.py"
+        ("tests/unit/spark/transforms/test_decode.py"
          "::test_an_event_of_the_future_is_a_dead_letter_and_one_a_little_ahead_is_not",),
     ),
     Mechanism(
         "P6", "a crash loop opens the breaker", "infra/driver/restart_policy.py",
         "    if deaths >= BACKOFF.attempts:\n", "    if False:\n",
-        ("tests/unit/test_restarts.py"
+        ("tests/unit/infra/driver/test_restart_policy.py"
          "::test_a_crash_loop_opens_the_breaker_until_it_cooled_down_and_one_long_life_closes_it",),
     ),
     Mechanism(
@@ -482,17 +483,17 @@ MECHANISMS = (
     Mechanism(
         "P6", "a driver is known again when the clock was set", "infra/driver/process.py",
         "process.create_time() - psutil.boot_time()", "process.create_time()",
-        ("tests/unit/test_driver.py::test_a_driver_is_known_again_when_the_clock_was_set",),
+        ("tests/unit/infra/driver/test_process.py::test_a_driver_is_known_again_when_the_clock_was_set",),
     ),
     Mechanism(
         "P6", "a state of before it was noted is refused if it has changed", "spark/speed/checkpoint/stateful_start.py",
         '    if "within" in noted.query and "state" not in noted.query:', "    if False:",
-        ("tests/unit/test_stateful_start.py::test_a_state_of_before_it_was_noted_is_refused_if_it_has_changed",),
+        ("tests/unit/spark/speed/checkpoint/test_stateful_start.py::test_a_state_of_before_it_was_noted_is_refused_if_it_has_changed",),
     ),
     Mechanism(
         "P6", "the second part of a run that a late event splits is told", "spark/transforms/velocity.py",
         "event.at in told, above=", "event.at in told | is_above, above=",
-        ("tests/unit/transforms/test_velocity.py"
+        ("tests/unit/spark/transforms/test_velocity.py"
          "::test_in_whatever_order_they_come_each_run_above_the_limit_is_told_once_at_most",),
     ),
     Mechanism(
@@ -513,8 +514,8 @@ MECHANISMS = (
     Mechanism(
         "P6", "small files are merged", "spark/speed/small_files.py",
         "self._batches = LOOK if self.merge() else 0", "self._batches = 0",
-        ("tests/unit/test_upkeep.py::test_files_are_merged_as_batches_pass",
-         "tests/unit/test_upkeep.py::test_a_stream_that_is_behind_is_looked_after_less_often_but_it_is"),
+        ("tests/unit/spark/speed/test_small_files.py::test_files_are_merged_as_batches_pass",
+         "tests/unit/spark/speed/test_small_files.py::test_a_stream_that_is_behind_is_looked_after_less_often_but_it_is"),
     ),
     Mechanism(
         "P6", "small files of velocity, sessions and joins are merged", "spark/speed/stateful_query.py",
@@ -524,7 +525,7 @@ MECHANISMS = (
     Mechanism(
         "P6", "small files of alerts are merged", "spark/speed/alert_log.py",
         "        self._upkeep.after_batch(waiting=False)\n", "",
-        ("tests/unit/test_upkeep.py::test_files_and_log_of_alerts_are_bounded",),
+        ("tests/unit/spark/speed/test_small_files.py::test_files_and_log_of_alerts_are_bounded",),
     ),
     Mechanism(
         "P5", "hours of which the speed layer has not all are not compared", "spark/batch/store.py",
@@ -541,12 +542,12 @@ MECHANISMS = (
     Mechanism(
         "P6", "what a crash left without a commit is removed", "spark/speed/small_files.py",
         "dry_run=False, full=True", "dry_run=False",
-        ("tests/unit/test_upkeep.py::test_a_crash_while_files_are_merged_loses_nothing",),
+        ("tests/unit/spark/speed/test_small_files.py::test_a_crash_while_files_are_merged_loses_nothing",),
     ),
     Mechanism(
         "P7", "files are merged by the lease's owner alone", "spark/speed/small_files.py",
         "        self.may_commit()\n        try:\n            found", "        try:\n            found",
-        ("tests/unit/test_upkeep.py::test_nothing_is_merged_without_the_lease",),
+        ("tests/unit/spark/speed/test_small_files.py::test_nothing_is_merged_without_the_lease",),
     ),
     Mechanism(
         "P7", "only the newest epoch may commit", "infra/locks/driver_lease.py",
@@ -588,7 +589,7 @@ MECHANISMS = (
     Mechanism(
         "P1", "only records that the ingest accepts alert", "spark/transforms/alerts.py",
         'F.col("accepted") & ', "",
-        ("tests/unit/transforms/test_alerts.py::test_generated_and_bad_records_alert_as_duckdb_says",),
+        ("tests/unit/spark/transforms/test_alerts.py::test_generated_and_bad_records_alert_as_duckdb_says",),
     ),
     Mechanism(
         "P6", "an alert that is told again is logged once", "spark/speed/alert_log.py",
@@ -598,7 +599,7 @@ MECHANISMS = (
     Mechanism(
         "P6", "an alert is named after its original", "spark/transforms/alerts.py",
         'F.coalesce("original", place)', "place",
-        ("tests/unit/transforms/test_alerts.py::test_a_replayed_record_keeps_its_name",),
+        ("tests/unit/spark/transforms/test_alerts.py::test_a_replayed_record_keeps_its_name",),
     ),
     Mechanism(
         "P6", "a lane that dies after each start is told", "spark/speed/alert_lane.py",
@@ -614,37 +615,37 @@ MECHANISMS = (
     Mechanism(
         "P1", "a lane that begins again goes back one interval", "spark/speed/alert_lane.py",
         "for batch in committed[1:]:", "for batch in committed:",
-        ("tests/unit/test_lane.py::test_a_lane_that_begins_again_goes_back_one_interval_and_not_to_where_the_ingest_is",
+        ("tests/unit/spark/speed/test_alert_lane.py::test_a_lane_that_begins_again_goes_back_one_interval_and_not_to_where_the_ingest_is",
          "tests/integration/test_lane.py::test_a_schema_registered_before_the_lane_died_is_understood"),
     ),
     Mechanism(
         "P1", "a lane that begins again does not begin where the ingest is", "spark/speed/alert_lane.py",
         "    offsets = _told(settings, contract.alerts_topic)\n", "    offsets = None\n",
-        ("tests/unit/test_lane.py::test_a_lane_that_begins_again_goes_back_one_interval_and_not_to_where_the_ingest_is",
-         "tests/unit/test_lane.py::test_what_cannot_be_read_is_passed_over_for_what_is_older",
-         "tests/unit/test_lane.py::test_a_crash_before_the_start_is_noted_loses_no_alert"),
+        ("tests/unit/spark/speed/test_alert_lane.py::test_a_lane_that_begins_again_goes_back_one_interval_and_not_to_where_the_ingest_is",
+         "tests/unit/spark/speed/test_alert_lane.py::test_what_cannot_be_read_is_passed_over_for_what_is_older",
+         "tests/unit/spark/speed/test_alert_lane.py::test_a_crash_before_the_start_is_noted_loses_no_alert"),
     ),
     Mechanism(
         "P6", "what was settled before there were alerts alerts nobody", "spark/speed/alert_lane.py",
         "        offsets = {} if settled is None else", "        offsets = {} if True else",
-        ("tests/unit/test_lane.py::test_a_first_lane_starts_where_the_ingest_has_settled",),
+        ("tests/unit/spark/speed/test_alert_lane.py::test_a_first_lane_starts_where_the_ingest_has_settled",),
     ),
     Mechanism(
         "P6", "a lane whose checkpoint is damaged says how to go on", "spark/speed/alert_lane.py",
         "        spark_log.read(place)\n", "        pass\n",
-        ("tests/unit/test_lane.py::test_a_damaged_checkpoint_is_refused_with_the_way_out",
+        ("tests/unit/spark/speed/test_alert_lane.py::test_a_damaged_checkpoint_is_refused_with_the_way_out",
          "tests/integration/test_lane.py"
          "::test_a_lane_that_dies_after_each_start_is_told_and_a_reset_loses_no_alert"),
     ),
     Mechanism(
         "P9", "no result is called as the alert lane", "schemas/contract/check_names.py",
         "        if name == LANE:\n", "        if False:\n",
-        ("tests/unit/test_contracts.py::test_a_name_that_something_else_has_is_an_error_for_everybody",),
+        ("tests/unit/schemas/contract/test_check.py::test_a_name_that_something_else_has_is_an_error_for_everybody",),
     ),
     Mechanism(
         "P9", "no view is called as another one", "schemas/contract/check_names.py",
         "                if view in views:\n", "                if False:\n",
-        ("tests/unit/test_contracts.py::test_a_name_that_something_else_has_is_an_error_for_everybody",),
+        ("tests/unit/schemas/contract/test_check.py::test_a_name_that_something_else_has_is_an_error_for_everybody",),
     ),
     Mechanism(
         "P6", "a transactional producer knows how far it was", "producers/produce.py",
@@ -655,7 +656,7 @@ MECHANISMS = (
     Mechanism(
         "P9", "a stream is a folder", "dags/wiring.py",
         'folder.name for folder in folders(settings().contracts)', 'name for name in ("flights",)',
-        ("tests/unit/test_dags.py::test_a_new_stream_is_a_folder",),
+        ("tests/unit/dags/test_policy.py::test_a_new_stream_is_a_folder",),
     ),
     Mechanism(
         "P10", "clients without a password are refused", "infra/local/kafka.py",

@@ -39,8 +39,8 @@ from producers.produce import OPTIONS
 from schemas.contract.catalog import contract_in
 from schemas.wire import header
 from spark.serving.duck import connect
-from tests import stacks
 from tests.benchmarks import readings
+from tests.support import stacks
 
 RATES = (20_000, 1_000)
 PROBES = 20

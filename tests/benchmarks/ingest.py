@@ -33,8 +33,8 @@ from schemas.contract.catalog import contract_in
 from schemas.contract.model import Contract
 from spark.lake import names
 from spark.serving.duck import connect
-from tests import stacks
 from tests.benchmarks import readings, textbook
+from tests.support import stacks
 
 RIVALS = ("textbook", "defaults")
 

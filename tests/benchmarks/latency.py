@@ -42,7 +42,7 @@ from producers.codec import registry, schema_id
 from schemas.contract.catalog import contract_in
 from schemas.contract.folders import USES
 from schemas.contract.model import Contract
-from tests import stacks
+from tests.support import stacks
 
 RATES = (1_000, 5_000, 20_000)
 SHARE = 0.05

@@ -30,7 +30,7 @@ from producers.codec import registry
 from schemas.contract.catalog import contract_in
 from schemas.contract.folders import USES
 from schemas.contract.model import Contract
-from tests import stacks
+from tests.support import stacks
 
 
 def bench(events: int, processes: list[int], console: Console) -> dict[str, Any]:

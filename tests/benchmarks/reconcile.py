@@ -39,8 +39,8 @@ from spark.conservation.bronze_coordinates import Coordinates
 from spark.lake import batch_numbers, names, tables
 from spark.serving.duck import connect
 from spark.speed.checkpoint import generations
-from tests import stacks
 from tests.benchmarks import readings
+from tests.support import stacks
 
 BATCH = 1_000_000
 """Rows of a micro-batch."""

@@ -207,7 +207,7 @@ def _clock_jumps(world: World, rng: Random) -> None:
 
 SUPERVISE = """
 from infra.driver import process as driver
-from infra.lease import Lease
+from infra.locks.driver_lease import Lease
 from infra.settings import settings
 from spark.session import submit_conf
 

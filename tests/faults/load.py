@@ -15,7 +15,7 @@ from typing import Any, Literal
 from confluent_kafka import KafkaError, Message, Producer
 
 from infra.settings import Settings
-from tests.kafka_rows import wire
+from tests.support.kafka_rows import wire
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 STEP = timedelta(seconds=9)

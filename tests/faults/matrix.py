@@ -25,10 +25,10 @@ from pathlib import Path
 from random import Random
 
 from infra.driver import restart_policy
-from tests import stacks
 from tests.faults.catalogue import FAULTS, Fault
 from tests.faults.network import Network
 from tests.faults.world import CONTRACTS, Verdict, World, world
+from tests.support import stacks
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "reliability.md"
 """What `--report` writes between its marks `<!-- matrix -->` and `<!-- soak -->` and their ends."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from infra.settings import PROJECT, Settings
-from tests import stacks
+from tests.support import stacks
 
 
 def _impatient_contracts(folder: Path) -> Path:

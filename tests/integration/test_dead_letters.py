@@ -34,9 +34,9 @@ from spark.lake.letter_moves import LettersLost
 from spark.serving import spark_views
 from spark.serving.duck import connect
 from spark.session import session
-from tests.integration.test_ingest import V1, Pipeline, click, made, schema_id, send
-from tests.integration.test_replay import read
-from tests.kafka_rows import wire
+from tests.support.clicks import V1, Pipeline, click, made, schema_id, send
+from tests.support.kafka_rows import wire
+from tests.support.topics import read
 
 pytestmark = pytest.mark.timeout(600)
 

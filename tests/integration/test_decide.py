@@ -21,7 +21,7 @@ from schemas.contract.catalog import contract_in
 from schemas.contract.model import Contract
 from spark.lake import tables
 from spark.serving.duck import connect
-from tests.integration.test_replay import read
+from tests.support.topics import read
 
 pytestmark = pytest.mark.timeout(600)
 

@@ -14,12 +14,12 @@ from tenacity import retry, retry_if_result, stop_after_delay, wait_fixed
 
 from infra.locks.batch_lock import Busy, LockLost, exclusive
 from infra.settings import PROJECT, Settings
-from tests.integration.lake.feed import AVRO, DOCUMENT, Feed, hours_of_sales
-from tests.integration.lake.test_reconcile import assert_published_equals_oracle
+from tests.support.feed import AVRO, DOCUMENT, Feed, hours_of_sales
+from tests.support.feed_oracle import assert_published_equals_oracle
 
 HOLDER = """
 import sys, time
-from infra.exclusive import exclusive
+from infra.locks.batch_lock import exclusive
 from infra.settings import settings
 with exclusive(settings(), "test"):
     print("held", flush=True)

@@ -11,10 +11,10 @@ import psutil
 import pytest
 
 from infra.jvm import class_archive
-from tests import stacks
 from tests.faults.catalogue import FAKETIME, FAULTS
 from tests.faults.matrix import cell
 from tests.faults.world import CONTRACTS, World, world
+from tests.support import stacks
 
 pytestmark = pytest.mark.timeout(600)
 

@@ -42,9 +42,9 @@ from spark.session import QUICK_COMPILER
 from spark.speed.alert_lane import RETRY, TOLD_AFTER, Lane, begin
 from spark.speed.alert_log import AlertLog
 from spark.speed.checkpoint import generations
-from tests import stacks
-from tests.integration.test_ingest import power_out
 from tests.integration.test_produce import read
+from tests.support import stacks
+from tests.support.clicks import power_out
 
 LARGE = {
     "event_time": 1_767_603_600_000_000,

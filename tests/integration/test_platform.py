@@ -43,8 +43,7 @@ from producers.sources import source
 from schemas.contract.catalog import catalog
 from schemas.contract.model import Contract
 from spark.serving.duck import connect
-from tests import oracle
-from tests.integration import tides
+from tests.support import oracle, tides
 from tests.support.chance import fresh
 
 pytestmark = pytest.mark.timeout(600)

@@ -197,6 +197,7 @@ from confluent_kafka import Consumer, TopicPartition
 from infra.settings import settings
 from producers.produce import produce
 from producers.sources import Record, source
+from schemas.contract.catalog import catalog
 
 config, (topic, id_) = settings(), sys.argv[1:]
 contract = catalog(config.contracts)["flights"].model_copy(update={"stream": topic})

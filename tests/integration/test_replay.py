@@ -21,6 +21,7 @@ from schemas.contract.catalog import catalog
 from schemas.contract.model import Contract
 from schemas.dead_letter import PARKED_BECAUSE, Letter
 from tests.support.chance import fresh
+from tests.support.topics import read
 
 NOW = datetime(2013, 6, 1, 12, 0, tzinfo=UTC)
 PAST = "2013-06-01T11:59:59Z"
@@ -86,34 +87,6 @@ def bury(stack: Settings, contract: Contract) -> Callable[..., None]:
         assert producer.flush(20) == 0
 
     return send
-
-
-def read(settings: Settings, topic: str) -> list[Message]:
-    """Every committed record of `topic`, partition by partition."""
-    consumer = Consumer(
-        {
-            **settings.kafka_client("admin"),
-            "group.id": "reader",
-            "isolation.level": "read_committed",
-            "enable.auto.commit": False,
-            "enable.partition.eof": True,
-            "auto.offset.reset": "earliest",
-        }
-    )
-    partitions = sorted(consumer.list_topics(topic, 10).topics[topic].partitions)
-    consumer.assign([TopicPartition(topic, number, 0) for number in partitions])
-    found, open_partitions = [], set(partitions)
-    while open_partitions:
-        message = consumer.poll(20)
-        assert message is not None, f"{topic} does not answer"
-        if (error := message.error()) is None:
-            found.append(message)
-        elif error.code() == KafkaError._PARTITION_EOF:
-            open_partitions.discard(message.partition())
-        else:
-            raise KafkaException(error)
-    consumer.close()
-    return sorted(found, key=lambda m: (m.partition(), m.offset()))
 
 
 def header(message: Message, name: str) -> str | None:

@@ -38,8 +38,8 @@ from spark.session import QUICK_COMPILER, session
 from spark.speed import ingest_query
 from spark.speed.checkpoint import generations, ingest_start
 from spark.speed.ingest import Ingest
-from tests.integration.test_ingest import NOON, V1, V2, click, read, schema_id
-from tests.kafka_rows import wire
+from tests.support.clicks import NOON, V1, V2, click, read, schema_id
+from tests.support.kafka_rows import wire
 
 RUN = os.environ.get("RUN", "x")
 NAMES = (f"restart_{RUN}_{number}" for number in itertools.count())

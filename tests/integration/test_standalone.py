@@ -27,7 +27,7 @@ from spark.lake import tables
 from spark.session import submit_conf
 from tests.faults.load import Load
 from tests.faults.world import CONTRACTS, STREAM, World
-from tests.stacks import free_ports
+from tests.support.stacks import free_ports
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 

@@ -15,8 +15,7 @@ from infra.driver import process
 from infra.locks.driver_lease import Lease, LeaseHeld, LeaseLost
 from infra.settings import Settings
 from tests.support.chance import fresh
-
-SMALL_DRIVER = Path(__file__).parents[1] / "unit" / "small_driver.py"
+from tests.support.drivers import SMALL_DRIVER
 
 
 class Supervisor:

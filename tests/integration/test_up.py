@@ -18,7 +18,7 @@ from infra.local import postgres, stack
 from infra.local.leftovers import leftovers
 from infra.local.supervisor import Supervisor
 from infra.settings import PROJECT, Settings
-from tests.stacks import PORTS, free_ports
+from tests.support.stacks import PORTS, free_ports
 
 MILLRACE = Path(sys.executable).with_name("millrace")
 

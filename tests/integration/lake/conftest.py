@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from pyspark.sql import SparkSession
 
-from tests.integration.lake.feed import Feed, contract, hours_of_sales
+from tests.support.feed import Feed, contract, hours_of_sales
 
 
 @pytest.fixture(autouse=True)

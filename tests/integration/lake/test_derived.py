@@ -31,7 +31,7 @@ from spark.speed.checkpoint import stateful_start
 from spark.transforms.joins import joined
 from spark.transforms.sessions import sessions
 from spark.transforms.velocity import exact
-from tests.integration.lake.visits import NOON, ORACLE, Lake, as_text, avro, oracle, some_events
+from tests.support.visits import NOON, ORACLE, Lake, as_text, avro, oracle, some_events
 
 WAY_OUT = (
     "It is tried again by itself; if it stays so, begin again with the first row of bronze: `millrace checkpoint reset "

@@ -20,8 +20,8 @@ from spark.lake.retention import of_ingest
 from spark.quality.auditor import Auditor, Outcome
 from spark.speed import delta_append
 from spark.speed.small_files import Upkeep
-from tests.integration.lake.feed import NOW, Feed, at, contract, hours_of_sales, sale
-from tests.integration.lake.test_reconcile import assert_published_equals_oracle, causes
+from tests.support.feed import NOW, Feed, at, contract, hours_of_sales, sale
+from tests.support.feed_oracle import assert_published_equals_oracle, causes
 
 
 def counts(feed: Feed, run_id: str, window: str = "1h", aggregate: str = "by_shop") -> Counter[tuple[Any, ...]]:

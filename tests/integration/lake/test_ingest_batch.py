@@ -29,7 +29,7 @@ from spark.speed.small_files import Upkeep, of_ingest
 from spark.speed.writer_schemas import Known
 from spark.transforms.decode import decode
 from spark.transforms.validate import validate
-from tests.kafka_rows import Row, frame, wire
+from tests.support.kafka_rows import Row, frame, wire
 
 FLIGHTS = catalog()["flights"]
 MORNING = datetime(2013, 7, 4, 13, 0, tzinfo=UTC)

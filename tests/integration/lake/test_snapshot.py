@@ -19,7 +19,7 @@ from spark.lake.publications import publications
 from spark.serving import snapshot, spark_views
 from spark.serving.duck import connect
 from spark.serving.snapshot import NoSuchSnapshot, Snapshot
-from tests.integration.lake.feed import Feed, at, hours_of_sales, sale
+from tests.support.feed import Feed, at, hours_of_sales, sale
 
 BY_SHOP = [
     "select shop, window_start, sales, source from by_shop_1h order by all",

@@ -14,7 +14,7 @@ from schemas.contract.model import Contract
 from spark.lake.tables import bronze_schema
 from spark.quality import suites
 from spark.quality.auditor import Auditor, Outcome
-from tests.integration.lake.feed import DOCUMENT, NOW, contract, sale
+from tests.support.feed import DOCUMENT, NOW, contract, sale
 
 GOOD = [sale(n, NOW - timedelta(hours=n), "ab"[n % 2], 1.0 + n, ["ann", "bob", None][n % 3]) for n in range(30)]
 

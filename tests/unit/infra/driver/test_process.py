@@ -20,8 +20,7 @@ from infra.operations.provisioning import require_deployed
 from infra.settings import PROJECT, Settings
 from schemas.contract.catalog import contract_in
 from spark.speed.checkpoint import ingest_start
-
-SMALL_DRIVER = Path(__file__).with_name("small_driver.py")
+from tests.support.drivers import command, started
 
 
 @pytest.fixture
@@ -29,16 +28,6 @@ def home(tmp_path: Path) -> Iterator[Settings]:
     settings = Settings(home=tmp_path)
     yield settings
     process.stop(settings, timeout=0)
-
-
-def command(settings: Settings, epoch: int, *options: str) -> list[str]:
-    return [sys.executable, str(SMALL_DRIVER), str(process.place(settings)), str(epoch), *options]
-
-
-def started(settings: Settings, epoch: int, *options: str) -> process.Driver:
-    it = process.start(settings, epoch, command(settings, epoch, *options))
-    process.wait_started(settings, it, timeout=20)
-    return it
 
 
 def test_is_found_again_by_another_process_and_not_a_child_of_its_group(home: Settings) -> None:

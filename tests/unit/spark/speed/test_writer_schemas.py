@@ -12,7 +12,7 @@ from infra.settings import Settings
 from schemas.contract.catalog import catalog
 from spark.speed import writer_schemas
 from spark.speed.writer_schemas import RegistryUnavailable, Writers
-from tests.stacks import free_ports
+from tests.support.stacks import free_ports
 
 
 @pytest.fixture

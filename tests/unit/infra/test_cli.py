@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from importlib import metadata
@@ -15,22 +14,13 @@ from typer.testing import CliRunner
 from infra.cli import app
 from infra.driver import process
 from infra.settings import Settings
+from tests.support.command_line import millrace
+from tests.support.drivers import SMALL_DRIVER
 
-MILLRACE = Path(sys.executable).with_name("millrace")
 COMMANDS = (
     "up", "down", "status", "demo", "produce", "query", "audit", "check", "checkpoint", "dead-letters", "doctor",
     "stream", "fault", "soak", "logs", "bench", "sql", "tables", "lineage", "metrics",
 )  # fmt: skip
-
-
-def millrace(home: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [MILLRACE, *arguments],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "MILLRACE_HOME": str(home), "COLUMNS": "200", **environment},
-        cwd=home,
-    )
 
 
 def test_help_lists_every_command(tmp_path: Path) -> None:
@@ -135,7 +125,7 @@ def test_down_without_a_stack_is_harmless(tmp_path: Path) -> None:
 
 def test_a_checkpoint_is_not_reset_while_the_driver_runs(tmp_path: Path) -> None:
     home = Settings(home=tmp_path)
-    small = [sys.executable, str(Path(__file__).with_name("small_driver.py")), str(process.place(home)), "1"]
+    small = [sys.executable, str(SMALL_DRIVER), str(process.place(home)), "1"]
     it = process.start(home, 1, small)
     try:
         process.wait_started(home, it, timeout=20)

@@ -56,7 +56,7 @@ def test_a_jvm_of_spark_submit_takes_its_classes_from_the_archive(
         f"""
 import sys
 from pathlib import Path
-from infra.local import class_archive
+from infra.jvm import class_archive
 from infra.settings import Settings
 class_archive.CLASSES = Path({str(few_classes)!r})
 sys.stdout.write(str(class_archive.archive(Settings(home=Path({str(tmp_path)!r})), Path({str(folder)!r}))))

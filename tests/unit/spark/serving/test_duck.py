@@ -18,7 +18,7 @@ from schemas.contract.catalog import catalog
 from spark.lake import contents, names, tables
 from spark.lake.publications import Publication
 from spark.serving.duck import write_catalog
-from tests.unit.test_cli import millrace
+from tests.support.command_line import millrace
 
 FLIGHTS = catalog()["flights"]
 [BY_ORIGIN, _] = FLIGHTS.aggregates

@@ -24,7 +24,7 @@ from schemas.contract.model import Contract, Derived
 from schemas.errors import Halt
 from spark.lake import batch_numbers, names, tables
 from spark.speed.checkpoint import generations, stateful_start
-from tests.integration.lake.visits import written
+from tests.support.visits import written
 
 
 def spark_checkpoint(place: Path, planned: int = 0) -> None:

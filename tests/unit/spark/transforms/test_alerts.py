@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 from pyspark.sql import SparkSession
@@ -13,13 +12,12 @@ from producers.generators import generated
 from schemas.contract import references
 from schemas.contract.catalog import load
 from schemas.contract.examples import bad, good
+from schemas.contract.folders import USES
 from schemas.contract.model import Contract
 from schemas.contract.predicates import Alerts
 from schemas.contract.verdict import Judge
 from spark.transforms.alerts import alerts
-from tests.kafka_rows import Row, frame
-
-USES = Path(__file__).parents[3] / "schemas" / "uses"
+from tests.support.kafka_rows import Row, frame
 
 
 def raised(spark: SparkSession, contract: Contract, rows: list[Row]) -> dict[str, dict[str, object]]:

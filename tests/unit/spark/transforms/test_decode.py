@@ -18,7 +18,7 @@ from schemas.wire import header
 from spark.lake import tables
 from spark.transforms.decode import UNREGISTERED, decode
 from spark.transforms.validate import validate
-from tests.kafka_rows import ARRIVAL, Row, frame, wire
+from tests.support.kafka_rows import ARRIVAL, Row, frame, wire
 
 FLIGHTS = catalog()["flights"]
 FLIGHT = {

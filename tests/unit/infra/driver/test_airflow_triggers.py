@@ -17,8 +17,7 @@ from airflow.sdk.module_loading import import_string
 
 from infra.driver import airflow_triggers, process
 from infra.settings import Settings
-
-SMALL_DRIVER = Path(__file__).with_name("small_driver.py")
+from tests.support.drivers import SMALL_DRIVER
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from pyspark.sql import SparkSession
 
 from spark.batch.usual_hours import DAYS, usual
 from spark.lake import tables
-from tests.integration.lake.feed import contract
+from tests.support.feed import contract
 
 T0 = datetime(2024, 1, 1, tzinfo=UTC)
 

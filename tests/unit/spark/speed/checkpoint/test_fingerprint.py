@@ -8,7 +8,7 @@ import pytest
 
 from schemas.contract.model import Contract
 from spark.speed.checkpoint.fingerprint import Fingerprint, changes, fingerprint
-from tests.integration.lake.feed import AVRO, MEASURES, contract
+from tests.support.feed import AVRO, MEASURES, contract
 
 NOTE = {"name": "note", "type": ["null", "string"], "default": None}
 BY_SHOP = {"name": "by_shop", "description": "", "dimensions": ["shop"], "measures": MEASURES}

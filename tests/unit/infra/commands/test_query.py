@@ -15,7 +15,7 @@ import pytest
 from infra.commands.query import print_table
 from infra.settings import Settings
 from spark.serving.ask import QueryError, ask
-from tests.unit.test_cli import millrace
+from tests.support.command_line import millrace
 
 WRITES = {
     "copy (select 1) to '{file}'": "COPY",

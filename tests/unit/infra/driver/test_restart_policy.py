@@ -20,7 +20,7 @@ from airflow.sdk.module_loading import import_string
 
 from infra.driver import actions, airflow_triggers, process, restart_policy
 from infra.settings import PROJECT, Settings
-from tests.unit.test_driver import started
+from tests.support.drivers import started
 
 SECOND = timedelta(seconds=1)
 

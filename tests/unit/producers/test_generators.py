@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -14,9 +13,10 @@ from producers import generators
 from producers.generators import GENERATORS, Generated, Pace, generated
 from producers.sources import SourceError
 from schemas.contract.catalog import catalog
+from schemas.contract.folders import USES
 from schemas.contract.predicates import Rules
 
-USES = catalog(Path(__file__).parents[2] / "schemas" / "uses")
+CONTRACTS = catalog(USES)
 DAY = 86_400
 
 
@@ -25,12 +25,12 @@ def frame(events: Generated) -> pd.DataFrame:
 
 
 def test_every_use_has_a_generator_and_the_other_way_round() -> None:
-    assert set(USES) == set(GENERATORS)
+    assert set(CONTRACTS) == set(GENERATORS)
 
 
-@pytest.mark.parametrize("stream", USES)
+@pytest.mark.parametrize("stream", CONTRACTS)
 def test_events_are_those_of_the_seed_fit_the_contract_and_are_accepted(stream: str) -> None:
-    contract, events = USES[stream], generated(stream, 5_000, seed=3)
+    contract, events = CONTRACTS[stream], generated(stream, 5_000, seed=3)
     table = pa.concat_tables(events.tables())
     assert table.equals(pa.concat_tables(generated(stream, 5_000, seed=3).tables()))
     assert not table.equals(pa.concat_tables(generated(stream, 5_000, seed=4).tables()))
@@ -43,7 +43,7 @@ def test_events_are_those_of_the_seed_fit_the_contract_and_are_accepted(stream: 
     assert [record for record in table.slice(0, 200).to_pylist() if rules.broken(record)] == []
 
 
-@pytest.mark.parametrize("stream", USES)
+@pytest.mark.parametrize("stream", CONTRACTS)
 def test_arrival_is_not_the_order_of_event_time_but_for_a_moment_near_it(stream: str) -> None:
     times = pd.Series(frame(generated(stream, 10_000, rate=50))["event_time"])
     behind = (times.cummax() - times).dt.total_seconds()

@@ -14,7 +14,7 @@ from spark.lake import tables
 from spark.lineage.events import told
 from spark.lineage.graph import DRIVER, RECONCILE, Edge, NoSuchName, around, edges
 from spark.serving.views import view_names
-from tests.unit.test_cli import millrace
+from tests.support.command_line import millrace
 
 FLIGHTS = catalog()["flights"]
 FOUND = edges([FLIGHTS])

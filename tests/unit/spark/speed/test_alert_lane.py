@@ -22,7 +22,7 @@ from spark.session import submit_conf
 from spark.speed import alert_lane as lanes
 from spark.speed.alert_lane import RETRY, TOLD_AFTER, Lane
 from spark.speed.checkpoint.spark_log import Unreadable
-from tests.unit.test_restart import SALES, spark_checkpoint
+from tests.support.checkpoints import SALES, spark_checkpoint
 
 
 class Clock:
