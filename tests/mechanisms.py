@@ -278,7 +278,7 @@ MECHANISMS = (
     ),
     Mechanism(
         "P5", "no pass, no publication", "spark/batch/reconciliation.py",
-        "        quality.require_success(self.contract.stream, outcomes)\n", "",
+        "        require_success(self.contract.stream, outcomes)\n", "",
         ("tests/integration/lake/test_reconcile.py::test_a_failing_expectation_publishes_nothing",),
     ),
     Mechanism(

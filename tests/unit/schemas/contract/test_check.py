@@ -180,7 +180,7 @@ def test_a_name_that_something_else_has_is_an_error_for_everybody(
 
 def test_the_names_that_are_taken_are_those_of_the_served_views() -> None:
     assert frozenset(tables.SYSTEM) == PLATFORM_VIEWS
-    for contract in (catalog() | catalog(STREAMS / "uses")).values():
+    for contract in (catalog() | catalog(USES)).values():
         served = views(contract, "duckdb", "file:/lake", lambda uri, schema: "t", datetime.now(UTC))
         assert sorted(served) == sorted(view_names(contract))
 
@@ -429,7 +429,7 @@ def test_the_policy_of_an_error_class_has_a_default_and_a_bound() -> None:
 @pytest.fixture
 def uses(tmp_path: Path) -> Path:
     """A copy of the contract of transactions, which has alerts."""
-    shutil.copytree(STREAMS / "uses" / "transactions", tmp_path / "uses" / "transactions")
+    shutil.copytree(USES / "transactions", tmp_path / "uses" / "transactions")
     return tmp_path / "uses"
 
 

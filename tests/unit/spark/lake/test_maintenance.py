@@ -75,7 +75,7 @@ class Lake:
 
 def _only_weather(home: Path) -> Path:
     (home / "schemas").mkdir(parents=True)
-    (home / "schemas" / "streams" / "weather").symlink_to(PROJECT / "schemas" / "streams" / "weather")
+    (home / "schemas" / "weather").symlink_to(PROJECT / "schemas" / "streams" / "weather")
     return home / "schemas"
 
 
