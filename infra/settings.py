@@ -64,18 +64,22 @@ class Settings(BaseSettings):
         description="Java runtime to use; default the `java` on the PATH.",
     )
 
-    kafka_port: int = Field(19092, ge=1, le=65535)
+    kafka_port: int = Field(19092, ge=1, le=65535, description="Port of the embedded broker, for clients.")
     kafka_advertised_port: int | None = Field(
         None, ge=1, le=65535, description="Where clients find the embedded broker, if something forwards to it."
     )
-    kafka_controller_port: int = Field(19093, ge=1, le=65535)
-    registry_port: int = Field(18081, ge=1, le=65535)
-    airflow_port: int = Field(18080, ge=1, le=65535)
-    docs_port: int = Field(18082, ge=1, le=65535, description="Data Docs of Great Expectations.")
-    postgres_port: int = Field(15432, ge=1, le=65535)
+    kafka_controller_port: int = Field(
+        19093, ge=1, le=65535, description="Port of the embedded broker's controller; no client uses it."
+    )
+    registry_port: int = Field(18081, ge=1, le=65535, description="Port of the embedded schema registry.")
+    airflow_port: int = Field(18080, ge=1, le=65535, description="Port of Airflow's user interface and API.")
+    docs_port: int = Field(18082, ge=1, le=65535, description="Port of the Data Docs of Great Expectations.")
+    postgres_port: int = Field(15432, ge=1, le=65535, description="Port of the embedded PostgreSQL.")
 
     kafka_bootstrap: str = Field("", description="Broker list; default the embedded broker.")
-    registry_url: str = Field("", description="Base URL of the Confluent-compatible registry API.")
+    registry_url: str = Field(
+        "", description="Base URL of the Confluent-compatible registry API; default the embedded registry."
+    )
     postgres_url: str = Field("", description="`postgresql://user@host:port`; default the embedded server.")
 
     spark_master: str = Field("local[2]", description="Master of the streaming driver.")

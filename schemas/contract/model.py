@@ -69,8 +69,8 @@ class _Strict(BaseModel):
 class Topic(_Strict):
     """The topic `<stream>` and its companions, which share its replication."""
 
-    partitions: int = Field(4, ge=1, le=1024)
-    replication: int = Field(1, ge=1)
+    partitions: int = Field(4, ge=1, le=1024, description="Partitions of each topic of the stream.")
+    replication: int = Field(1, ge=1, description="Brokers that hold each partition.")
     retention: Duration = Field(timedelta(days=7), description="How long Kafka keeps records of every topic of it.")
     configs: dict[str, str] = Field(default_factory=dict, description="Further topic-level Kafka configs.")
 
@@ -79,9 +79,9 @@ class Rule(_Strict):
     """A row rule: `predicate` is Spark SQL over the decoded fields; a record for which it is not true (false or
     null) is a dead letter of class `rule` with `reason`."""
 
-    name: Name
-    predicate: str
-    reason: str
+    name: Name = Field(description="Name of the rule, for reports and `quality.severity`.")
+    predicate: str = Field(description="Spark SQL that is true for a good record.")
+    reason: str = Field(description="What the dead letter says is wrong.")
 
 
 class Measure(_Strict):
@@ -92,10 +92,10 @@ class Measure(_Strict):
     `quantile` is the discrete quantile at `rank` (SQL's `percentile_disc`).
     """
 
-    name: Name
-    kind: Literal["count", "sum", "avg", "min", "max", "distinct", "quantile"]
-    of: str | None = None
-    rank: float | None = Field(None, gt=0, lt=1)
+    name: Name = Field(description="Column of the views.")
+    kind: Literal["count", "sum", "avg", "min", "max", "distinct", "quantile"] = Field(description="What is computed.")
+    of: str | None = Field(None, description="Field that it is computed from.")
+    rank: float | None = Field(None, gt=0, lt=1, description="Rank of a quantile: 0.5 is the median.")
 
     @model_validator(mode="after")
     def _shape(self) -> Measure:
@@ -111,11 +111,11 @@ class Measure(_Strict):
 class Aggregate(_Strict):
     """Measures by dimensions, served as views `<name>_1m`, `<name>_5m`, `<name>_1h`; `name` is unique over streams."""
 
-    name: Name
-    description: str
-    dimensions: list[str] = Field(min_length=1)
-    measures: list[Measure] = Field(min_length=1)
-    windows: list[Window] = ["1m", "5m", "1h"]
+    name: Name = Field(description="Name of the tables, and beginning of the views' names.")
+    description: str = Field(description="What it counts, for people.")
+    dimensions: list[str] = Field(min_length=1, description="Fields by whose values it is grouped.")
+    measures: list[Measure] = Field(min_length=1, description="Its numbers.")
+    windows: list[Window] = Field(["1m", "5m", "1h"], description="Lengths of the windows that are served.")
 
     @property
     def views(self) -> tuple[str, ...]:
@@ -134,12 +134,12 @@ class Velocity(_Strict):
     Columns: the fields of `key`, `event_time` (of the crossing), `done` (the number or the sum), `alert_id`.
     """
 
-    name: Name
-    description: str
-    key: list[str] = Field(min_length=1)
-    within: Duration
-    more_than: float = Field(ge=0)
-    of: str | None = None
+    name: Name = Field(description="Name of the view and of the tables.")
+    description: str = Field(description="What it finds, for people.")
+    key: list[str] = Field(min_length=1, description="Fields that together are the key.")
+    within: Duration = Field(description="How far back the events of a key are added up.")
+    more_than: float = Field(ge=0, description="The limit, which is not crossed by reaching it.")
+    of: str | None = Field(None, description="Field whose sum counts; without it the number of events.")
 
 
 class Sessions(_Strict):
@@ -151,10 +151,10 @@ class Sessions(_Strict):
     event time, less the allowed lateness, has passed its end.
     """
 
-    name: Name
-    description: str
-    key: list[str] = Field(min_length=1)
-    gap: Duration
+    name: Name = Field(description="Name of the view and of the tables.")
+    description: str = Field(description="What a session is, for people.")
+    key: list[str] = Field(min_length=1, description="Fields that together are the key.")
+    gap: Duration = Field(description="Longest time between two events of one session.")
     measures: list[Measure] = Field(default_factory=list, description="Of kind count, sum, avg, min or max.")
 
 
@@ -169,15 +169,15 @@ class Join(_Strict):
     event id and `other_fields`, all as `<other>_<field>`.
     """
 
-    name: Name
-    description: str
-    other: Name
+    name: Name = Field(description="Name of the view and of the tables.")
+    description: str = Field(description="What it shows, for people.")
+    other: Name = Field(description="The joined stream.")
     on: list[str] = Field(min_length=1, description="Fields that both streams have, of the same type.")
-    before: Duration = timedelta()
-    after: Duration = timedelta()
-    kind: Literal["inner", "left"] = "inner"
-    fields: list[str] = []
-    other_fields: list[str] = []
+    before: Duration = Field(timedelta(), description="How much earlier the other event may be.")
+    after: Duration = Field(timedelta(), description="How much later the other event may be.")
+    kind: Literal["inner", "left"] = Field("inner", description="Whether events without a match are dropped or kept.")
+    fields: list[str] = Field([], description="Fields of the stream that the view shows besides identity and `on`.")
+    other_fields: list[str] = Field([], description="Fields of the other stream that the view shows besides identity.")
 
 
 Derived = Velocity | Sessions | Join
@@ -192,21 +192,21 @@ class Reference(_Strict):
     predicates the row is a struct of the reference's name, and null if there is none: `amount > limits.daily`.
     """
 
-    name: Name
-    description: str = ""
-    file: str = Field(pattern=r"^[A-Za-z0-9_-]+\.(csv|parquet)$")
-    key: list[str] = Field(min_length=1)
+    name: Name = Field(description="Name of the struct in predicates.")
+    description: str = Field("", description="What it holds, for people.")
+    file: str = Field(pattern=r"^[A-Za-z0-9_-]+\.(csv|parquet)$", description="Its file, beside `stream.yaml`.")
+    key: list[str] = Field(min_length=1, description="Columns of the table, and fields of the record, that are equal.")
 
 
 class Alert(_Strict):
     """A record that is accepted and for which `predicate` (Spark SQL over the decoded fields and the rows of the
     references named in `references`) is true is told on `<stream>.alerts` within milliseconds."""
 
-    name: Name
-    description: str = ""
-    predicate: str
-    severity: Literal["info", "warning", "critical"] = "warning"
-    references: list[Name] = []
+    name: Name = Field(description="Name of the alert, and end of its ids.")
+    description: str = Field("", description="What it means, for people.")
+    predicate: str = Field(description="Spark SQL that is true for a record that alerts.")
+    severity: Literal["info", "warning", "critical"] = Field("warning", description="How bad it is; nothing follows.")
+    references: list[Name] = Field([], description="Reference tables that the predicate names.")
 
 
 class Backoff(_Strict):
@@ -214,9 +214,9 @@ class Backoff(_Strict):
     to `jitter`; after `attempts` attempts the letter is parked. `attempts: 0` parks it at once, for a person to decide.
     """
 
-    attempts: int = Field(ge=0)
-    base: Duration = timedelta(minutes=1)
-    cap: Duration = timedelta(hours=6)
+    attempts: int = Field(ge=0, description="Replays until the letter is parked.")
+    base: Duration = Field(timedelta(minutes=1), description="Wait before the first replay; each later one doubles it.")
+    cap: Duration = Field(timedelta(hours=6), description="Longest wait.")
     jitter: float = Field(0.1, ge=0, lt=1, description="So that the letters of one outage come back spread out.")
 
     def due_after(self, attempt: int, letter: str) -> timedelta:
@@ -254,7 +254,9 @@ class DeadLetters(_Strict):
         description="Share of bad records in a batch that halts the ingest; replayed ones alone never do.",
     )
     storm_minimum: int = Field(1000, ge=1, description="Batches with fewer records than this never count as a storm.")
-    policy: dict[ErrorClass, Backoff] = Field(default_factory=_default_policy)
+    policy: dict[ErrorClass, Backoff] = Field(
+        default_factory=_default_policy, description="How the letters of each error class are replayed."
+    )
 
     def is_storm(self, records: int, bad: int) -> bool:
         """Whether `bad` of a batch's `records` are so many that the ingest halts."""
@@ -269,8 +271,8 @@ class DeadLetters(_Strict):
 class Lookup(_Strict):
     """Rows must be found in a reference of the contract: at least the share `mostly` of those whose key is not null."""
 
-    mostly: float = Field(1.0, gt=0, le=1)
-    severity: Severity = "critical"
+    mostly: float = Field(1.0, gt=0, le=1, description="Share of the rows that must be found.")
+    severity: Severity = Field("critical", description="What it means when fewer are found.")
 
 
 class Quality(_Strict):
@@ -298,7 +300,7 @@ class Retention(_Strict):
     """How long tables keep rows, in event time back from what is published. `events` is how long bronze is to be kept;
     nothing removes its rows."""
 
-    events: Duration = timedelta(days=3650)
+    events: Duration = Field(timedelta(days=3650), description="Of bronze's rows; nothing removes them yet.")
     speed: Duration = Field(
         timedelta(days=90), description="Of the speed layer's rows, which are served until published."
     )
@@ -311,16 +313,21 @@ class Retention(_Strict):
 class Contract(_Strict):
     """A stream's contract. `folder` and `versions` come from the disk, everything else from `stream.yaml`."""
 
-    stream: Name
-    description: str
-    owner: str
-    topic: Topic = Topic()
+    stream: Name = Field(description="The stream's name, which is its folder's name too.")
+    description: str = Field(description="What the stream carries, for people.")
+    owner: str = Field(description="Who answers for the stream, for people.")
+    topic: Topic = Field(Topic(), description="The Kafka topics.")
     compatibility: Literal["BACKWARD", "BACKWARD_TRANSITIVE", "FORWARD", "FORWARD_TRANSITIVE", "FULL",
-                           "FULL_TRANSITIVE", "NONE"] = "FULL_TRANSITIVE"  # fmt: skip
+                           "FULL_TRANSITIVE", "NONE"] = Field(
+        "FULL_TRANSITIVE", description="Which versions must read which, in the registry's words."
+    )  # fmt: skip
     key: list[str] = Field(min_length=1, description="Fields of the Kafka message key, joined with '|'.")
     event_id: list[str] = Field(min_length=1, description="Fields that together identify an event.")
     event_time: str = Field(description="Field of Avro logical type timestamp-micros or -millis; UTC.")
-    allowed_lateness: Duration = timedelta(hours=1)
+    allowed_lateness: Duration = Field(
+        timedelta(hours=1),
+        description="How long an hour stays open after its end, in event time. What comes later is late, and not lost.",
+    )
     future_skew: Duration = Field(
         timedelta(days=1),
         description="How far an event's time may be ahead of its arrival in Kafka. One that is further ahead is a dead "
@@ -331,16 +338,16 @@ class Contract(_Strict):
         description="Records may wait so long for a batch to be finished; then the streaming driver counts as stuck, "
         "and the supervisor starts another one. Default: five times MILLRACE_STALL_AFTER.",
     )
-    rules: list[Rule] = []
-    aggregates: list[Aggregate] = []
-    velocity: list[Velocity] = []
-    sessions: list[Sessions] = []
-    joins: list[Join] = []
-    references: list[Reference] = []
-    alerts: list[Alert] = []
-    dead_letters: DeadLetters = DeadLetters()
-    quality: Quality = Quality()
-    retention: Retention = Retention()
+    rules: list[Rule] = Field([], description="What a record must satisfy.")
+    aggregates: list[Aggregate] = Field([], description="Numbers by window and dimensions.")
+    velocity: list[Velocity] = Field([], description="Bursts of a key.")
+    sessions: list[Sessions] = Field([], description="Visits of a key.")
+    joins: list[Join] = Field([], description="Events with those of another stream.")
+    references: list[Reference] = Field([], description="Small tables that alerts and checks look things up in.")
+    alerts: list[Alert] = Field([], description="Records that are sent to `<stream>.alerts` within milliseconds.")
+    dead_letters: DeadLetters = Field(DeadLetters(), description="Storms, and how dead letters are replayed.")
+    quality: Quality = Field(Quality(), description="What Great Expectations checks.")
+    retention: Retention = Field(Retention(), description="How long tables keep rows.")
 
     folder: Path = Field(exclude=True)
     versions: tuple[dict[str, Any], ...] = Field(
