@@ -11,7 +11,7 @@ UV_HOME := .millrace/uv
 UV := $(or $(shell command -v uv),$(UV_HOME)/bin/uv)
 RUN := $(UV) run --frozen
 
-.PHONY: help run up stop clean test lint unit integration long mechanisms faults format environment
+.PHONY: help run up stop clean test lint unit integration long mechanisms faults format reference docs environment
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -56,6 +56,12 @@ mechanisms: environment  ## take each promise's mechanism away and watch its tes
 
 faults: environment  ## harm a platform of its own in every known way with several seeds (three hours); docs/reliability.md has the result
 	$(RUN) millrace fault all --report
+
+reference: environment  ## write the pages under docs/ that follow from the code anew
+	$(RUN) python -m docs.generate
+
+docs: reference  ## build the documentation into site/; a broken link fails
+	$(RUN) --group docs python -m zensical build --clean --strict
 
 # Where Python may not keep what it has compiled, each process would compile pandas and Spark's Python anew.
 COMPILED := $(if $(PYTHONDONTWRITEBYTECODE),--compile-bytecode)

@@ -34,6 +34,83 @@ class Mechanism:
     tests: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Promise:
+    """What the platform promises, in a sentence (`title`) and in full (`text`); `missing` is what of it nothing keeps
+    yet."""
+
+    title: str
+    text: str
+    missing: str = ""
+
+
+PROMISES = {
+    "P1": Promise(
+        "nothing is lost",
+        "Every record that Kafka accepted on a stream's topics is exactly one row of bronze: an event or a dead "
+        "letter. The conservation audit compares the offsets on the broker with the coordinates in the tables, per "
+        "partition, every hour; a residual fails the run and withholds the stream's publication.",
+    ),
+    "P2": Promise(
+        "one truth, two speeds",
+        "The speed layer and the batch layer run the same definition of an aggregate. Numbers that are served before "
+        "`final_through` equal an independent recomputation over the raw events, deduplicated by event id.",
+    ),
+    "P3": Promise(
+        "differences are explained",
+        "Each measure of a window and key whose speed value differs from the exact value gets a row of the ledger with "
+        "its cause. A difference without a cause is `unexplained`, and withholds the publication.",
+    ),
+    "P4": Promise(
+        "late data is never dropped",
+        "An event that arrives after its hour was published makes that hour dirty, and the next batch run recomputes "
+        "the dirty hours alone.",
+    ),
+    "P5": Promise(
+        "bad numbers are never published",
+        "Batch results are staged, audited by Great Expectations, and only then published. A failed audit leaves the "
+        "served view as it was, and marks the rows that it serves in their place as `withheld`.",
+    ),
+    "P6": Promise(
+        "a crash at any instant costs seconds, not data",
+        "After a kill -9 of driver, broker, registry, scheduler, triggerer or worker nothing is lost, nothing is "
+        "doubled, and the platform makes progress again by itself. `docs/reliability.md` has the measured times.",
+    ),
+    "P7": Promise(
+        "no two drivers",
+        "A lease with an epoch, a row of PostgreSQL, fences a stale driver: even one that was paused past its lease "
+        "and resumed cannot commit.",
+    ),
+    "P8": Promise(
+        "dead letters come back",
+        "Dead letters are replayed on a schedule with their bytes and identity intact, with bounded attempts and "
+        "exponential backoff, by a policy per error class, inside Kafka transactions; and the platform verifies that "
+        "each record landed.",
+    ),
+    "P9": Promise(
+        "a new stream is files, not code",
+        "A folder with a contract makes topics, tables, windows, checks, replay, metrics and the work of the DAGs.",
+    ),
+    "P10": Promise(
+        "closed by default",
+        "The broker accepts clients by TLS and SCRAM alone, and each component has a principal of its own.",
+        missing="Kafka has no authorizer, so every principal may do everything; there are no access-control lists and "
+        "no audit log. `SECURITY.md` says what that means.",
+    ),
+    "P11": Promise(
+        "a stream's failure is its own",
+        "Whatever goes wrong in one stream halts that stream alone, with reason and way out; the others never pause. "
+        "Halts are built so today, under P6; what is missing is a proof for every cell of the fault matrix.",
+    ),
+    "P12": Promise(
+        "numbers prove themselves",
+        "A chain of digests binds offsets, bronze, published windows and ledger; what was changed later is found and "
+        "named by a script that shares no code with the platform.",
+    ),
+}
+"""The promises by number, which stand in comments and decision records too. `docs/promises.md` is made from them."""
+
+
 MECHANISMS = (
     Mechanism(
         "P1", "a batch's append happens once", "spark/speed/delta_append.py",
