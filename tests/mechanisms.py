@@ -23,7 +23,7 @@ FAILED = 1
 
 @dataclass(frozen=True)
 class Mechanism:
-    """`text`, which stands once in `file`, is what keeps `promise` (a number of the design). With `instead` in its
+    """`text`, which stands once in `file`, is what keeps `promise` (a key of `PROMISES`). With `instead` in its
     place each of `tests` fails."""
 
     promise: str
