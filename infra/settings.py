@@ -106,10 +106,10 @@ class Settings(BaseSettings):
     )
     lease_seconds: float = Field(30.0, gt=0, description="Life of the driver's lease between renewals.")
 
-    @field_validator("home", "contracts", "jar_cache", "catalog")
+    @field_validator("home", "contracts", "jar_cache", "catalog", "java_home")
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
-        return value and value.expanduser().resolve()
+        return value and _absolute(value)
 
     @field_validator("contracts")
     @classmethod
@@ -121,6 +121,11 @@ class Settings(BaseSettings):
     def _uri(cls, value: str) -> str:
         if value and not urlsplit(value).scheme:
             raise ValueError("must be a URI such as file:/data/lake or s3a://bucket/lake")
+        home, *below = value.removeprefix("file:").removeprefix("//").split("/")
+        if value.startswith("file:") and home.startswith("~"):
+            value = "/".join([f"file:{quote(str(_absolute(Path(home))))}", *below])
+        if value.startswith("file:") and not urlsplit(value).path.startswith("/"):
+            raise ValueError("must have an absolute path, such as file:/data/lake or file:~/lake")
         return value.rstrip("/")
 
     @field_validator("openlineage")
@@ -131,7 +136,7 @@ class Settings(BaseSettings):
             return value
         if scheme not in ("", "file"):
             raise ValueError("must be a file or an http(s) URL")
-        return str(Path(unquote(value.removeprefix("file:"))).expanduser().resolve())
+        return str(_absolute(Path(unquote(value.removeprefix("file:")))))
 
     # -- places ------------------------------------------------------------------------------------------------
 
@@ -163,11 +168,6 @@ class Settings(BaseSettings):
     @property
     def data_docs_dir(self) -> Path:
         return self.home / "data_docs"
-
-    def local_path(self, uri: str) -> str:
-        """The form of a lake URI that deltalake and DuckDB take: a plain path for `file:`, else the URI itself."""
-        parts = urlsplit(uri)
-        return unquote(parts.path) if parts.scheme == "file" else uri.replace("s3a://", "s3://", 1)
 
     # -- secrets -----------------------------------------------------------------------------------------------
 
@@ -258,12 +258,24 @@ class Settings(BaseSettings):
         return f"http://127.0.0.1:{self.docs_port}"
 
 
+def _absolute(path: Path) -> Path:
+    """`path` with `~` and `~user` as the folders that they stand for. Raises ValueError for a user without one."""
+    try:
+        return path.expanduser().resolve()
+    except RuntimeError as error:
+        raise ValueError(str(error)) from error
+
+
 @lru_cache(maxsize=1)
 def settings() -> Settings:
     """The process's settings, read once. Raises `SettingsError` naming every wrong setting."""
-    home = Path(os.environ.get("MILLRACE_HOME", PROJECT / ".millrace"))
+    home = os.environ.get("MILLRACE_HOME", str(PROJECT / ".millrace"))
     try:
-        return Settings(_env_file=home / "settings.env")
+        file = _absolute(Path(home)) / "settings.env"
+    except ValueError as error:
+        raise SettingsError(f"MILLRACE_HOME = {home!r}: {error}") from error
+    try:
+        return Settings(_env_file=file)
     except ValidationError as error:
         lines = [
             f"  MILLRACE_{'_'.join(str(p) for p in e['loc']).upper()} = {e['input']!r}: {e['msg']}"

@@ -216,7 +216,9 @@ def _cpu(process: psutil.Process) -> float:
 
 def _checkpoints(config: Settings, contract: Contract, since: float) -> int:
     """Checkpoints of the lane since that moment."""
-    commits = Path(config.local_path(config.checkpoints_uri), contract.alerts_topic).glob("g*/commits/[0-9]*")
+    from spark.lake import names
+
+    commits = Path(names.local_path(config.checkpoints_uri), contract.alerts_topic).glob("g*/commits/[0-9]*")
     return sum(os.stat(commit).st_mtime >= since for commit in commits)
 
 

@@ -353,7 +353,7 @@ def _worker_killed(world: World, rng: Random) -> None:
 
 @fault("reconcile-killed", "kill -9 of a reconciliation while it recomputes, stages or publishes", publishes=True)
 def _reconcile_killed(world: World, rng: Random) -> None:
-    lake = world.settings.local_path(world.settings.lake_uri)
+    lake = names.local_path(world.settings.lake_uri)
 
     def commits(kind: str) -> int:
         folder = f"{lake}/{kind}/pulses/pulses_by_sensor_1h/_delta_log"
@@ -501,7 +501,7 @@ def _checkpoint_damaged(world: World, rng: Random) -> None:
         operating.operate(world.settings, action, "the matrix", "a damaged checkpoint")
 
     operate("stop")
-    place = Path(world.settings.local_path(generations.location(world.settings, STREAM, world.generation)))
+    place = Path(names.local_path(generations.location(world.settings, STREAM, world.generation)))
     newest = world.traces()
     # A commit file that is missing is what a crash leaves, not damage: its batch runs again.
     noted = place / f"commits/{newest.committed}"

@@ -120,7 +120,7 @@ class World:
     # -- what goes on --------------------------------------------------------------------------------------------
 
     def traces(self) -> Traces:
-        place = Path(self.settings.local_path(generations.location(self.settings, STREAM, self.generation)))
+        place = Path(names.local_path(generations.location(self.settings, STREAM, self.generation)))
         bronze = Path(names.local_path(names.bronze(self.settings.lake_uri, STREAM)))
         speed = Path(names.local_path(names.speed(self.settings.lake_uri, STREAM, "pulses_by_sensor")))
         return Traces(

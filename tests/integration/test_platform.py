@@ -42,6 +42,7 @@ from producers.produce import produce
 from producers.sources import source
 from schemas.contract.catalog import catalog
 from schemas.contract.model import Contract
+from spark.lake.names import local_path
 from spark.serving.duck import connect
 from tests.support import oracle, tides
 from tests.support.chance import fresh
@@ -113,7 +114,7 @@ def offsets_on_the_broker(stack: Settings, topics: tuple[str, ...]) -> Counter[t
 
 
 def offsets_in_bronze(stack: Settings, stream: str) -> Counter[tuple[str, int, int]]:
-    path = stack.local_path(f"{stack.lake_uri}/bronze/{stream}")
+    path = local_path(f"{stack.lake_uri}/bronze/{stream}")
     with connect(stack) as served:
         rows = served.execute(f"select topic, partition, \"offset\" from delta_scan('{path}')").fetchall()
     return Counter(rows)
@@ -161,11 +162,11 @@ def test_driver_killed_in_mid_batch_comes_back_and_nothing_is_lost_or_doubled(
     flights = contracts["flights"]
     before = heartbeat(stack)
     assert before is not None
-    tables = stack.local_path(f"{stack.lake_uri}/bronze/flights/_delta_log")
-    commits = len(os.listdir(tables))
+    log = local_path(f"{stack.lake_uri}/bronze/flights/_delta_log")
+    commits = len(os.listdir(log))
     send_january(stack, flights, Faults(duplicates=0.01, malformed=0.01, seed=8))
     # bronze is committed and the batch is not: the middle of a batch
-    assert wait_for(lambda: len(os.listdir(tables)) > commits)
+    assert wait_for(lambda: len(os.listdir(log)) > commits)
     os.killpg(os.getpgid(before["pid"]), signal.SIGKILL)
     beat = wait_for(lambda: (b := heartbeat(stack)) and b["epoch"] > before["epoch"] and b["state"] == "running" and b)
     assert beat, "the supervisor did not restart the driver"
@@ -256,7 +257,7 @@ def test_runs_are_told_as_openlineage(stack: Settings) -> None:
     tasks = {event["run"]["runId"] for event in ended if event["job"]["name"] == "reconcile.reconcile"}
     job = next(event for event in reversed(ended) if event["job"]["name"] == "reconcile.flights")
     assert job["run"]["facets"]["parent"]["run"]["runId"] in tasks
-    lake = stack.local_path(stack.lake_uri)
+    lake = local_path(stack.lake_uri)
     assert f"{lake}/bronze/flights" in {one["name"] for one in job["inputs"]}
     assert f"{lake}/batch/flights/departures_by_origin" in {one["name"] for one in job["outputs"]}
     began = [event for event in told if event["job"]["name"] == "ingest.flights" and event["eventType"] == "START"]
@@ -391,7 +392,7 @@ def test_rows_that_bronze_lost_are_found_and_come_back(
         ).fetchall()
     assert len(lost) == LOST
     places = " or ".join(f'("partition" = {partition} and "offset" = {offset})' for partition, offset in lost)
-    bronze = DeltaTable(stack.local_path(f"{stack.lake_uri}/bronze/flights"))
+    bronze = DeltaTable(local_path(f"{stack.lake_uri}/bronze/flights"))
     assert bronze.delete(f"topic = 'flights' and ({places})")["num_deleted_rows"] == LOST
 
     found = millrace("audit", "flights", "--json")

@@ -162,7 +162,7 @@ def test_state_does_not_grow_with_time_and_a_batch_writes_its_changes_only(lake:
         rows.append(sum(operator["numRowsTotal"] for operator in query.lastProgress["stateOperators"]))
     assert max(rows) < 60, f"{rows}: a wave has 60 events, all six have 360"
     title = stateful_results.title(lake.visits, lake.one(name))
-    assert [*Path(lake.settings.local_path(lake.settings.checkpoints_uri), title).rglob("*.changelog")]
+    assert [*Path(names.local_path(lake.settings.checkpoints_uri), title).rglob("*.changelog")]
 
 
 @pytest.mark.parametrize("name", some_of("followed"))

@@ -7,10 +7,12 @@ import stat
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from infra.settings import PRINCIPALS, Settings, SettingsError, settings
+from spark.lake import names
 
 
 @pytest.fixture
@@ -39,7 +41,44 @@ def test_the_environment_wins_over_the_file_of_settings(fresh: Path, monkeypatch
     assert (settings().kafka_port, settings().registry_port) == (3333, 2222)
 
 
-@pytest.mark.parametrize(("name", "value"), [("KAFKA_PORT", "no"), ("LAKE", "/just/a/path"), ("TRIGGER_INTERVAL", "0")])
+def test_a_home_below_the_user_s_has_its_file_of_settings(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (fresh / "mill").mkdir()
+    (fresh / "mill" / "settings.env").write_text("MILLRACE_KAFKA_PORT=1111\n")
+    monkeypatch.setenv("HOME", str(fresh))
+    monkeypatch.setenv("MILLRACE_HOME", "~/mill")
+    assert (settings().home, settings().kafka_port) == (fresh / "mill", 1111)
+
+
+FIELDS = Settings.model_fields.items()
+PATHS = [name for name, field in FIELDS if Path in (field.annotation, *get_args(field.annotation))]
+
+
+def test_every_setting_that_is_a_path_or_a_file_s_uri_knows_the_user_s_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert {"home", "contracts", "java_home"} <= set(PATHS)
+    config = Settings(**{name: f"~/{name}" for name in PATHS}, openlineage="file:~/a%20b.jsonl")
+    assert {name: getattr(config, name) for name in PATHS} == {name: tmp_path / name for name in PATHS}
+    assert config.openlineage == str(tmp_path / "a b.jsonl")
+    for uri in ("file:~/a%20b", "file://~/a%20b/"):
+        config = Settings(lake=uri, checkpoints=uri)
+        assert config.lake_uri == config.checkpoints_uri == f"file:{tmp_path}/a%20b"
+        assert names.local_path(config.lake_uri) == f"{tmp_path}/a b"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("KAFKA_PORT", "no"),
+        ("LAKE", "/just/a/path"),
+        ("LAKE", "file:lake"),
+        ("CHECKPOINTS", "file://lake"),
+        ("TRIGGER_INTERVAL", "0"),
+        *((name, "~nobody-of-this-name/x") for name in ("HOME", "CONTRACTS", "OPENLINEAGE")),
+        ("LAKE", "file:~nobody-of-this-name/x"),
+    ],
+)
 def test_a_wrong_setting_is_named_with_its_value(
     fresh: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:

@@ -53,7 +53,7 @@ class Site:
                 self.appended(contract, one)
 
     def folder(self, title: str, generation: int = 1) -> Path:
-        return Path(self.settings.local_path(generations.location(self.settings, title, generation)))
+        return Path(names.local_path(generations.location(self.settings, title, generation)))
 
     def appended(self, contract: Contract, one: Derived, batch: int = 0, generation: int = 1) -> None:
         """Appends a row to the speed table of `one`, as its query does."""
