@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from deltalake import DeltaTable
-from deltalake.exceptions import TableNotFoundError
+from deltalake.exceptions import DeltaError
 from deltalake.fs import DeltaStorageHandler
 from pyarrow.fs import PyFileSystem
 
@@ -74,15 +74,21 @@ def of_run(lake_uri: str, contracts: Iterable[Contract], run_id: str) -> Snapsho
     of them). Raises `NoSuchSnapshot` if none did, or too long ago."""
     contracts = list(contracts)
     log = names.system(lake_uri, "publications")
-    total, low, high = _rows_of(lake_uri, run_id, None), 0, _newest(log) or 0
+    total, low, high = _rows_of(run_id, publications(lake_uri)), 0, _newest(log) or 0
     if not total:
         raise NoSuchSnapshot(
             f"no run {run_id!r} has published (`from publications` lists those that did); a time is written "
             "2026-01-31T12:00"
         )
-    while low < high:  # rows are only ever added
+    while low < high:  # rows are only ever added, and versions that cannot be read any more are the oldest
         middle = (low + high) // 2
-        low, high = (low, middle) if (_rows_of(lake_uri, run_id, middle) or 0) == total else (middle + 1, high)
+        try:
+            whole = _rows_of(run_id, _publications_at(lake_uri, middle)) == total
+        except NoSuchSnapshot:
+            whole = False
+        low, high = (low, middle) if whole else (middle + 1, high)
+    if low:
+        _publications_at(lake_uri, low - 1)  # if that is gone, the run may have published before `low` already
     return _at(lake_uri, contracts, _committed(log, low), low)
 
 
@@ -97,20 +103,31 @@ def taken(lake_uri: str, contracts: Iterable[Contract], as_of: datetime | str | 
         return of_run(lake_uri, contracts, str(as_of))
     moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
     if moment > datetime.now(UTC):
-        raise NoSuchSnapshot(f"{moment:%Y-%m-%d %H:%M} UTC has not come yet")
+        raise NoSuchSnapshot(f"{moment.isoformat(' ', 'minutes')} has not come yet")
     return at(lake_uri, contracts, moment)
 
 
-def _rows_of(lake_uri: str, run_id: str, version: int | None) -> int | None:
-    """How many streams the run had published by `version` of the log; None if that version is not kept any more."""
+def _rows_of(run_id: str, published: Iterable[Publication]) -> int:
+    return sum(publication.run_id == run_id for publication in published)
+
+
+def _publications_at(lake_uri: str, version: int) -> list[Publication]:
+    """The publications at `version` of their log. Raises `NoSuchSnapshot` if it cannot be read."""
     try:
-        return sum(row.run_id == run_id for row in publications(lake_uri, version=version))
-    except TableNotFoundError:
-        return None
+        return publications(lake_uri, version=version)
+    except (DeltaError, OSError) as error:  # the entries of the log are gone, or the files that they name
+        raise _not_kept(names.system(lake_uri, "publications"), f"version {version}", error) from error
+
+
+def _not_kept(uri: str, state: str, why: object) -> NoSuchSnapshot:
+    return NoSuchSnapshot(
+        f"the state of {uri} at {state} is not kept any more ({str(why).splitlines()[0]}); ask for a later time "
+        "(`from publications` lists when what was published) or, without a time, for what is served now"
+    )
 
 
 def _published(lake_uri: str, contracts: Iterable[Contract], version: int | None) -> Snapshot:
-    found = in_force(publications(lake_uri, version=version))
+    found = in_force(publications(lake_uri) if version is None else _publications_at(lake_uri, version))
     versions = {
         names.batch(lake_uri, contract.stream, name): served
         for contract in contracts
@@ -154,18 +171,27 @@ def _version_at(uri: str, moment: datetime) -> int | None:
     path = names.local_path(uri)
     if not DeltaTable.is_deltatable(path):
         return None
-    table = DeltaTable(path)
-    table.load_as_version(moment)  # the oldest one that is kept if all are newer
-    version = int(table.version())
-    if _committed(uri, version) <= moment:
+    state = moment.astimezone(UTC).isoformat(" ", "seconds")
+    try:
+        table = DeltaTable(path)
+        table.load_as_version(moment)  # the oldest one that is kept if all are newer
+        version = int(table.version())
+        committed = _committed(uri, version)
+    except (DeltaError, OSError) as error:
+        raise _not_kept(uri, state, error) from error
+    if committed <= moment:
         return version
     if version == 0:
         return None
-    raise NoSuchSnapshot(f"the versions of {uri} that are kept do not reach back to {moment:%Y-%m-%d %H:%M:%S} UTC")
+    oldest = f"version {version} of {committed.isoformat(' ', 'seconds')} is the oldest that is kept"
+    raise _not_kept(uri, state, oldest)
 
 
 def _committed(uri: str, version: int) -> datetime:
-    """When the version was committed: by the clock of the log's files, as Delta has it."""
-    files = PyFileSystem(DeltaStorageHandler(names.local_path(uri)))
-    found: datetime = files.get_file_info(f"_delta_log/{version:020}.json").mtime
+    """When the version was committed: by the clock of the log's files, as Delta has it. Raises FileNotFoundError if the
+    log does not say it any more."""
+    entry = f"_delta_log/{version:020}.json"
+    found: datetime | None = PyFileSystem(DeltaStorageHandler(names.local_path(uri))).get_file_info(entry).mtime
+    if found is None:
+        raise FileNotFoundError(f"there is no {entry}")
     return found.astimezone(UTC)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -21,6 +22,7 @@ from spark.lake import contents, maintenance, names, retention, tables
 from spark.lake.maintenance import Upkeep, maintain, usage
 from spark.lake.publications import Publication, publications
 from spark.serving.ask import QueryError, ask
+from spark.serving.snapshot import NoSuchSnapshot, taken
 
 WEATHER = load(PROJECT / "schemas" / "streams" / "weather")
 [AGGREGATE] = WEATHER.aggregates
@@ -152,6 +154,45 @@ def test_final_windows_of_then_are_there_when_the_open_ones_are_not_kept_any_mor
     for sql in ("from weather_by_origin_1h", "select count(*) from weather_by_origin_5m"):
         with pytest.raises(QueryError, match=f"the state of .*speed/weather/{AGGREGATE.name} at that time is not kept"):
             ask(sql, "run 1", config)
+
+
+def in_force(lake: Lake, as_of: str | datetime) -> str:
+    """The run whose publication is served as of then, or what the error says."""
+    try:
+        return taken(lake.uri, [WEATHER], as_of).publications["weather"].run_id
+    except NoSuchSnapshot as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("oldest", range(1, 5))
+def test_a_state_whose_log_is_not_kept_is_an_error_and_never_a_later_state(lake: Lake, oldest: int) -> None:
+    """Version n of the publications' log has n of them. What is older than a checkpoint is cleaned up."""
+    uri = names.system(lake.uri, "publications")
+    log = Path(names.local_path(uri), "_delta_log")
+    instants = [datetime.fromtimestamp((log / f"{version:020}.json").stat().st_mtime, UTC) for version in range(5)]
+    DeltaTable(log.parent, version=oldest).create_checkpoint()
+    for version in range(oldest):
+        (log / f"{version:020}.json").unlink()
+    gone = re.compile(f"{re.escape(uri)} at .* is not kept any more.*; ask for a later time")
+    for version in range(1, 5):
+        run = f"run {version - 1}"
+        # The version before a run's shows that the run had not published by then.
+        assert in_force(lake, run) == run if version > oldest else gone.search(in_force(lake, run))
+        instant = instants[version]
+        assert in_force(lake, instant) == run if version >= oldest else gone.search(in_force(lake, instant))
+
+
+def test_a_state_whose_files_are_not_kept_is_an_error_and_never_a_later_state(lake: Lake) -> None:
+    log = DeltaTable(names.local_path(names.system(lake.uri, "publications")))
+    instant = datetime.fromtimestamp(log.history(1)[0]["timestamp"] / 1000 + 0.001, UTC)
+    log.optimize.compact()
+    assert [in_force(lake, f"run {hour}") for hour in range(4)] == [f"run {hour}" for hour in range(4)]
+    assert log.vacuum(0, dry_run=False, enforce_retention_duration=False)
+    for as_of in (instant, "run 0", "run 1", "run 2", "run 3"):
+        assert re.search(
+            "publications at version . is not kept any more.*; ask for a later time", in_force(lake, as_of)
+        )
+    assert lake.served() == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("killed", [False, True], ids=["at-once", "killed-before-it-published"])
