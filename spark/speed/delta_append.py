@@ -179,4 +179,6 @@ def _statistics(footer: parquet.FileMetaData, columns: list[str]) -> dict[str, A
 
 def _told(value: Any) -> Any:
     """As statistics have it. Delta reads times as UTC, and so does Spark write them."""
-    return value.strftime("%Y-%m-%dT%H:%M:%S.%fZ") if isinstance(value, datetime) else value
+    if isinstance(value, datetime):  # `%Y` does not fill years before 1000 up with zeros
+        return f"{value.replace(tzinfo=None).isoformat(timespec='microseconds')}Z"
+    return value
