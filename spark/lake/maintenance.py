@@ -108,8 +108,9 @@ def _batch_tables(lake_uri: str, contract: Contract, run_id: str, now: datetime)
     if last and versions != last.versions:
         again: Publication = replace(
             last, run_id=unique_run_id(f"maintain {run_id}", published), hours=0, rows=0, published_at=now,
-            versions=versions,
+            versions=versions, kind="maintain",
         )  # fmt: skip
+        tables.create_system(lake_uri, "publications")  # a lake of an older version lacks its newest columns
         contents.append_rows(lake_uri, "publications", [again.row])
     return done
 

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 from deltalake import DeltaTable
 
 from schemas.contract.model import Contract
 from spark.definitions import stateful_results
 from spark.lake import names
+
+Kind = Literal["reconcile", "maintain"]
+"""What published: a run that made numbers final (a backfill too), or maintenance, which publishes the same numbers
+again at new versions of their tables."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,7 @@ class Publication:
     the newest then."""
     measures: tuple[str, ...] | None = None
     """What its windows hold, as `<aggregate>.<measure>`; None in publications from before that was recorded."""
+    kind: Kind = "reconcile"
 
     @property
     def row(self) -> dict[str, Any]:
@@ -75,11 +80,14 @@ def behind(contracts: Mapping[str, Contract], stream: str, newest: Mapping[str, 
 
 def _publication(row: dict[str, Any]) -> Publication:
     times = {name: row[name] and row[name].astimezone(UTC) for name in ("final_through", "published_at")}
-    measures = row.get("measures")
+    measures, kind = row.get("measures"), row.get("kind")
+    if kind is None:  # older installations recorded it in the run's name alone
+        kind = "maintain" if str(row["run_id"]).startswith("maintain ") else "reconcile"
     return Publication(
         **row
         | times
         | {"versions": dict(row.get("versions") or ()), "measures": None if measures is None else tuple(measures)}
+        | {"kind": kind}
     )
 
 

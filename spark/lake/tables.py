@@ -66,6 +66,7 @@ SYSTEM |= {
             "published_at": TIMESTAMP,
             "versions": MapType(STRING, LONG),
             "measures": ArrayType(STRING),
+            "kind": STRING,
         }
     ),
     "refusals": _struct(
@@ -260,6 +261,11 @@ def create(lake_uri: str, contract: Contract) -> list[str]:
     the contract gained. Returns what was done, one line per changed table; a second call returns nothing."""
     wanted = _wanted(lake_uri, contract)
     return [done for uri, schema, by, stats in wanted if (done := _ensure(uri, schema, by, stats))]
+
+
+def create_system(lake_uri: str, name: str) -> str | None:
+    """`create` for one table of `system/`: what was done, None if it is there with all its columns."""
+    return _ensure(system(lake_uri, name), SYSTEM[name], [], None)
 
 
 def uris(lake_uri: str, contract: Contract) -> list[str]:

@@ -100,8 +100,24 @@ def test_small_files_are_joined_and_what_is_served_is_the_same(lake: Lake) -> No
     last = publications(lake.uri, "weather")[-1]
     assert (last.run_id, last.final_through, last.through_batch) == ("maintain m", T0 + timedelta(hours=4), 3)
     assert last.versions == {AGGREGATE.name: DeltaTable(lake.batch).version()}, "queries read the large file"
+    assert last.kind == "maintain"
     assert batch_of(lake.maintain(after=5)).compacted == 0
     assert len(publications(lake.uri, "weather")) == 5, "nothing done, nothing published"
+
+
+def test_a_lake_from_before_publications_had_a_kind_is_kept_up_and_known_by_the_runs_names(lake: Lake) -> None:
+    path = names.local_path(names.system(lake.uri, "publications"))
+
+    def forget_kinds() -> None:
+        older = DeltaTable(path).to_pyarrow_table().drop_columns(["kind"])
+        write_deltalake(path, older, mode="overwrite", schema_mode="overwrite")
+
+    forget_kinds()
+    lake.maintain(after=4)
+    assert [one.kind for one in publications(lake.uri, "weather")] == ["reconcile"] * 4 + ["maintain"]
+    forget_kinds()
+    assert [one.kind for one in publications(lake.uri, "weather")] == ["reconcile"] * 4 + ["maintain"]
+    assert lake.served() == [0, 1, 2, 3]
 
 
 def test_time_travel_reaches_back_as_far_as_promised_and_no_further(lake: Lake) -> None:
@@ -169,7 +185,9 @@ def test_a_state_whose_log_is_not_kept_is_an_error_and_never_a_later_state(lake:
     """Version n of the publications' log has n of them. What is older than a checkpoint is cleaned up."""
     uri = names.system(lake.uri, "publications")
     log = Path(names.local_path(uri), "_delta_log")
-    instants = [datetime.fromtimestamp((log / f"{version:020}.json").stat().st_mtime, UTC) for version in range(5)]
+    instants = [datetime(2026, 1, 1, version, tzinfo=UTC) for version in range(5)]
+    for version, instant in enumerate(instants):
+        os.utime(log / f"{version:020}.json", (instant.timestamp(), instant.timestamp()))
     DeltaTable(log.parent, version=oldest).create_checkpoint()
     for version in range(oldest):
         (log / f"{version:020}.json").unlink()
