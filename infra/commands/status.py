@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
+    import duckdb
     from rich.table import Table
+
+    from infra.settings import Settings
+    from schemas.contract.model import Contract
+    from spark.lake.publications import Publication
 
 
 def facts() -> dict[str, Any]:
@@ -26,11 +32,10 @@ def facts() -> dict[str, Any]:
     from schemas.contract.catalog import catalog
 
     config = settings()
-    contracts = catalog(config.contracts)
     return {
         "services": stack.status(config),
         "stream_driver": _driver(),
-        "streams": {name: _stream(name) for name in contracts},
+        "streams": _streams(config, catalog(config.contracts)),
         "runs": _runs(),
         "urls": {"airflow": config.airflow_url, "data_docs": config.data_docs_url},
     }
@@ -53,85 +58,142 @@ def _driver() -> dict[str, Any]:
     return shown | {"breaker": asdict(breaker) | {"until": _plain(breaker.until)}, "waits": waits}
 
 
-def _stream(name: str) -> dict[str, Any]:
-    """Rows, windows, horizon, lag and the last results of one stream."""
-    from infra.broker.offsets import broker_offsets
-    from infra.driver.heartbeat import halts, heartbeat, ingested_offsets
-    from infra.settings import settings
-    from producers.decisions import DecisionsUnknown, pending
-    from schemas.contract.catalog import catalog
-    from schemas.errors import MillraceError
-    from spark.serving import letter_status
+@dataclass(frozen=True)
+class _Tables:
+    """What the tables say of each stream. `connection` has the served views of all of them."""
+
+    config: Settings
+    connection: duckdb.DuckDBPyConnection
+    publications: list[Publication]
+
+    def of(self, contract: Contract) -> dict[str, Any]:
+        return {
+            **self._records(contract),
+            "windows": self._windows(contract),
+            **self._published(contract.stream),
+            "ledger": self._ledger(contract.stream),
+            "last_quality": self._last_quality(contract.stream),
+            "last_audit": self._last_audit(contract.stream),
+            "last_replay": self._last_replay(contract.stream),
+            **self._to_decide(contract),
+        }
+
+    def _records(self, contract: Contract) -> dict[str, Any]:
+        def count(view: str) -> int:
+            return int(self._rows(f"select count(*) as n from {contract.stream}_{view}")[0]["n"])
+
+        alerts = count("alerts") if contract.alerts else None
+        return {"events": count("events"), "dead_letters": count("dead_letters"), "alerts": alerts}
+
+    def _windows(self, contract: Contract) -> dict[str, int]:
+        found = {"batch": 0, "speed": 0, "withheld": 0}
+        for view in (view for aggregate in contract.aggregates for view in aggregate.views):
+            sql = f"select source, count(*) as windows, count_if(withheld) as withheld from {view} group by 1"
+            for row in self._rows(sql):
+                found[row["source"]] += row["windows"]
+                found["withheld"] += row["withheld"]
+        return found
+
+    def _published(self, stream: str) -> dict[str, Any]:
+        mine = [publication for publication in self.publications if publication.stream == stream]
+        runs = [publication for publication in mine if publication.kind == "reconcile"]
+        shown = ("run_id", "published_at", "hours", "rows")
+        return {
+            "final_through": _plain(max(publication.final_through for publication in mine)) if mine else None,
+            "last_reconciliation": {name: _plain(runs[-1].row[name]) for name in shown} if runs else None,
+        }
+
+    def _ledger(self, stream: str) -> dict[str, int]:
+        """Rows by cause, those of what is made of the stream among them."""
+        sql = "select cause, count(*) as rows from ledger where split_part(stream, '.', 1) = $stream group by 1"
+        return {row["cause"]: row["rows"] for row in self._rows(sql, stream)}
+
+    def _last_quality(self, stream: str) -> dict[str, Any] | None:
+        return self._last(
+            "select run_id, max(recorded_at) as recorded_at, bool_and(success) as success, "
+            "sum(evaluated)::bigint as evaluated, sum(failed)::bigint as failed from quality",
+            stream,
+            "group by run_id",
+        )
+
+    def _last_audit(self, stream: str) -> dict[str, Any] | None:
+        return self._last(
+            "select recorded_at, sum(to_offset - from_offset)::bigint as offsets, sum(residual)::bigint as residual "
+            "from audits",
+            stream,
+            "group by recorded_at",
+        )
+
+    def _last_replay(self, stream: str) -> dict[str, Any] | None:
+        return self._last("select recorded_at, read, retried, waiting, parked from replays", stream)
+
+    def _to_decide(self, contract: Contract) -> dict[str, Any]:
+        """How many parked letters wait for a decision, without those whose decision is on its way, and why that is not
+        known if so."""
+        from producers.decisions import DecisionsUnknown, pending
+        from spark.serving import letter_status
+
+        def parked(but: Collection[str] = ()) -> int:
+            which = letter_status.Filter(status="parked", other_than=but)
+            return sum(group["letters"] for group in letter_status.counts(self.connection, contract.stream, which))
+
+        count = parked()
+        try:
+            return {"letters_to_decide": parked(pending(contract, self.config).keys()) if count else 0}
+        except DecisionsUnknown as error:
+            return {"letters_to_decide": count, "error": str(error)}
+
+    def _last(self, select: str, stream: str, group: str = "") -> dict[str, Any] | None:
+        sql = f"{select} where stream = $stream {group} order by recorded_at desc limit 1"
+        return next(iter(self._rows(sql, stream)), None)
+
+    def _rows(self, sql: str, stream: str | None = None) -> list[dict[str, Any]]:
+        cursor = self.connection.execute(sql, {"stream": stream} if stream else None)
+        names = [column[0] for column in cursor.description]
+        return [{n: _plain(value) for n, value in zip(names, row, strict=True)} for row in cursor.fetchall()]
+
+
+def _streams(config: Settings, contracts: Mapping[str, Contract]) -> dict[str, dict[str, Any]]:
+    """Rows, windows, horizon, lag and the last results of each stream."""
+    from infra.driver.heartbeat import halts, heartbeat
+
+    halted, lags = halts(heartbeat(config)), _lags(config, contracts)
+    held = _held(config, contracts)
+    return {
+        name: {"halted": halted.get(name)}
+        | ({"lane_halted": halted.get(contract.alerts_topic)} if contract.alerts else {})
+        | held[name]
+        | lags[name]
+        for name, contract in contracts.items()
+    }
+
+
+def _held(config: Settings, contracts: Mapping[str, Contract]) -> dict[str, dict[str, Any]]:
+    """What the tables say of each stream. The views of all streams are made once: they are made of the tables' logs."""
+    from spark.lake.publications import publications
     from spark.serving.duck import connect
 
-    config = settings()
-    contract = catalog(config.contracts)[name]
-    found: dict[str, Any] = {"halted": halts(heartbeat(config)).get(name)}
-    with connect(config) as connection:
+    with connect(config, list(contracts.values())) as connection:
+        tables = _Tables(config, connection, publications(config.lake_uri))
+        return {name: tables.of(contract) for name, contract in contracts.items()}
 
-        def one(sql: str) -> dict[str, Any] | None:
-            cursor = connection.execute(sql)
-            names = [column[0] for column in cursor.description]
-            row = cursor.fetchone()
-            return None if row is None else {n: _plain(value) for n, value in zip(names, row, strict=True)}
 
-        found |= one(f"select count(*) as events from {name}_events") or {}
-        found["alerts"] = None
-        if contract.alerts:
-            found["alerts"] = (one(f"select count(*) as alerts from {name}_alerts") or {})["alerts"]
-            found["lane_halted"] = halts(heartbeat(config)).get(contract.alerts_topic)
-        found |= one(f"select count(*) as dead_letters from {name}_dead_letters") or {}
-        windows = {"batch": 0, "speed": 0, "withheld": 0}
-        for aggregate in contract.aggregates:
-            for window in aggregate.windows:
-                sql = f"select source, count(*), count_if(withheld) from {aggregate.name}_{window} group by 1"
-                for source, count, withheld in connection.execute(sql).fetchall():
-                    windows[source] += count
-                    windows["withheld"] += withheld
-        found["windows"] = windows
-        found["final_through"] = (
-            one(f"select max(final_through) as through from publications where stream = '{name}'") or {}
-        ).get("through")
-        found["last_reconciliation"] = one(
-            "select run_id, published_at, hours, rows from publications "
-            f"where stream = '{name}' and run_id not like 'maintain %' order by published_at desc limit 1"
-        )
-        found["ledger"] = dict(
-            connection.execute(
-                f"select cause, count(*) from ledger where split_part(stream, '.', 1) = '{name}' group by 1"
-            ).fetchall()
-        )
-        found["last_quality"] = one(
-            "select run_id, max(recorded_at) as recorded_at, bool_and(success) as success, "
-            "sum(evaluated)::bigint as evaluated, sum(failed)::bigint as failed "
-            f"from quality where stream = '{name}' group by 1 order by recorded_at desc limit 1"
-        )
-        found["last_audit"] = one(
-            "select recorded_at, sum(to_offset - from_offset)::bigint as offsets, sum(residual)::bigint as residual "
-            f"from audits where stream = '{name}' group by recorded_at order by recorded_at desc limit 1"
-        )
-        found["last_replay"] = one(
-            "select recorded_at, read, retried, waiting, parked "
-            f"from replays where stream = '{name}' order by recorded_at desc limit 1"
-        )
+def _lags(config: Settings, contracts: Mapping[str, Contract]) -> dict[str, dict[str, Any]]:
+    """How many records of each stream are on the broker and not ingested yet, or why that is not known."""
+    from infra.broker.offsets import broker_offsets
+    from infra.driver.heartbeat import ingested_offsets
+    from schemas.errors import MillraceError
 
-        def to_decide(pending: Collection[str] = ()) -> int:
-            which = letter_status.Filter(status="parked", other_than=pending)
-            return sum(group["letters"] for group in letter_status.counts(connection, name, which))
-
-        found["letters_to_decide"] = to_decide()
-        if found["letters_to_decide"]:
-            try:
-                found["letters_to_decide"] = to_decide(pending(contract, config).keys())
-            except DecisionsUnknown as error:
-                found["error"] = str(error)
     try:
-        broker = broker_offsets(config, contract.ingest_topics)
-        ingested = ingested_offsets(config, name)
-        found["lag"] = sum(max(0, end - ingested.get(key, 0)) for key, end in broker.items())
+        ends = broker_offsets(config, [topic for contract in contracts.values() for topic in contract.ingest_topics])
     except MillraceError as error:
-        found["lag"], found["error"] = None, str(error)
-    return found
+        return {name: {"lag": None, "error": str(error)} for name in contracts}
+    lags = {}
+    for name, contract in contracts.items():
+        ingested = ingested_offsets(config, name)
+        mine = {place: end for place, end in ends.items() if place[0] in contract.ingest_topics}
+        lags[name] = {"lag": sum(max(0, end - ingested.get(place, 0)) for place, end in mine.items())}
+    return lags
 
 
 def _runs() -> dict[str, Any]:
