@@ -39,6 +39,22 @@ class SettingsError(TerminalError):
     """A setting has a wrong value; the message names the setting, the value and what is allowed."""
 
 
+class NoCheckout(TerminalError):
+    """Something was asked for that only a checkout has; the message says what, and how to get one."""
+
+
+def of_checkout(path: str) -> Path:
+    """A file or folder of the project that is not part of the wheel. Raises `NoCheckout` in an installed copy."""
+    found = PROJECT / path
+    if not found.exists():
+        raise NoCheckout(
+            f"{path} is missing in {PROJECT}: this Millrace was installed as a package, which has the code but neither "
+            "dags/, great_expectations/ nor tests/. Clone its repository instead and run `make run` there, then this "
+            "command as `uv run millrace …`"
+        )
+    return found
+
+
 class Settings(BaseSettings):
     """Where everything is and how to reach it. All durations are seconds, all URIs absolute."""
 

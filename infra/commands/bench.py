@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from typing import Annotated, Literal
 
 import typer
+
+from infra.commands import checkout
 
 bench = typer.Typer(no_args_is_help=True)
 
@@ -101,8 +101,4 @@ def reconcile(
 
 
 def _run(name: str, arguments: list[str]) -> None:
-    """A benchmark is a program of its own: it needs what only the checkout has."""
-    from infra.settings import PROJECT
-
-    command = [sys.executable, "-m", f"tests.benchmarks.{name}", *arguments]
-    raise typer.Exit(subprocess.run(command, cwd=PROJECT, check=False).returncode)
+    checkout.run(f"tests.benchmarks.{name}", arguments)

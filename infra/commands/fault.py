@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from typing import Annotated
 
 import typer
+
+from infra.commands import checkout
 
 fault = typer.Typer(
     no_args_is_help=True,
@@ -58,8 +58,4 @@ def soak(
 
 
 def _matrix(*arguments: str) -> None:
-    """The matrix is a program of its own: it needs what only the checkout has."""
-    from infra.settings import PROJECT
-
-    command = [sys.executable, "-m", "tests.faults.matrix", *arguments]
-    raise typer.Exit(subprocess.run(command, cwd=PROJECT, check=False).returncode)
+    checkout.run("tests.faults.matrix", list(arguments))

@@ -21,7 +21,7 @@ from infra.jvm.environment import program_environment
 from infra.jvm.java import java_executable
 from infra.local.program import Program
 from infra.private_files import write_private
-from infra.settings import PROJECT, Principal, Settings
+from infra.settings import PROJECT, Principal, Settings, of_checkout
 from schemas.errors import TerminalError, TransientError
 
 COMPONENTS = {
@@ -98,7 +98,7 @@ def options(settings: Settings, passwords: Path) -> dict[str, str]:
     return {
         "core__executor": "infra.local.executor.LocalExecutor",
         "core__parallelism": "4",
-        "core__dags_folder": str(PROJECT / "dags"),
+        "core__dags_folder": str(of_checkout("dags")),
         "core__load_examples": "False",
         "core__hostname_callable": "socket.gethostname",  # `infra.local.component` knows its predecessor by it
         "core__fernet_key": _fernet_key(settings),

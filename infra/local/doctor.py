@@ -15,7 +15,7 @@ import psutil
 
 from infra.jvm import jars
 from infra.jvm.java import usable_java
-from infra.settings import Settings
+from infra.settings import PROJECT, Settings, of_checkout
 from schemas.errors import MillraceError, TerminalError
 
 FREE_BYTES = 5 * 2**30
@@ -62,6 +62,8 @@ def examine(settings: Settings, starting: Collection[str], thorough: bool = Fals
         ("memory", _memory),
         ("ports", lambda: _ports(settings, starting)),
     ]
+    if "airflow" in starting:
+        checks.append(("project", _project))
     if thorough:
         checks.append(("jars", lambda: _jars(settings)))
     findings = []
@@ -78,6 +80,10 @@ def require_fit(settings: Settings, starting: Collection[str]) -> None:
     wrong = [finding.message for finding in examine(settings, starting) if not finding.ok]
     if wrong:
         raise Unfit("\n".join(wrong))
+
+
+def _project() -> str:
+    return f"{of_checkout('dags').name}/ and {of_checkout('great_expectations').name}/ are in {PROJECT}"
 
 
 def _python() -> str:

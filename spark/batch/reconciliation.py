@@ -14,7 +14,7 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from infra.locks.batch_lock import exclusive
-from infra.settings import PROJECT, Settings
+from infra.settings import Settings, of_checkout
 from schemas.contract.catalog import catalog, contract_in
 from schemas.contract.model import Aggregate, Contract
 from schemas.errors import TerminalError, TransientError
@@ -437,7 +437,7 @@ def _reconcile(
     ) -> Outcome:
         if not auditor:
             loading.join()
-            home, project = config.home / "great_expectations", PROJECT / "great_expectations"
+            home, project = config.home / "great_expectations", of_checkout("great_expectations")
             auditor.append(Auditor(project, home, config.data_docs_dir, stream, run_id, now))
         return auditor[0].audit(suite, frame, expectations)
 

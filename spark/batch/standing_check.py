@@ -10,7 +10,7 @@ from typing import Any
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from infra.settings import PROJECT, Settings
+from infra.settings import Settings, of_checkout
 from schemas.contract.catalog import contract_in
 from schemas.contract.model import Contract
 from spark.batch import ledger
@@ -148,7 +148,7 @@ def check(config: Settings, stream: str, run_id: str) -> dict[str, Any]:
     store = BatchStore(session(config, "batch", "millrace-quality"), config.lake_uri, contract)
     now = datetime.now(UTC)
     loading.join()
-    home, project = config.home / "great_expectations", PROJECT / "great_expectations"
+    home, project = config.home / "great_expectations", of_checkout("great_expectations")
     auditor = Auditor(project, home, config.data_docs_dir, stream, run_id, now)
     outcomes = Check(store, contract, through, now, auditor).run()
     store.log_rows("quality", [outcome.row(run_id, stream, through, now) for outcome in outcomes])
