@@ -11,7 +11,7 @@ UV_HOME := .millrace/uv
 UV := $(or $(shell command -v uv),$(UV_HOME)/bin/uv)
 RUN := $(UV) run --frozen
 
-.PHONY: help run up stop clean test lint unit integration long mechanisms faults format reference docs environment
+.PHONY: help run up stop clean test check lint unit integration long mechanisms faults format reference docs environment
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -32,6 +32,16 @@ clean:  ## stop everything and remove its state (settings.env and the caches sta
 
 test: lint unit integration  ## lint, unit and integration tests
 
+check: environment  ## lint, and within a minute the unit tests of what main (or SINCE=ref) does not have, nearest first
+	$(RUN) ruff check
+	$(RUN) ruff format --check
+	$(RUN) mypy & typing=$$!
+	tests="$$($(RUN) python -m tests.support.touched $(SINCE))"
+	if [ -n "$$tests" ]; then
+		$(RUN) pytest $$tests -m "not long" --numprocesses=2 --seconds=40 || { wait $$typing || true; exit 1; }
+	fi
+	wait $$typing
+
 lint: environment  ## ruff and mypy
 	$(RUN) ruff check
 	$(RUN) ruff format --check
@@ -42,10 +52,10 @@ format: environment  ## let ruff rewrite the code
 	$(RUN) ruff format
 
 unit: environment  ## tests without servers
-	$(RUN) pytest tests/unit -m "not long" --numprocesses=2
+	$(RUN) pytest tests/unit -m "not long" --numprocesses=2 --durations=20
 
 integration: environment  ## tests against real servers on ports of their own
-	$(RUN) pytest tests/integration -m "not long" --numprocesses=2
+	$(RUN) pytest tests/integration -m "not long" --numprocesses=2 --durations=20
 
 long: environment  ## the tests that make test leaves out for their length, and many more examples of the properties
 	$(RUN) pytest tests/unit -m hypothesis --hypothesis-profile=search --numprocesses=2

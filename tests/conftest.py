@@ -14,7 +14,7 @@ from xdist.scheduler import LoadScopeScheduling
 from infra.settings import Settings
 from spark.session import QUICK_COMPILER, session
 
-pytest_plugins = ["tests.support.seed", "tests.support.spent"]
+pytest_plugins = ["tests.support.seed", "tests.support.spent", "tests.support.touched"]
 
 settings.register_profile("same", derandomize=True, deadline=None)
 settings.register_profile("search", max_examples=2000, deadline=None)
@@ -48,10 +48,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByShari
 
 @pytest.fixture(scope="session")
 def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
-    """The streaming driver's own session, with a small heap."""
+    """The streaming driver's own session. Half of the heap must have room for what Spark keeps of hundreds of tests:
+    with 800 MB the JVM collected garbage for nine minutes of a run."""
     home = tmp_path_factory.mktemp("spark")
     # The quick compiler alone: the slow one would spend half of the tests' CPU on code that runs once.
     os.environ["SPARK_SUBMIT_OPTS"] = QUICK_COMPILER
-    found = session(Settings(home=home, stream_memory="800m"), "stream", "millrace-tests")
+    found = session(Settings(home=home, stream_memory="2g"), "stream", "millrace-tests")
     yield found
     found.stop()
