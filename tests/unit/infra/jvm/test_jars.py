@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,18 +19,39 @@ CONTENT = {"org.example:thing:1.0": b"a jar of things", "org.example:box:2.1:all
 
 @pytest.fixture
 def wanted() -> list[Jar]:
+    return wanted_jars()
+
+
+def wanted_jars() -> list[Jar]:
     return [Jar(coordinate, hashlib.sha256(content).hexdigest()) for coordinate, content in CONTENT.items()]
 
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
+    return with_repository(tmp_path)
+
+
+def with_repository(root: Path) -> Settings:
     """Settings with an empty cache and a repository that has the files."""
     for coordinate, content in CONTENT.items():
-        in_repository(tmp_path, coordinate).parent.mkdir(parents=True)
-        in_repository(tmp_path, coordinate).write_bytes(content)
-    return Settings(
-        home=tmp_path, jar_cache=tmp_path / "cache", maven_repository=(tmp_path / "repository").as_uri().rstrip("/")
-    )
+        in_repository(root, coordinate).parent.mkdir(parents=True)
+        in_repository(root, coordinate).write_bytes(content)
+    return Settings(home=root, jar_cache=root / "cache", maven_repository=(root / "repository").as_uri().rstrip("/"))
+
+
+@pytest.fixture(scope="module")
+def fetched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache that Ivy has filled."""
+    root = tmp_path_factory.mktemp("fetched")
+    fetch(with_repository(root), wanted_jars())
+    return root / "cache"
+
+
+@pytest.fixture
+def full(settings: Settings, fetched: Path) -> Settings:
+    """Settings with a full cache."""
+    shutil.copytree(fetched, settings.jar_cache)
+    return settings
 
 
 def in_repository(root: Path, coordinate: str) -> Path:
@@ -54,18 +76,17 @@ def test_fetches_in_order_and_reports_progress(settings: Settings, wanted: list[
     assert reports[-1] == ("", 2, 2)
 
 
-def test_needs_no_repository_once_the_cache_is_full(settings: Settings, wanted: list[Jar]) -> None:
-    fetch(settings, wanted)
-    closed = settings.model_copy(update={"maven_repository": "file:///nowhere"})
+def test_needs_no_repository_once_the_cache_is_full(full: Settings, wanted: list[Jar]) -> None:
+    closed = full.model_copy(update={"maven_repository": "file:///nowhere"})
     fetch(closed, wanted)
 
 
-def test_a_corrupted_file_of_the_cache_is_fetched_again(settings: Settings, wanted: list[Jar]) -> None:
-    path, _ = fetch(settings, wanted)
+def test_a_corrupted_file_of_the_cache_is_fetched_again(full: Settings, wanted: list[Jar]) -> None:
+    path, _ = fetch(full, wanted)
     path.write_bytes(b"a jar of worms!")  # of the same size
-    assert [jars for jars in verify(settings, wanted) if "thing-1.0.jar is corrupted" in jars]
-    assert fetch(settings, wanted)[0].read_bytes() == CONTENT["org.example:thing:1.0"]
-    assert verify(settings, wanted) == []
+    assert [jars for jars in verify(full, wanted) if "thing-1.0.jar is corrupted" in jars]
+    assert fetch(full, wanted)[0].read_bytes() == CONTENT["org.example:thing:1.0"]
+    assert verify(full, wanted) == []
 
 
 def test_a_wrong_file_of_the_repository_is_refused_with_both_hashes(

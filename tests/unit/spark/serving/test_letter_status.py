@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,19 @@ def served(lake: Lake) -> Iterator[duckdb.DuckDBPyConnection]:
         yield connection
 
 
+@pytest.fixture(scope="module")
+def stories(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Lake, duckdb.DuckDBPyConnection]]:
+    """A lake of all stories, each about a letter of its own, and a letter of which nothing more was heard."""
+    lake = Lake(tmp_path_factory.mktemp("stories"))
+    lake.ingested(UNTOUCHED)
+    with connect(lake.settings, [WEATHER]) as connection:
+        yield lake, connection
+
+
+UNTOUCHED = 1_000
+NUMBERS = count(UNTOUCHED + 1)
+
+
 @pytest.mark.parametrize(
     ("story", "status", "attempt"),
     [
@@ -82,16 +96,20 @@ def served(lake: Lake) -> Iterator[duckdb.DuckDBPyConnection]:
     ],
 )
 def test_the_status_follows_from_what_happened(
-    lake: Lake, served: duckdb.DuckDBPyConnection, story: list[tuple[str, int]], status: str, attempt: int
+    stories: tuple[Lake, duckdb.DuckDBPyConnection], story: list[tuple[str, int]], status: str, attempt: int
 ) -> None:
+    lake, served = stories
+    number = next(NUMBERS)
     for what, at in reversed(story):  # the order in which the tables learn of it does not matter
         if what in ("reject", "accept"):
-            lake.ingested(1, at, accepted=what == "accept")
+            lake.ingested(number, at, accepted=what == "accept")
         else:
-            lake.moved(1, what, at)
-    lake.ingested(2)
+            lake.moved(number, what, at)
     rows = served.execute("select id, status, attempt from weather_letters order by id").fetchall()
-    assert rows == [("weather/0/1", status, attempt), ("weather/0/2", "waiting", 0)]
+    assert (rows[0], rows[-1]) == (
+        (f"weather/0/{UNTOUCHED}", "waiting", 0),
+        (f"weather/0/{number}", status, attempt),
+    )
 
 
 def test_a_question_about_one_reason_is_about_no_other(lake: Lake, served: duckdb.DuckDBPyConnection) -> None:
