@@ -22,16 +22,25 @@ settings.load_profile("same")  # `make test` says the same of the same code; `ma
 
 
 SHARE = {
-    "tests/unit/spark/transforms/": "a Spark session",
-    "tests/unit/spark/batch/test_usual_hours.py": "a Spark session",
-    "tests/unit/dags/test_policy.py": "the parsed DAGs",
-    "tests/unit/spark/quality/test_suites.py": "Great Expectations",
-    "tests/integration/lake/": "a Spark session and lakes",
-    "tests/integration/test_faults.py": "a platform that is harmed",
-    "tests/integration/test_lane.py": "a platform with alert lanes",
-    "tests/integration/": "a platform",
-}
-"""What tests share that takes long to start, by the begin of their paths; the first that fits counts."""
+    "Airflow": (
+        "tests/integration/test_platform.py", "tests/integration/test_stack.py", "tests/integration/test_decide.py",
+        "tests/integration/test_ui.py", "tests/integration/test_operate.py", "tests/integration/test_standalone.py",
+    ),
+    "a lake": ("tests/integration/lake/",),
+    "faults": ("tests/integration/test_faults.py",),
+    "a lane": ("tests/integration/test_lane.py",),
+    "homes": ("tests/integration/test_up.py",),
+    "a broker": ("tests/integration/",),
+    "Spark": ("tests/unit/spark/transforms/", "tests/unit/spark/batch/test_usual_hours.py"),
+    "DAGs": ("tests/unit/dags/test_policy.py",),
+    "suites": ("tests/unit/spark/quality/test_suites.py",),
+}  # fmt: skip
+"""Whose tests share what takes long to start: a Spark session, the parsed DAGs, a stack of servers. The first that fits
+counts, and what takes longest begins first."""
+
+
+def shared(nodeid: str) -> str | None:
+    return next((name for name, places in SHARE.items() if nodeid.startswith(places)), None)
 
 
 class BySharing(LoadScopeScheduling):
@@ -39,11 +48,17 @@ class BySharing(LoadScopeScheduling):
     (The groups of pytest-xdist 3.8 would say it by a mark; pytest 9 has no place for them any more.)"""
 
     def _split_scope(self, nodeid: str) -> str:
-        return next((shared for place, shared in SHARE.items() if nodeid.startswith(place)), nodeid)
+        return shared(nodeid) or nodeid
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> BySharing:
+    config.option.loadscopereorder = False  # by what they take, not by how many they are
     return BySharing(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = [*SHARE, None]
+    items.sort(key=lambda item: order.index(shared(item.nodeid)))
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,5 @@
-"""One running stack per session: real PostgreSQL, Kafka, registry and Airflow on free ports under a temporary home."""
+"""One running stack per session: real PostgreSQL, Kafka and registry on free ports under a temporary home, and Airflow
+for those who ask for it."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from infra.local import stack as local
 from infra.settings import PROJECT, Settings
 from tests.support import stacks
 
@@ -22,11 +24,21 @@ def _impatient_contracts(folder: Path) -> Path:
     return folder
 
 
+LIGHT = ("postgres", "kafka", "registry")
+
+
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
-    """Settings of a stack with every service up, which child processes find in the environment. Its logs stay."""
+    """Settings of a stack with what most tests need, which child processes find in the environment. Its logs stay."""
     told = tmp_path_factory.mktemp("lineage") / "events.jsonl"
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("MILLRACE_OPENLINEAGE", str(told))
-        with stacks.running("millrace-test-", _impatient_contracts(tmp_path_factory.mktemp("contracts"))) as config:
+        contracts = _impatient_contracts(tmp_path_factory.mktemp("contracts"))
+        with stacks.running("millrace-test-", contracts, LIGHT) as config:
             yield config
+
+
+@pytest.fixture(scope="session")
+def every_service(stack: Settings) -> None:
+    """The stack has Airflow and the Data Docs as well."""
+    local.up(stack)

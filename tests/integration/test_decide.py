@@ -23,7 +23,7 @@ from spark.lake import tables
 from spark.serving.duck import connect
 from tests.support.topics import read
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.usefixtures("every_service")]
 
 READING = timedelta(seconds=8)
 ALL_RUNS = "~"

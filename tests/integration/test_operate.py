@@ -15,7 +15,7 @@ from infra.driver import process
 from infra.settings import Settings
 from tests.faults.world import STREAM, World, wait_for, world
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900), pytest.mark.usefixtures("every_service")]
 
 
 @pytest.fixture(scope="module")

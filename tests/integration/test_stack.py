@@ -30,7 +30,7 @@ from infra.settings import Settings
 from schemas.errors import TransientError
 from tests.support.chance import fresh
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = [pytest.mark.timeout(400), pytest.mark.usefixtures("every_service")]
 
 CHECKS = {
     "kafka": kafka.check_ready,

@@ -29,7 +29,7 @@ from tests.faults.load import Load
 from tests.faults.world import CONTRACTS, STREAM, World
 from tests.support.stacks import free_ports
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900), pytest.mark.usefixtures("every_service")]
 
 
 class Cluster:

@@ -17,6 +17,9 @@ DAGS = ("provision", "decide_parked_letters", "stream_supervisor", "reconcile", 
 SHOTS = PROJECT / ".millrace" / "screenshots"
 
 
+pytestmark = pytest.mark.usefixtures("every_service")
+
+
 @pytest.fixture(scope="module")
 def browser(stack: Settings) -> Iterator[Chrome]:
     chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
