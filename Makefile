@@ -35,6 +35,7 @@ test: lint unit integration  ## lint, unit and integration tests
 check: environment  ## lint, and within a minute the unit tests of what main (or SINCE=ref) does not have, nearest first
 	$(RUN) ruff check
 	$(RUN) ruff format --check
+	$(RUN) lint-imports --no-cache >/dev/null || $(RUN) lint-imports --no-cache
 	$(RUN) mypy & typing=$$!
 	tests="$$($(RUN) python -m tests.support.touched $(SINCE))"
 	if [ -n "$$tests" ]; then
@@ -42,10 +43,11 @@ check: environment  ## lint, and within a minute the unit tests of what main (or
 	fi
 	wait $$typing
 
-lint: environment  ## ruff and mypy
+lint: environment  ## ruff, mypy, and who may import whom
 	$(RUN) ruff check
 	$(RUN) ruff format --check
 	$(RUN) mypy
+	$(RUN) lint-imports --no-cache
 
 format: environment  ## let ruff rewrite the code
 	$(RUN) ruff check --fix

@@ -23,8 +23,8 @@ CODE = ("dags", "infra", "producers", "schemas", "spark", "tests")
 
 READ = {
     "dags": ("dags",),
-    "schemas": ("schemas.catalog",),
-    "great_expectations": ("spark.suites", "spark.quality"),
+    "schemas": ("schemas.contract.catalog",),
+    "great_expectations": ("spark.quality.suites", "spark.quality.auditor"),
     "docs": ("tests.unit.test_readme",),
     "README.md": ("tests.unit.test_readme",),
     "Makefile": ("tests.unit.test_readme",),
