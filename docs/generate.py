@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any, get_args
@@ -77,10 +77,10 @@ def settings() -> str:
 def _default_setting(value: Any) -> str:
     if value in (None, ""):
         return "see meaning"
-    text = str(value)
     for folder, word in ((PROJECT, "<checkout>"), (Path.home(), "~")):
-        text = text.replace(str(folder), word)
-    return f"`{text}`"
+        if isinstance(value, Path) and value.is_relative_to(folder):
+            return f"`{word}/{value.relative_to(folder)}`"
+    return f"`{value}`"
 
 
 # -- the command line ----------------------------------------------------------------------------------------------
@@ -95,8 +95,20 @@ def cli() -> str:
 
     command = typer.main.get_command(app)
     text = get_docs_for_click(obj=command, ctx=typer.Context(command, info_name="millrace"), name="millrace")
+    for name, each in _commands(command):  # Typer's generator cuts their first sentences off
+        text = text.replace(
+            f"* `{name}`: {each.get_short_help_str()}\n", f"* `{name}`: {each.get_short_help_str(200)}\n"
+        )
     text = _placeholders(text.strip())
     return text.replace("# `millrace`\n", f"# The command line\n\n{WRITTEN}", 1) + "\n"
+
+
+def _commands(group: Any) -> Iterator[tuple[str, Any]]:
+    """The commands of a group, by name, and those of the groups among them."""
+    for name, command in group.commands.items():
+        yield name, command
+        if hasattr(command, "commands"):
+            yield from _commands(command)
 
 
 # -- contracts -----------------------------------------------------------------------------------------------------
@@ -256,6 +268,7 @@ COLUMNS = {
     "partition": "the Kafka partition",
     "offset": "the Kafka offset",
     "reason": "why, in words",
+    "publications.kind": "`reconcile` or `maintain`: which job made it; null in rows from before the column",
     "publications.hours": "hours that the run published",
     "publications.rows": "rows that the run published",
     "publications.published_at": "when the publication was made",

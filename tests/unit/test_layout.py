@@ -53,7 +53,4 @@ def test_the_layout_is_kept_and_each_kind_of_forbidden_import_is_found(checkout:
     for file, line in forbidden.items():
         importer = file.removesuffix(".py").replace("/", ".")
         imported = line.split()[1]
-        assert any(importer in said and imported.split(".")[0] in said for said in done.stdout.splitlines()), (
-            file,
-            line,
-        )
+        assert any(importer in said and imported.split(".")[0] in said for said in done.stdout.splitlines()), file
