@@ -7,7 +7,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from pyspark.sql import Column, DataFrame
@@ -23,7 +23,7 @@ from spark.batch.layer_counts import counter, layers
 from spark.batch.plan import Plan, TouchedHour, UnexplainedDifference, plan
 from spark.batch.stateful_reconciliation import Derivation, derivations
 from spark.batch.store import BatchStore
-from spark.definitions.times import Hours, literal
+from spark.definitions.times import BEGINNING_OF_TIME, Hours, literal, time_of
 from spark.lake import tables
 from spark.lake.publications import Publication, publications, published_without, unique_run_id
 from spark.quality import suites
@@ -38,9 +38,6 @@ if TYPE_CHECKING:
 
 
 log = logging.getLogger("millrace.reconcile")
-
-
-NOTHING_FINAL = datetime(1, 1, 1, tzinfo=UTC)
 
 
 PLACE = ("topic", "partition", "offset", "batch", "attempt", "original")
@@ -154,7 +151,7 @@ class Reconciliation:
             .agg(newest, new_rows)
             .select(F.unix_micros("hour").alias("hour"), F.unix_micros("newest").alias("newest"), "new_rows")
         )
-        touched = [TouchedHour(_time(row.hour), _time(row.newest), row.new_rows) for row in hours.collect()]
+        touched = [TouchedHour(time_of(row.hour), time_of(row.newest), row.new_rows) for row in hours.collect()]
         return plan(touched, self.through, last, self.contract.allowed_lateness, self.forced)
 
     def _is_forced(self, time: str) -> Column:
@@ -175,7 +172,7 @@ class Reconciliation:
         return self.store.accepted(self.through).select(*PLACE, *dict.fromkeys(["event_time", *self.contract.fields]))
 
     def _marked(self, planned: Plan, accepted: DataFrame) -> DataFrame:
-        before = F.expr(literal(planned.final_before or NOTHING_FINAL))
+        before = F.expr(literal(planned.final_before or BEGINNING_OF_TIME))
         inside = self._inside(accepted, planned, "event_time")
         if self.contract.event_time in self.contract.event_id:
             marked = ledger.marked(inside, self.contract)  # all copies of an event are in the same hour
@@ -269,11 +266,11 @@ class Reconciliation:
         hour = F.unix_micros(truncated("window_start", "1h")).alias("hour")
         counted = ledger.union([windows.select("window_start") for windows in self._windows.values()])
         hours: dict[int, dict[str, Any]] = {
-            row.hour: {"hour": _time(row.hour).isoformat(), "windows": row.n}
+            row.hour: {"hour": time_of(row.hour).isoformat(), "windows": row.n}
             for row in counted.groupBy(hour).agg(F.count("*").alias("n")).collect()
         }
         for row in found.groupBy(hour, "cause").agg(F.count("*").alias("n")).collect():
-            mine = hours.setdefault(row.hour, {"hour": _time(row.hour).isoformat(), "windows": 0})
+            mine = hours.setdefault(row.hour, {"hour": time_of(row.hour).isoformat(), "windows": 0})
             mine[row.cause] = row.n
         return [hours[hour] for hour in sorted(hours)]
 
@@ -352,7 +349,7 @@ class Reconciliation:
 
     def _publish(self, planned: Plan, staged: int) -> None:
         row = Publication(
-            self.run_id, self.contract.stream, planned.final_through or NOTHING_FINAL, self.through, planned.hours,
+            self.run_id, self.contract.stream, planned.final_through or BEGINNING_OF_TIME, self.through, planned.hours,
             staged, self.now, self.store.versions(),
             tuple(f"{a.name}.{measure.name}" for a in self.contract.aggregates for measure in a.measures),
         )  # fmt: skip
@@ -387,7 +384,7 @@ class Reconciliation:
     def _new(self, frame: DataFrame, planned: Plan, time_column: str) -> DataFrame:
         """Rows whose time is in an hour that is published for the first time."""
         time_ = F.col(time_column)
-        since = F.expr(literal(planned.final_before or NOTHING_FINAL))
+        since = F.expr(literal(planned.final_before or BEGINNING_OF_TIME))
         return frame.where((time_ >= since) & (time_ < F.expr(literal(planned.final_through))))
 
 
@@ -395,10 +392,6 @@ def total_causes(hours: list[dict[str, Any]]) -> dict[str, int]:
     """How many differences `by_hour` has of which cause."""
     counted = sum((Counter({cause: hour.get(cause, 0) for cause in tables.LEDGER_CAUSES}) for hour in hours), Counter())
     return dict(counted)
-
-
-def _time(micros: int) -> datetime:
-    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=micros)
 
 
 def reconcile(

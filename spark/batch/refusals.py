@@ -11,7 +11,7 @@ from duckdb_extensions import import_extension
 
 from schemas.contract.model import Contract
 from spark.batch.plan import TouchedHour, plan
-from spark.definitions.times import floor_hour
+from spark.definitions.times import BEGINNING_OF_TIME, floor_hour
 from spark.lake import contents, names
 from spark.lake.publications import Publication, publications
 
@@ -37,7 +37,7 @@ def _final_through(lake_uri: str, contract: Contract, through: int, last: Public
         found = connection.execute(
             f"select max(least(event_time, kafka_timestamp)) from delta_scan('{path}') "
             "where accepted and batch <= $through and event_time >= $since",
-            {"through": through, "since": last.final_through if last else datetime(1, 1, 1, tzinfo=UTC)},
+            {"through": through, "since": last.final_through if last else BEGINNING_OF_TIME},
         ).fetchone()
     newest: datetime | None = found[0] if found else None
     touched = [] if newest is None else [TouchedHour(floor_hour(newest), newest.astimezone(UTC), 1)]

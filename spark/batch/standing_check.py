@@ -17,7 +17,7 @@ from spark.batch import ledger
 from spark.batch.layer_counts import counter, layers
 from spark.batch.store import BatchStore
 from spark.batch.usual_hours import usual
-from spark.definitions.times import literal
+from spark.definitions.times import literal, time_of
 from spark.lake import tables
 from spark.lake.publications import Publication, publications
 from spark.quality import suites
@@ -57,7 +57,7 @@ class Check:
         accepted = self.store.accepted(self.through)
         newest = accepted.agg(F.max("event_time").alias("newest")).select(F.unix_micros("newest")).first()
         assert newest is not None
-        since = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=newest[0] or 0) - timedelta(days=self.days)
+        since = time_of(newest[0] or 0) - timedelta(days=self.days)
         since = since.replace(minute=0, second=0, microsecond=0)
         since = max(since, self.store.kept_since() or since)
         recent = F.col("event_time") >= F.expr(literal(since))

@@ -15,7 +15,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import cached_property, reduce
 from typing import Any
 
@@ -29,7 +29,7 @@ from spark.batch import stateful_ledger
 from spark.batch.plan import UnexplainedDifference
 from spark.batch.store import BatchStore
 from spark.definitions import stateful_results
-from spark.definitions.times import literal
+from spark.definitions.times import BEGINNING_OF_TIME, literal, time_of
 from spark.definitions.windows import interval
 from spark.lake import contents, names, tables
 from spark.lake.publications import Publication, publications, unique_run_id
@@ -40,8 +40,6 @@ from spark.transforms.joins import joined
 from spark.transforms.sessions import sessions
 
 log = logging.getLogger("millrace.reconcile")
-
-BEGINNING, EPOCH = datetime(1, 1, 1, tzinfo=UTC), datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass
@@ -72,7 +70,7 @@ class Derivation:
         if micros is None:
             self._publish(0)
             return self._summary(0, Counter())
-        first = literal(EPOCH + timedelta(microseconds=micros))
+        first = literal(time_of(micros))
         since = F.expr(first)
         exact = self.exact(dirty, since).localCheckpoint()
         old = self._read(names.batch).where(F.col(self.place) >= since)
@@ -125,7 +123,7 @@ class Derivation:
             .groupBy(*self.key)
             .agg(F.max("session_end").alias("_last"))
         )
-        beginning = F.expr(literal(BEGINNING))
+        beginning = F.expr(literal(BEGINNING_OF_TIME))
         return dirty.join(last, self.key, "left").select(*self.key, F.coalesce("_last", beginning).alias("since"))
 
     def exact(self, dirty: DataFrame, since: Column) -> DataFrame:
@@ -296,7 +294,7 @@ class Derivation:
     @cached_property
     def _before(self) -> datetime:
         known = publications(self.lake_uri, self.title)
-        return known[-1].final_through if known else BEGINNING
+        return known[-1].final_through if known else BEGINNING_OF_TIME
 
     @cached_property
     def _through_before(self) -> dict[str, int]:

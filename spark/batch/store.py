@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import reduce
 from operator import and_
 from typing import Any
@@ -19,7 +19,7 @@ from pyspark.sql import functions as F
 
 from schemas.contract.model import Aggregate, Contract
 from spark.definitions import measures
-from spark.definitions.times import floor_hour, literal
+from spark.definitions.times import floor_hour, literal, time_of
 from spark.lake import contents, names, retention, tables
 
 
@@ -99,7 +99,7 @@ class BatchStore:
             return set()
         rows = self.published(aggregate).join(F.broadcast(self.runs_frame(run_ids)), "run_id", "left_semi")
         micros = rows.select(F.unix_micros("hour").alias("hour")).distinct().collect()
-        return {datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=row.hour) for row in micros}
+        return {time_of(row.hour) for row in micros}
 
     def corrected(self, run_ids: Iterable[str]) -> dict[str, set[datetime]]:
         """By aggregate, the hours (UTC) in which one of the runs has taken exact values that nothing explained, because

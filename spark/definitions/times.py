@@ -8,6 +8,9 @@ from schemas.errors import TerminalError
 
 HOUR = timedelta(hours=1)
 
+BEGINNING_OF_TIME = datetime(1, 1, 1, tzinfo=UTC)
+"""Before every event: how far a stream is final of which nothing is."""
+
 
 Hours = tuple[datetime, datetime]
 """Hours of event time, from the first to before the second."""
@@ -19,6 +22,11 @@ class EmptyRange(TerminalError):
 
 def floor_hour(time: datetime) -> datetime:
     return time.replace(minute=0, second=0, microsecond=0)
+
+
+def time_of(micros: int) -> datetime:
+    """The time (UTC) that Spark's `unix_micros` counts so: in microseconds since 1970."""
+    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=micros)
 
 
 def utc(text: str) -> datetime:

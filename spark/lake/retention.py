@@ -18,6 +18,7 @@ from deltalake import CommitProperties, DeltaTable
 
 from schemas.contract.model import Contract, Derived
 from spark.definitions import stateful_results
+from spark.definitions.times import BEGINNING_OF_TIME
 from spark.lake import names
 from spark.lake.publications import in_force, publications
 
@@ -45,7 +46,7 @@ class Keep:
 
 def day_before(final_through: datetime, keep: timedelta) -> datetime | None:
     """The start of the day that lies `keep` before; None if that is before all time."""
-    if final_through - datetime(1, 1, 1, tzinfo=UTC) <= keep:
+    if final_through - BEGINNING_OF_TIME <= keep:
         return None
     return (final_through - keep).replace(hour=0, minute=0, second=0, microsecond=0)
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from schemas.contract.model import Contract
 from schemas.errors import TerminalError
+from spark.definitions.times import BEGINNING_OF_TIME
 from spark.lake import names, tables
-from spark.serving.snapshot import NOTHING_FINAL
 from spark.serving.views import views
 
 DRIVER, RECONCILE, QUALITY, REPLAY, AUDIT, SERVING = (
@@ -107,7 +107,7 @@ def _of_views(contract: Contract) -> set[Edge]:
     # Each SELECT names what it reads by what the scan made of it.
     marks = {f"<{uri}>": uri.removeprefix("/") for uri in tables.uris("", contract)}
     found: set[Edge] = set()
-    for view, select in views(contract, "duckdb", "", lambda uri, _: f"<{uri}>", NOTHING_FINAL).items():
+    for view, select in views(contract, "duckdb", "", lambda uri, _: f"<{uri}>", BEGINNING_OF_TIME).items():
         read = {table for mark, table in marks.items() if mark in select}
         if any(table.startswith("batch/") for table in read):
             read.add("system/publications")  # says which version of it is served

@@ -19,11 +19,10 @@ from pyarrow.fs import PyFileSystem
 
 from schemas.contract.model import Contract
 from schemas.errors import TerminalError
+from spark.definitions.times import BEGINNING_OF_TIME
 from spark.lake import names
 from spark.lake.publications import Publication, in_force, publications
 from spark.serving.views import views
-
-NOTHING_FINAL = datetime(1, 1, 1, tzinfo=UTC)
 
 
 class NoSuchSnapshot(TerminalError):
@@ -44,7 +43,7 @@ class Snapshot:
     def final_through(self, stream: str) -> datetime:
         """Windows of the stream that end at or before this are the batch layer's."""
         publication = self.publications.get(stream)
-        return publication.final_through if publication else NOTHING_FINAL
+        return publication.final_through if publication else BEGINNING_OF_TIME
 
 
 def published(lake_uri: str, contracts: Iterable[Contract]) -> Snapshot:
@@ -158,7 +157,7 @@ def _all(lake_uri: str, contracts: Iterable[Contract]) -> list[str]:
     therefore never knows more than bronze."""
     found: dict[str, None] = {}
     for contract in contracts:
-        views(contract, "duckdb", lake_uri, lambda uri, _: str(found.setdefault(uri)), NOTHING_FINAL)
+        views(contract, "duckdb", lake_uri, lambda uri, _: str(found.setdefault(uri)), BEGINNING_OF_TIME)
     return list(found)
 
 

@@ -24,6 +24,7 @@ from schemas.contract.model import Aggregate, Contract, Derived
 from schemas.contract.model import Window as WindowName
 from spark.definitions import measures, stateful_results
 from spark.definitions.measures import Dialect
+from spark.definitions.times import BEGINNING_OF_TIME
 from spark.definitions.windows import SECONDS
 from spark.lake import batch_numbers, names, tables
 
@@ -40,6 +41,9 @@ class _Words:
 
     def name(self, identifier: str) -> str:
         return f"{self.quote}{identifier}{self.quote}"
+
+    def time(self, value: datetime) -> str:
+        return self.instant.format(value.astimezone(UTC).replace(tzinfo=None).isoformat(" "))
 
     def names(self, identifiers: Iterable[str]) -> str:
         return ", ".join(map(self.name, identifiers))
@@ -158,7 +162,7 @@ def _merged(
         f"as {words.name(m.name)}"
         for m in aggregate.measures
     )
-    horizon = words.instant.format(final_through.astimezone(UTC).replace(tzinfo=None).isoformat(" "))
+    horizon = words.time(final_through)
     truncated, size = _truncated(start, window, dialect), f"interval '{SECONDS[window]}' second"
     # Said once more of the window's own start, which file statistics are about.
     open_ = f"{start} > {horizon} - {size} and {truncated} + {size} > {horizon}"
@@ -221,7 +225,7 @@ def _horizon(title: str, words: _Words, lake_uri: str, scan: Scan) -> str:
     """The common table `horizon`, whose only row says how far the results called `title` are final. It is read before
     the rows it speaks of: published rows are there before their publication is."""
     publications = scan(names.system(lake_uri, "publications"), tables.SYSTEM["publications"])
-    never = words.instant.format("0001-01-01 00:00:00")
+    never = words.time(BEGINNING_OF_TIME)
     return f"""horizon as (
         select coalesce(max({words.name("final_through")}), {never}) as through
         from {publications} where {words.name("stream")} = '{title}'

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 
 from infra.settings import Settings
 from schemas.contract.model import Contract, Derived, Join, Sessions, Velocity
 from schemas.errors import Halt
 from spark.definitions import stateful_results
+from spark.definitions.times import time_of
 from spark.lake import batch_numbers, contents, names
 from spark.speed.checkpoint import generations, spark_log
 from spark.speed.checkpoint.fingerprint import Fingerprint, changes
@@ -106,9 +107,7 @@ def emitted_through(contract: Contract, one: Derived, settings: Settings) -> dat
     text = None if committed is None else spark_log.document(f"{place}/offsets/{committed}")
     if text is None:
         return None
-    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(
-        milliseconds=json.loads(text.splitlines()[1])["batchWatermarkMs"]
-    )
+    return time_of(1000 * json.loads(text.splitlines()[1])["batchWatermarkMs"])
 
 
 def _noted(place: str) -> str:
