@@ -122,11 +122,11 @@ class Watch(BaseOperator):
     def execute(self, context: Context) -> None:
         from infra.driver import process
         from infra.driver.airflow_triggers import DriverWatch
-        from infra.driver.heartbeat import halts
+        from infra.driver.heartbeat import halts, heartbeat
         from infra.settings import settings
 
         folder, epoch = process.place(settings()), int(self.epoch)
-        for why in halts(process.heartbeat(folder, epoch)).values():
+        for why in halts(heartbeat(folder, epoch)).values():
             self.log.error("still waiting for a decision: %s", why)
         since = context["dag_run"].start_date.isoformat()
         self.defer(trigger=DriverWatch(str(folder), epoch, settings().stall_after, since), method_name="ended")

@@ -174,6 +174,11 @@ class Settings(BaseSettings):
         return self.home / "run"
 
     @property
+    def stream_dir(self) -> Path:
+        """What is known of the streaming driver: see `infra.driver.process`."""
+        return self.run_dir / "stream"
+
+    @property
     def log_dir(self) -> Path:
         return self.home / "logs"
 

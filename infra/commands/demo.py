@@ -109,8 +109,12 @@ def _run(
         step("Airflow reads the DAGs", lambda say: airflow.wait_for_dags(DAGS))
         step("provision: topics, schemas, tables", partial(provisioned, airflow, streams))
         airflow.unpause("stream_supervisor")
-        if (beat := heartbeat(config)) and beat.get("state") == "running" and not set(streams) <= set(beat["queries"]):
-            (config.run_dir / "stream" / "stop").touch()  # the next driver reads the streams that are new
+        if (
+            (beat := heartbeat(config.stream_dir))
+            and beat.get("state") == "running"
+            and not set(streams) <= set(beat["queries"])
+        ):
+            (config.stream_dir / "stop").touch()  # the next driver reads the streams that are new
         # The driver first: records that arrive while it runs make several batches, so that the ledger has work to do.
         step("stream_supervisor: the Spark driver starts", lambda say: wait_until_running(config, streams=streams))
         for contract in contracts:

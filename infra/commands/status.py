@@ -48,7 +48,7 @@ def _driver() -> dict[str, Any]:
     from infra.driver.heartbeat import heartbeat
     from infra.settings import settings
 
-    beat = heartbeat(settings()) or {}
+    beat = heartbeat(settings().stream_dir) or {}
     if beat.get("state") == "running" and process.running(settings()) is None:
         beat |= {"state": "not running", "error": "it died; the DAG stream_supervisor starts it again"}
     shown = {key: beat.get(key) for key in ("state", "epoch", "pid", "started_at", "updated_at", "error")}
@@ -157,7 +157,7 @@ def _streams(config: Settings, contracts: Mapping[str, Contract]) -> dict[str, d
     """Rows, windows, horizon, lag and the last results of each stream."""
     from infra.driver.heartbeat import halts, heartbeat
 
-    halted, lags = halts(heartbeat(config)), _lags(config, contracts)
+    halted, lags = halts(heartbeat(config.stream_dir)), _lags(config, contracts)
     held = _held(config, contracts)
     return {
         name: {"halted": halted.get(name)}

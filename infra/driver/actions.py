@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
 
 from infra.driver import process, restart_policy
+from infra.driver.heartbeat import heartbeat
 from infra.settings import Settings
 from schemas.errors import TerminalError, TransientError
 
@@ -74,7 +75,7 @@ def _replaced(settings: Settings, action: Action) -> Done:
         raise NotOperated(f"there is no driver to {action}; the supervisor is just about to start one")
     process.stop(settings, PATIENCE, before.epoch)
     stopped = datetime.now(UTC)
-    last = process.heartbeat(process.place(settings), before.epoch) or {}
+    last = heartbeat(process.place(settings), before.epoch) or {}
     left = "has finished its batch" if last.get("state") == "stopped" else "was killed in a batch, which runs again"
     done = _started(settings, action, "", before)
     gap = (datetime.now(UTC) - stopped).total_seconds()
@@ -87,7 +88,7 @@ def _started(settings: Settings, action: Action, said: str, before: process.Driv
         last = process.running(settings)
         if last is None or (before and last.epoch <= before.epoch):
             return None
-        found = process.heartbeat(process.place(settings), last.epoch)
+        found = heartbeat(process.place(settings), last.epoch)
         return found if found and found["state"] == "running" else None
 
     found = Retrying(

@@ -18,7 +18,8 @@ from typing import Any, Literal
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from infra.driver.process import Driver, heartbeat, recorded
+from infra.driver.heartbeat import heartbeat
+from infra.driver.process import Driver, recorded
 from infra.driver.restart_policy import waits
 from infra.settings import Settings
 

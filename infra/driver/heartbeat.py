@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from infra.broker.offsets import Offsets, flat
+from infra import json_files
 from infra.settings import Settings
 
+if TYPE_CHECKING:
+    from infra.broker.offsets import Offsets
 
-def heartbeat(settings: Settings) -> dict[str, Any] | None:
-    """The streaming driver's last heartbeat, or None when it never wrote one."""
-    try:
-        beat: dict[str, Any] = json.loads((settings.run_dir / "stream" / "heartbeat.json").read_text())
-    except FileNotFoundError:
-        return None
-    return beat
+
+def heartbeat(folder: Path, epoch: int | None = None) -> dict[str, Any] | None:
+    """The last heartbeat in the streaming driver's folder, if `epoch` is given of the driver that has it; None before
+    its first one."""
+    beat = json_files.read(folder / "heartbeat.json")
+    return beat if beat and epoch in (None, beat.get("epoch")) else None
 
 
 def halts(beat: Mapping[str, Any] | None) -> dict[str, str]:
@@ -27,5 +28,7 @@ def halts(beat: Mapping[str, Any] | None) -> dict[str, str]:
 
 def ingested_offsets(settings: Settings, stream: str) -> Offsets:
     """The offset up to which the stream's last finished micro-batch has read, per partition; empty before the first."""
-    query = ((heartbeat(settings) or {}).get("queries") or {}).get(stream) or {}
+    from infra.broker.offsets import flat  # brings librdkafka, which the triggers of Airflow do without
+
+    query = ((heartbeat(settings.stream_dir) or {}).get("queries") or {}).get(stream) or {}
     return flat(query.get("offsets") or {})

@@ -13,7 +13,6 @@ task's process group, nor a restart of Airflow touches it. What is known about i
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import signal
@@ -29,6 +28,8 @@ from typing import Any
 import psutil
 from tenacity import Retrying, retry_if_exception_type, retry_if_result, stop_after_delay, wait_fixed
 
+from infra import json_files
+from infra.driver.heartbeat import heartbeat
 from infra.locks.driver_lease import Lease, LeaseLost
 from infra.settings import PROJECT, Settings
 from schemas.errors import TransientError
@@ -97,19 +98,13 @@ class Driver:
 
 def place(settings: Settings) -> Path:
     """The folder of the driver's files."""
-    return settings.run_dir / "stream"
+    return settings.stream_dir
 
 
 def recorded(folder: Path) -> Driver | None:
     """The driver that was started last, alive or not."""
-    document = _read(folder / "driver.json")
+    document = json_files.read(folder / "driver.json")
     return Driver(**document) if document else None
-
-
-def heartbeat(folder: Path, epoch: int) -> dict[str, Any] | None:
-    """The newest heartbeat of the driver with `epoch`; None before its first one."""
-    document = _read(folder / "heartbeat.json")
-    return document if document and document.get("epoch") == epoch else None
 
 
 def running(settings: Settings) -> Driver | None:
@@ -188,7 +183,7 @@ def start(settings: Settings, epoch: int, command: Sequence[str]) -> Driver:
         )
     created = _created(psutil.Process(process.pid))
     driver = Driver(epoch=epoch, pid=process.pid, created=created, started_at=_now(), crashes=crashes)
-    put(folder / "driver.json", asdict(driver))
+    json_files.swap(folder / "driver.json", asdict(driver))
     return driver
 
 
@@ -269,7 +264,7 @@ def forgive(folder: Path) -> None:
     """Forgets the early deaths of the drivers up to the last one, its own too if it is dead."""
     driver = recorded(folder)
     if driver is not None:
-        put(folder / "driver.json", asdict(replace(driver, crashes=0 if driver.alive else -1)))
+        json_files.swap(folder / "driver.json", asdict(replace(driver, crashes=0 if driver.alive else -1)))
 
 
 def log_end(settings: Settings, lines: int = 25) -> str:
@@ -309,18 +304,3 @@ def _gone(driver: Driver, timeout: float) -> bool:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat()
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        document: dict[str, Any] = json.loads(path.read_text())
-        return document
-    except FileNotFoundError:
-        return None
-
-
-def put(path: Path, document: dict[str, Any]) -> None:
-    """Writes `document` as JSON in place of what is there, whole or not at all."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    scratch.write_text(json.dumps(document))
-    scratch.replace(path)

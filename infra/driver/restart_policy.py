@@ -13,12 +13,12 @@ the same:
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal
 
+from infra import json_files
 from infra.driver import process
 from infra.settings import Settings
 from schemas.contract.model import Backoff
@@ -76,9 +76,7 @@ def close_breaker(settings: Settings) -> bool:
 
 def hold(settings: Settings, by: str, because: str) -> None:
     """No driver is started from now on. What runs is left alone."""
-    place = process.place(settings)
-    place.mkdir(parents=True, exist_ok=True)
-    process.put(_held_file(settings), asdict(Held(by, because, datetime.now(UTC).isoformat())))
+    json_files.swap(_held_file(settings), asdict(Held(by, because, datetime.now(UTC).isoformat())))
 
 
 def let_go(settings: Settings) -> bool:
@@ -89,10 +87,8 @@ def let_go(settings: Settings) -> bool:
 
 
 def held(settings: Settings) -> Held | None:
-    try:
-        return Held(**json.loads(_held_file(settings).read_text()))
-    except FileNotFoundError:
-        return None
+    document = json_files.read(_held_file(settings))
+    return Held(**document) if document else None
 
 
 def _held_file(settings: Settings) -> Path:

@@ -29,7 +29,7 @@ def wait_until_running(settings: Settings, timeout: float = 180, streams: Collec
 
     @retry(wait=wait_fixed(0.5), stop=stop_after_delay(timeout), retry=retry_if_result(lambda runs: not runs))
     def state() -> bool:
-        beat = heartbeat(settings) or {}
+        beat = heartbeat(settings.stream_dir) or {}
         return beat.get("state") == "running" and set(streams) <= set(beat.get("queries") or {})
 
     try:
@@ -71,7 +71,7 @@ def wait_until_ingested(
 
 
 def _driver(settings: Settings) -> str:
-    beat = heartbeat(settings) or {}
+    beat = heartbeat(settings.stream_dir) or {}
     waits = None if process.running(settings) else restart_policy.waits(settings, datetime.now(UTC))
     why = waits or beat.get("error") or "; ".join(halts(beat).values()) or "see millrace logs stream"
     return f"the driver is {beat.get('state', 'not started')}: {why}"

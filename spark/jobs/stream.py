@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     signal.signal(signal.SIGTERM, on_signal)
     signal.signal(signal.SIGINT, on_signal)
-    heartbeat = Heartbeat(configured.run_dir / "stream" / "heartbeat.json", epoch)
+    heartbeat = Heartbeat(configured.stream_dir / "heartbeat.json", epoch)
     heartbeat.beat("starting", {})
     streams: dict[str, Query] = {}
     lease = Lease(configured)

@@ -58,7 +58,7 @@ def run(
     runs: ExitStack,
 ) -> None:
     """`runs` are the streams' as OpenLineage is told of them: as long as the driver's life."""
-    marker = configured.run_dir / "stream" / "stop"
+    marker = configured.stream_dir / "stop"
     may_commit = _patient(lambda: lease.check(epoch))
     may_commit()
     spark = session(configured, "stream", "millrace-stream")

@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 from pyspark.sql.streaming.query import StreamingQuery
 
+from infra import json_files
+
 State = Literal["starting", "running", "failed", "stopped"]
 
 
@@ -35,10 +37,7 @@ class Heartbeat:
             "error": error,
             "queries": queries,
         }
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = self._path.with_name(f".{self._path.name}.{os.getpid()}")
-        scratch.write_text(json.dumps(document))
-        scratch.replace(self._path)
+        json_files.swap(self._path, document)
 
 
 NO_PROGRESS: dict[str, Any] = {"batch_id": None, "lag": 0, "busy": False, "rows": 0, "offsets": {}}

@@ -511,7 +511,7 @@ def _checkpoint_damaged(world: World, rng: Random) -> None:
     else:
         damaged.write_bytes(damaged.read_bytes()[: rng.randrange(5)])
     operate("start")
-    why = wait_for("the stream is halted", lambda: halts(heartbeat(world.settings)).get(STREAM), 60)
+    why = wait_for("the stream is halted", lambda: halts(heartbeat(world.settings.stream_dir)).get(STREAM), 60)
     assert f"millrace checkpoint reset {STREAM}" in why, why
     operate("stop")
     reset = world.python(str(Path(sys.executable).with_name("millrace")), "checkpoint", "reset", STREAM)
@@ -525,7 +525,7 @@ def _checkpoint_damaged(world: World, rng: Random) -> None:
 def _poison_storm(world: World, rng: Random) -> None:
     letters = len(read(world.settings, world.contract.dlq_topic))
     world.load.send_storm(rng.randrange(3000, 6000))
-    why = wait_for("the stream is halted", lambda: halts(heartbeat(world.settings)).get(STREAM), 60)
+    why = wait_for("the stream is halted", lambda: halts(heartbeat(world.settings.stream_dir)).get(STREAM), 60)
     assert f"millrace checkpoint accept-storm {STREAM}" in why, why
     assert len(read(world.settings, world.contract.dlq_topic)) < letters + 1000, "nothing of the storm was sent onward"
     accepted = world.python(str(Path(sys.executable).with_name("millrace")), "checkpoint", "accept-storm", STREAM)

@@ -25,6 +25,7 @@ from pyspark.sql import SparkSession
 from tenacity import Retrying, retry, retry_if_result, stop_after_delay, wait_fixed
 
 from infra.driver import process as driver
+from infra.driver.heartbeat import heartbeat
 from infra.locks.driver_lease import Lease
 from infra.operations.provisioning import provision_subject, provision_topics
 from infra.settings import PROJECT, Settings
@@ -346,7 +347,7 @@ def test_kill_9_loses_no_alert_and_the_lake_has_each_once(desk: Desk) -> None:
     assert driver.stop(desk.settings, timeout=60)
     last = driver.recorded(driver.place(desk.settings))
     assert last is not None
-    beat = driver.heartbeat(driver.place(desk.settings), last.epoch)
+    beat = heartbeat(driver.place(desk.settings), last.epoch)
     assert beat is not None
     assert beat["state"] == "stopped"
 

@@ -160,7 +160,7 @@ def test_driver_killed_in_mid_batch_comes_back_and_nothing_is_lost_or_doubled(
     stack: Settings, airflow: Airflow, contracts: dict[str, Contract]
 ) -> None:
     flights = contracts["flights"]
-    before = heartbeat(stack)
+    before = heartbeat(stack.stream_dir)
     assert before is not None
     log = local_path(f"{stack.lake_uri}/bronze/flights/_delta_log")
     commits = len(os.listdir(log))
@@ -168,7 +168,9 @@ def test_driver_killed_in_mid_batch_comes_back_and_nothing_is_lost_or_doubled(
     # bronze is committed and the batch is not: the middle of a batch
     assert wait_for(lambda: len(os.listdir(log)) > commits)
     os.killpg(os.getpgid(before["pid"]), signal.SIGKILL)
-    beat = wait_for(lambda: (b := heartbeat(stack)) and b["epoch"] > before["epoch"] and b["state"] == "running" and b)
+    beat = wait_for(
+        lambda: (b := heartbeat(stack.stream_dir)) and b["epoch"] > before["epoch"] and b["state"] == "running" and b
+    )
     assert beat, "the supervisor did not restart the driver"
     assert psutil.pid_exists(beat["pid"])
     wait_until_ingested(stack, list(contracts.values()))
@@ -508,7 +510,7 @@ def test_a_poison_storm_halts_its_stream_alone_until_somebody_decides(
     stack: Settings, airflow: Airflow, contracts: dict[str, Contract]
 ) -> None:
     contract = catalog(stack.contracts)["tides"]
-    before = heartbeat(stack) or {}
+    before = heartbeat(stack.stream_dir) or {}
     live = airflow.runs("stream_supervisor")[0]
     assert live.state == "running"
     codec = Codec(contract, registry(stack).get_version(contract.subject, "latest").schema_id)
@@ -530,7 +532,7 @@ def test_a_poison_storm_halts_its_stream_alone_until_somebody_decides(
     flight = one_flight(9997, hour=16)
     produce(contracts["flights"], [flight], settings=stack)
     wait_until_ingested(stack, [contracts["flights"]])
-    after = heartbeat(stack) or {}
+    after = heartbeat(stack.stream_dir) or {}
     assert (after["pid"], after["epoch"]) == (before["pid"], before["epoch"]), "the driver went on"
     assert after["queries"]["tides"]["halted"]
     assert len(offsets_on_the_broker(stack, (contract.dlq_topic,))) == 1, "the spike of the test before"

@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from infra.driver import process
+from infra.driver.heartbeat import heartbeat
 from infra.operations.provisioning import require_deployed
 from infra.settings import PROJECT, Settings
 from schemas.contract.catalog import contract_in
@@ -89,7 +90,7 @@ def test_stop_asks_first(home: Settings) -> None:
     it = started(home, 1)
     assert process.stop(home, timeout=20) is True
     assert not it.processes()
-    beat = process.heartbeat(process.place(home), 1)
+    beat = heartbeat(home.stream_dir, 1)
     assert beat is not None
     assert beat["state"] == "stopped"
     assert not (process.place(home) / "stop").exists()

@@ -18,6 +18,7 @@ import pytest
 from airflow.sdk.exceptions import TaskDeferred
 from airflow.sdk.module_loading import import_string
 
+from infra import json_files
 from infra.driver import actions, airflow_triggers, process, restart_policy
 from infra.settings import PROJECT, Settings
 from tests.support.drivers import started
@@ -90,9 +91,9 @@ def test_a_driver_that_dies_of_its_first_batch_dies_young_however_long_that_take
     die_young(home, 1)
     folder, now = process.place(home), datetime.now(UTC)
     document = json.loads((folder / "driver.json").read_text())
-    process.put(folder / "driver.json", document | {"started_at": (now - timedelta(minutes=9)).isoformat()})
+    json_files.swap(folder / "driver.json", document | {"started_at": (now - timedelta(minutes=9)).isoformat()})
     beat = {"epoch": 1, "state": "running", "updated_at": now.isoformat(), "queries": {"flights": query}}
-    process.put(folder / "heartbeat.json", beat)
+    json_files.swap(folder / "heartbeat.json", beat)
     assert process.deaths(folder) == deaths
 
 
