@@ -5,6 +5,9 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -157,3 +160,22 @@ def test_the_picture_of_a_circle_has_every_arrow_and_names_the_circle() -> None:
     picture = rooms({"a": {"b"}, "b": {"c"}, "c": {"a", "b"}})
     assert "c --> b" in picture
     assert "circle: b → c → b" in picture or "circle: a → b → c → a" in picture
+
+
+def test_the_site_builds_strictly_and_a_broken_link_fails(tmp_path: Path) -> None:
+    shutil.copytree(PROJECT / "docs", tmp_path / "docs")
+    shutil.copy(PROJECT / "zensical.toml", tmp_path)
+
+    def build() -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "zensical", "build", "--clean", "--strict"]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    done = build()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "site" / "tutorial.html").exists()
+    page = tmp_path / "docs" / "tutorial.md"
+    for broken in ("[gone](gone.md)", "[gone](ask.md#gone)"):
+        text = page.read_text()
+        page.write_text(f"{text}\n{broken}\n")
+        assert build().returncode != 0, broken
+        page.write_text(text)
