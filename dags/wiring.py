@@ -224,12 +224,12 @@ def published(served: Any, job: dict[str, Any]) -> dict[str, Any]:
         by_hour.setdefault(hour.isoformat(), {"hour": hour.isoformat()})[cause] = count
     if unexplained := causes.get("unexplained"):
         failures.append(f"{job['stream']}: {unexplained} differences without an explanation; query the view ledger")
-    derived = served.execute(  # what is made of the stream has a ledger of its own, as <stream>.<name>
+    stateful = served.execute(  # what is made of the stream has a ledger of its own, as <stream>.<name>
         "select stream, count(*) from ledger where starts_with(stream, $stream || '.') and recorded_at >= $since "
         "and cause = 'unexplained' group by all order by all",
         job,
     ).fetchall()
-    failures += [f"{title}: {count} rows without an explanation; query the view ledger" for title, count in derived]
+    failures += [f"{title}: {count} rows without an explanation; query the view ledger" for title, count in stateful]
     final_through, hours, rows = publication or (None, 0, 0)
     return {
         "published": publication is not None,

@@ -72,7 +72,7 @@ def reset(
     stream: Annotated[
         str,
         typer.Argument(
-            help="A stream, a derived result or the alert lane of one: flights, flights.with_weather, telemetry.alerts."
+            help="A stream, a stateful result, or a stream's alert lane: flights, flights.with_weather, telemetry.alerts."
         ),
     ],
     accept_loss: Annotated[
@@ -98,7 +98,7 @@ def reset(
         _reset_lane(contract, config, json_)
         return
     if name:
-        _reset_derived(contract, name, config, json_)
+        _reset_stateful_result(contract, name, config, json_)
         return
     with _no_driver(config) as check:
         done = ingest_start.reset(contract, config, accept_loss=accept_loss, may_write=check)
@@ -117,13 +117,13 @@ def reset(
         typer.echo(f"  lost: {count:,} offsets of {topic}/{partition}")
 
 
-def _reset_derived(contract: Contract, name: str, config: Settings, json_: bool) -> None:
+def _reset_stateful_result(contract: Contract, name: str, config: Settings, json_: bool) -> None:
     from spark.speed.checkpoint import stateful_start
 
-    known = {one.name: one for one in contract.derived}
+    known = {one.name: one for one in contract.stateful_results}
     if name not in known:
         there = ", ".join(known) or "none"
-        raise TerminalError(f"stream {contract.stream} has no derived result {name!r}; there are: {there}")
+        raise TerminalError(f"stream {contract.stream} has no stateful result {name!r}; there are: {there}")
     with _no_driver(config) as check:
         check()
         generation = stateful_start.reset(contract, known[name], config)
@@ -208,16 +208,16 @@ def _facts(contract: Contract, config: Settings) -> dict[str, Any]:
         facts["lag"] = sum(max(0, end - offsets.get(partition, 0)) for partition, end in ends.items())
     except MillraceError as error:
         facts["error"] = str(error)
-    return facts | {"derived": _derived_facts(contract, config), "lane": _lane_facts(contract, config)}
+    return facts | {"derived": _stateful_facts(contract, config), "lane": _lane_facts(contract, config)}
 
 
-def _derived_facts(contract: Contract, config: Settings) -> dict[str, dict[str, Any]]:
-    """The document of each derived result of the stream, by its title; `committed` is a batch of its generation."""
+def _stateful_facts(contract: Contract, config: Settings) -> dict[str, dict[str, Any]]:
+    """The document of each stateful result of the stream, by its title; `committed` is a batch of its generation."""
     from spark.definitions import stateful_results
     from spark.speed.checkpoint import generations, spark_log, stateful_start
 
     found: dict[str, dict[str, Any]] = {}
-    for one in contract.derived:
+    for one in contract.stateful_results:
         title = stateful_results.title(contract, one)
         generation = generations.generation(config, title)
         place = generations.location(config, title, generation)

@@ -55,9 +55,11 @@ def identity(contract: Contract, document: Document) -> Iterator[Problem]:
 
 
 def results(contract: Contract, document: Document, others: Sequence[Contract] = ()) -> Iterator[Problem]:
-    """The names of aggregates and derived results, of which tables, checkpoints and views are made: each is taken once,
+    """The names of aggregates and stateful results, which name tables, checkpoints and views too: each is taken once,
     here and in the streams `others`, and no view is called as another one."""
-    names = {one.name: f"stream {other.stream}" for other in others for one in (*other.aggregates, *other.derived)}
+    names = {
+        one.name: f"stream {other.stream}" for other in others for one in (*other.aggregates, *other.stateful_results)
+    }
     views = dict.fromkeys(PLATFORM_VIEWS, "the platform")
     for other in (*others, contract):
         views |= dict.fromkeys(other.record_views, f"stream {other.stream}")
@@ -79,12 +81,12 @@ def results(contract: Contract, document: Document, others: Sequence[Contract] =
 
 
 def _results(contract: Contract) -> Iterator[tuple[tuple[Step, ...], str, tuple[str, ...]]]:
-    """Where each aggregate and derived result has its name, the name, and its views."""
+    """Where each aggregate and stateful result has its name, the name, and its views."""
     for index, one in enumerate(contract.aggregates):
         yield ("aggregates", index, "name"), one.name, one.views
     for sort in ("velocity", "sessions", "joins"):
-        for index, derived in enumerate(getattr(contract, sort)):
-            yield (sort, index, "name"), derived.name, (derived.name,)
+        for index, declared in enumerate(getattr(contract, sort)):
+            yield (sort, index, "name"), declared.name, (declared.name,)
 
 
 def aggregate(contract: Contract, document: Document, one: Aggregate, loc: tuple[Step, ...]) -> Iterator[Problem]:

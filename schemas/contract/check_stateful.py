@@ -12,14 +12,14 @@ from schemas.contract.operands import operand_fault, unknown
 from schemas.contract.problem import Problem
 
 COLUMNS = frozenset({"event_time", "closes_at", "hour", "done", "alert_id", "session_start", "session_end", "events"})
-"""Columns that the tables of derived results have of their own; `event_time` may be the field of that name."""
+"""Columns that the tables of stateful results have of their own; `event_time` may be the field of that name."""
 
 PLAIN = frozenset({"count", "sum", "avg", "min", "max"})
 """Kinds of measures that a session can have: those that need no sketch."""
 
 
 def problems(contract: Contract, document: Document, others: Sequence[Contract]) -> Iterator[Problem]:
-    """Every problem of the contract's derived results. `others` are the contracts of the other streams."""
+    """Every problem of the contract's stateful results. `others` are the contracts of the other streams."""
     known = {other.stream: other for other in others}
     for sort in ("velocity", "sessions", "joins"):
         for index, one in enumerate(getattr(contract, sort)):

@@ -180,7 +180,7 @@ class Join(_Strict):
     other_fields: list[str] = Field([], description="Fields of the other stream that the view shows besides identity.")
 
 
-Derived = Velocity | Sessions | Join
+StatefulResult = Velocity | Sessions | Join
 """What keeps state between micro-batches: each is a streaming query of its own over bronze, a table of the speed layer,
 a table of the batch layer that repairs it, and a view of both."""
 
@@ -414,7 +414,7 @@ class Contract(_Strict):
         return tuple(f"{self.stream}_{kind}" for kind in kinds)
 
     @property
-    def derived(self) -> tuple[Derived, ...]:
+    def stateful_results(self) -> tuple[StatefulResult, ...]:
         """Everything that keeps state: velocity, sessions, joins."""
         return (*self.velocity, *self.sessions, *self.joins)
 

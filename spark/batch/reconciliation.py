@@ -439,13 +439,13 @@ def _reconcile(
         found = derivations(spark, config, catalog(config.contracts), stream, run_id, now, may_commit)
         for contract in {derivation.contract.stream: derivation.contract for derivation in found}.values():
             tables.create(config.lake_uri, contract)
-        return summary | {"derived": publish_derived(config, found)}
+        return summary | {"derived": publish_stateful_results(config, found)}
     finally:
         for one in auditor:
             one.build_docs()
 
 
-def publish_derived(config: Settings, found: list[Derivation]) -> list[dict[str, Any]]:
+def publish_stateful_results(config: Settings, found: list[Derivation]) -> list[dict[str, Any]]:
     """Runs them all and returns their summaries. What one raises is raised when the others have had their turn and the
     catalog shows what was published; several errors as one that tells them all."""
     summaries, failures = [], []

@@ -1,7 +1,7 @@
-"""The ledger of derived results: where the rows that were served differ from the exact ones, and why.
+"""The ledger of stateful results: where the rows that were served differ from the exact ones, and why.
 
-A row is named by `derived.identity`, and compared by a few numbers: of an alert that it is there, and what was `done`;
-of a session its `events`, `seconds` and measures that are numbers; of the join of an event its `rows` and `matches`. A
+A row is named by `stateful_results.identity`, and compared by a few numbers: of an alert that it is there, and what was
+`done`; of a session its `events`, `seconds` and measures that are numbers; of the join of an event its `rows` and `matches`. A
 row that is not there has 0 of each; a measure that is null in one that is, which was published before the contract had
 it, is not compared.
 
@@ -20,7 +20,7 @@ from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 from pyspark.sql.types import NumericType
 
-from schemas.contract.model import Contract, Derived, Join, Sessions, Velocity
+from schemas.contract.model import Contract, Join, Sessions, StatefulResult, Velocity
 from spark.definitions import stateful_results
 from spark.definitions.windows import interval
 
@@ -28,7 +28,7 @@ SLACK = timedelta(seconds=1)
 """Watermarks have milliseconds and pass through operators one by one: so much later a row has surely been emitted."""
 
 
-def numbers(one: Derived, contract: Contract) -> dict[str, Column]:
+def numbers(one: StatefulResult, contract: Contract) -> dict[str, Column]:
     """What is compared of the rows with one identity: aggregates, by measure."""
     match one:
         case Velocity():
@@ -42,7 +42,7 @@ def numbers(one: Derived, contract: Contract) -> dict[str, Column]:
             return {"rows": F.count("*"), "matches": F.count(f"{one.other}_event_time")}
 
 
-def reach(one: Derived) -> timedelta:
+def reach(one: StatefulResult) -> timedelta:
     """How long before the place of a row the events are that it depends on."""
     match one:
         case Velocity():
@@ -54,7 +54,7 @@ def reach(one: Derived) -> timedelta:
 
 
 def differences(
-    exact: DataFrame, served: DataFrame, contract: Contract, one: Derived, emitted: Column | None
+    exact: DataFrame, served: DataFrame, contract: Contract, one: StatefulResult, emitted: Column | None
 ) -> DataFrame:
     """One row per identity and measure that differ: the identity, `closes_at`, `measure`, `speed`, `exact`.
 
@@ -112,7 +112,9 @@ def _passed(found: DataFrame, rows: DataFrame, names: list[str], lateness: timed
     return joined.withColumn("behind", F.col("behind") | passed).drop("_newest")
 
 
-def explained(differences: DataFrame, arrived: Mapping[str, DataFrame], contract: Contract, one: Derived) -> DataFrame:
+def explained(
+    differences: DataFrame, arrived: Mapping[str, DataFrame], contract: Contract, one: StatefulResult
+) -> DataFrame:
     """`differences` with `cause` and its evidence: how many `rows` the row is made of, how many of them are `repeats`,
     came `late` or are `replayed`. `arrived` are the `arrivals` of each source."""
     names, key, place = stateful_results.identity(one, contract), stateful_results.key(one), stateful_results.place(one)

@@ -24,7 +24,7 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from infra.settings import Settings
-from schemas.contract.model import Contract, Derived, Join, Sessions, Velocity
+from schemas.contract.model import Contract, Join, Sessions, StatefulResult, Velocity
 from spark.batch import stateful_ledger
 from spark.batch.plan import UnexplainedDifference
 from spark.batch.store import BatchStore
@@ -51,7 +51,7 @@ class Derivation:
     spark: SparkSession
     lake_uri: str
     contract: Contract
-    one: Derived
+    one: StatefulResult
     run_id: str
     now: datetime
     emitted: datetime | None
@@ -84,7 +84,7 @@ class Derivation:
         if causes["unexplained"]:
             self._refuse(found.where("cause = 'unexplained'"))
         kept = marked.where(~stale).select(*old.columns)
-        columns = tables.derived_batch_schema(self.contract, self.one).names
+        columns = tables.stateful_batch_schema(self.contract, self.one).names
         staged = exact.withColumn("run_id", F.lit(self.run_id)).select(*columns).unionByName(kept.select(*columns))
         self.may_commit()
         staged.write.format("delta").mode("overwrite").save(self._uri(names.staged))
@@ -349,6 +349,6 @@ def derivations(
             may_commit,
         )
         for contract in contracts.values()
-        for one in contract.derived
+        for one in contract.stateful_results
         if contract.stream == stream or (isinstance(one, Join) and one.other == stream)
     ]

@@ -130,7 +130,7 @@ class BatchStore:
 
     def forget_ledger(self, published_runs: Iterable[str], title: str | None = None) -> None:
         """Removes the ledger rows of runs that never published: they died, or were refused. Rows of the stream, or of
-        the derived result of that `title`."""
+        the stateful result of that `title`."""
         self.may_commit()
         stream = title or self.contract.stream
         ledger = DeltaTable(names.local_path(names.system(self.lake_uri, "ledger")))

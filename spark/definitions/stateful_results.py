@@ -1,4 +1,4 @@
-"""The rows of derived results (velocity, sessions, joins): their columns, and what the layers compare. Needs no JVM.
+"""The rows of stateful results (velocity, sessions, joins): their columns, and what the layers compare. Needs no JVM.
 
 Every row has a `closes_at`: once all events before it are there, the row cannot change any more. The batch layer
 publishes rows that have closed, so served views take batch rows up to `final_through` and speed rows after it.
@@ -9,14 +9,14 @@ from __future__ import annotations
 from pyspark.sql.types import DataType, LongType, StringType, TimestampType
 
 from schemas.contract.catalog import load
-from schemas.contract.model import Contract, Derived, Join, Measure, Sessions, Velocity
+from schemas.contract.model import Contract, Join, Measure, Sessions, StatefulResult, Velocity
 from spark.definitions import measures
 from spark.definitions.avro_types import scalar
 
 CLOSES_AT = "closes_at"
 
 
-def title(contract: Contract, one: Derived) -> str:
+def title(contract: Contract, one: StatefulResult) -> str:
     """The name under which checkpoints, publications and the ledger know it: `<stream>.<name>`."""
     return f"{contract.stream}.{one.name}"
 
@@ -26,29 +26,29 @@ def other(contract: Contract, join: Join) -> Contract:
     return load(contract.folder.parent / join.other)
 
 
-def sources(contract: Contract, one: Derived) -> tuple[Contract, ...]:
+def sources(contract: Contract, one: StatefulResult) -> tuple[Contract, ...]:
     """The streams it is made of, its own first."""
     return (contract, other(contract, one)) if isinstance(one, Join) else (contract,)
 
 
-def key(one: Derived) -> list[str]:
+def key(one: StatefulResult) -> list[str]:
     """The fields within whose values events affect each other."""
     return one.on if isinstance(one, Join) else one.key
 
 
-def place(one: Derived) -> str:
+def place(one: StatefulResult) -> str:
     """The column that says when a row's subject began."""
     return "session_start" if isinstance(one, Sessions) else "event_time"
 
 
-def identity(one: Derived, contract: Contract) -> list[str]:
+def identity(one: StatefulResult, contract: Contract) -> list[str]:
     """The columns that name what a row speaks of; the layers are compared by them."""
     if isinstance(one, Join):
         return list(dict.fromkeys([*contract.event_id, *one.on, "event_time"]))
     return [*one.key, place(one)]
 
 
-def columns(contract: Contract, one: Derived) -> dict[str, DataType]:
+def columns(contract: Contract, one: StatefulResult) -> dict[str, DataType]:
     """The columns of its rows as the views have them, without `source`, `final` and `withheld`."""
     own = {name: scalar(contract.fields[name]) for name in key(one)}
     match one:

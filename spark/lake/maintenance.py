@@ -70,7 +70,7 @@ def maintain(lake_uri: str, contracts: Iterable[Contract], owner: Owner, run_id:
     done = [_keep_up(lake_uri, names.system(lake_uri, name)) for name in _LOGS[owner] if _exists(lake_uri, name)]
     if owner == "batch":
         for contract in contracts:
-            done += _batch_tables(lake_uri, contract, run_id, now) + _derived_tables(lake_uri, contract)
+            done += _batch_tables(lake_uri, contract, run_id, now) + _stateful_tables(lake_uri, contract)
         if _exists(lake_uri, "publications"):
             done.append(_keep_up(lake_uri, names.system(lake_uri, "publications")))
     return done
@@ -115,12 +115,12 @@ def _batch_tables(lake_uri: str, contract: Contract, run_id: str, now: datetime)
     return done
 
 
-def _derived_tables(lake_uri: str, contract: Contract) -> list[Upkeep]:
+def _stateful_tables(lake_uri: str, contract: Contract) -> list[Upkeep]:
     """Those of velocity, sessions and joins, which are served at their newest version. What a run that died has left
     is taken back by the next one (`spark.batch.stateful_reconciliation`), which needs the files of the version
     before."""
     done = []
-    for one in contract.derived:
+    for one in contract.stateful_results:
         place = (lake_uri, contract.stream, one.name)
         known = {publication.run_id for publication in publications(lake_uri, stateful_results.title(contract, one))}
         for uri in (names.staged(*place), names.batch(*place)):

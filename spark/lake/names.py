@@ -10,7 +10,7 @@ def bronze(lake_uri: str, stream: str) -> str:
 
 
 def speed(lake_uri: str, stream: str, aggregate: str) -> str:
-    """That of an aggregate or of a derived result, as the next two."""
+    """That of an aggregate or of a stateful result, as the next two."""
     return f"{lake_uri}/speed/{stream}/{aggregate}"
 
 

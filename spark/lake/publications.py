@@ -67,7 +67,7 @@ def behind(contracts: Mapping[str, Contract], stream: str, newest: Mapping[str, 
     has, although all that they are made of is published: their reconciliation failed. `newest` are those in force."""
     found = []
     for contract in contracts.values():
-        for one in contract.derived:
+        for one in contract.stateful_results:
             made_of = [source.stream for source in stateful_results.sources(contract, one)]
             if stream not in made_of or not set(made_of) <= set(newest):
                 continue

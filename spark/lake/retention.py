@@ -16,7 +16,7 @@ from datetime import UTC, datetime, timedelta
 import pyarrow
 from deltalake import CommitProperties, DeltaTable
 
-from schemas.contract.model import Contract, Derived
+from schemas.contract.model import Contract, StatefulResult
 from spark.definitions import stateful_results
 from spark.definitions.times import BEGINNING_OF_TIME
 from spark.lake import names
@@ -57,7 +57,7 @@ def of_ingest(lake_uri: str, contract: Contract) -> list[Keep]:
     return [Keep(names.speed(lake_uri, stream, a.name), "window_start", stream, keep) for a in contract.aggregates]
 
 
-def of_derived(lake_uri: str, contract: Contract, one: Derived) -> Keep:
+def of_stateful_result(lake_uri: str, contract: Contract, one: StatefulResult) -> Keep:
     """The speed table of velocity, sessions or a join."""
     uri = names.speed(lake_uri, contract.stream, one.name)
     return Keep(uri, stateful_results.CLOSES_AT, stateful_results.title(contract, one), contract.retention.speed)

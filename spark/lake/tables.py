@@ -26,7 +26,7 @@ from pyspark.sql.types import (
     TimestampType,
 )
 
-from schemas.contract.model import Aggregate, Contract, Derived
+from schemas.contract.model import Aggregate, Contract, StatefulResult
 from spark.definitions import avro_types, measures, stateful_results
 from spark.lake.names import alerts, batch, bronze, local_path, speed, staged, system
 
@@ -243,13 +243,13 @@ def batch_schema(contract: Contract, aggregate: Aggregate) -> StructType:
     )
 
 
-def derived_speed_schema(contract: Contract, one: Derived) -> StructType:
-    """The columns of `derived.columns`, when the row closes, `batch` (a number of its own query's checkpoint)."""
+def stateful_speed_schema(contract: Contract, one: StatefulResult) -> StructType:
+    """The columns of `stateful_results.columns`, when the row closes, and `batch`, a number of the query's own."""
     return _struct(stateful_results.columns(contract, one) | {stateful_results.CLOSES_AT: TIMESTAMP, "batch": LONG})
 
 
-def derived_batch_schema(contract: Contract, one: Derived) -> StructType:
-    """The columns of `derived.columns`, when the row closes, `run_id`."""
+def stateful_batch_schema(contract: Contract, one: StatefulResult) -> StructType:
+    """The columns of `stateful_results.columns`, when the row closes, `run_id`."""
     return _struct(stateful_results.columns(contract, one) | {stateful_results.CLOSES_AT: TIMESTAMP, "run_id": STRING})
 
 
@@ -286,12 +286,12 @@ def _wanted(lake_uri: str, contract: Contract) -> list[tuple[str, StructType, li
         wanted.append((staged(*place), batch_schema(contract, aggregate), [], None))
     if contract.alerts:
         wanted.append((alerts(lake_uri, contract.stream), ALERTS, [], "offset,event_time"))
-    for one in contract.derived:
+    for one in contract.stateful_results:
         place = (lake_uri, contract.stream, one.name)
         statistics = f"{stateful_results.place(one)},{stateful_results.CLOSES_AT},batch"
-        wanted.append((speed(*place), derived_speed_schema(contract, one), [], statistics))
-        wanted.append((batch(*place), derived_batch_schema(contract, one), [], None))
-        wanted.append((staged(*place), derived_batch_schema(contract, one), [], None))
+        wanted.append((speed(*place), stateful_speed_schema(contract, one), [], statistics))
+        wanted.append((batch(*place), stateful_batch_schema(contract, one), [], None))
+        wanted.append((staged(*place), stateful_batch_schema(contract, one), [], None))
     return wanted + [(system(lake_uri, name), schema, [], None) for name, schema in SYSTEM.items()]
 
 

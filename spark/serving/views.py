@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 
 from pyspark.sql.types import StructType
 
-from schemas.contract.model import Aggregate, Contract, Derived
+from schemas.contract.model import Aggregate, Contract, StatefulResult
 from schemas.contract.model import Window as WindowName
 from spark.definitions import measures, stateful_results
 from spark.definitions.measures import Dialect
@@ -58,7 +58,7 @@ _WORDS: dict[Dialect, _Words] = {
 def view_names(contract: Contract) -> list[str]:
     """The views of a stream, and those of the platform."""
     windows = [view for aggregate in contract.aggregates for view in aggregate.views]
-    return [*windows, *(one.name for one in contract.derived), *contract.record_views, *tables.SYSTEM]
+    return [*windows, *(one.name for one in contract.stateful_results), *contract.record_views, *tables.SYSTEM]
 
 
 def views(
@@ -73,7 +73,7 @@ def views(
         for aggregate in contract.aggregates
         for window in aggregate.windows
     }
-    found |= {one.name: _derived(contract, one, dialect, lake_uri, scan) for one in contract.derived}
+    found |= {one.name: _stateful(contract, one, dialect, lake_uri, scan) for one in contract.stateful_results}
     words, bronze = _WORDS[dialect], scan(names.bronze(lake_uri, contract.stream), tables.bronze_schema(contract))
     place = words.names(name for name in tables.COORDINATES if name != "original")
     original = f"""coalesce({words.name("original")}, concat({words.name("topic")}, '/', {words.name("partition")}, '/',
@@ -179,10 +179,10 @@ def _merged(
     ) as folded"""
 
 
-def _derived(contract: Contract, one: Derived, dialect: Dialect, lake_uri: str, scan: Scan) -> str:
+def _stateful(contract: Contract, one: StatefulResult, dialect: Dialect, lake_uri: str, scan: Scan) -> str:
     words, place = _WORDS[dialect], (lake_uri, contract.stream, one.name)
-    batch = scan(names.batch(*place), tables.derived_batch_schema(contract, one))
-    speed = scan(names.speed(*place), tables.derived_speed_schema(contract, one))
+    batch = scan(names.batch(*place), tables.stateful_batch_schema(contract, one))
+    speed = scan(names.speed(*place), tables.stateful_speed_schema(contract, one))
     columns, closes_at = words.names(stateful_results.columns(contract, one)), words.name(stateful_results.CLOSES_AT)
     number, generation = words.name("batch"), batch_numbers.batch_number(1, 0)
     made_of = [

@@ -37,7 +37,7 @@ RETRY_HALTED = 30.0
 
 
 Query = Stream | StatefulQuery
-"""What the driver runs and reports in its heartbeat, by stream or by the title of a derived result."""
+"""What the driver runs and reports in its heartbeat, by stream or by the title of a stateful result."""
 
 
 class QueryFailed(MillraceError):
@@ -68,7 +68,7 @@ def run(
             log.info("%s", change)
         streams[name] = Stream(contract, configured, told_to_stop, may_commit)
     for contract in contracts.values():
-        for one in contract.derived:
+        for one in contract.stateful_results:
             streams[stateful_results.title(contract, one)] = StatefulQuery(contract, one, configured, may_commit)
     clock = Clock()
     for stream in streams.values():

@@ -22,7 +22,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.streaming.query import StreamingQuery
 
 from infra.settings import Settings
-from schemas.contract.model import Contract, Derived, Join, Sessions, Velocity
+from schemas.contract.model import Contract, Join, Sessions, StatefulResult, Velocity
 from schemas.errors import Halt
 from spark.definitions import stateful_results
 from spark.lake import batch_numbers, contents, names, retention
@@ -66,7 +66,7 @@ def events(spark: SparkSession, contract: Contract, lake_uri: str) -> DataFrame:
     )
 
 
-def results(spark: SparkSession, contract: Contract, one: Derived, lake_uri: str) -> DataFrame:
+def results(spark: SparkSession, contract: Contract, one: StatefulResult, lake_uri: str) -> DataFrame:
     """The streaming rows of the speed table of `one`, without `batch`."""
     mine = events(spark, contract, lake_uri)
     match one:
@@ -97,12 +97,12 @@ def append(rows: DataFrame, uri: str, application: str, batch_id: int, may_commi
 
 @dataclass
 class StatefulQuery:
-    """One derived result's query in the driver; what `spark.speed.ingest_query.Stream` is to an ingest. If it fails it
+    """One stateful result's query in the driver; what `spark.speed.ingest_query.Stream` is to an ingest. If it fails it
     halts itself alone: the ingest goes on, and the driver tries it again. (A lost lease is among what a batch fails of;
     the driver learns of it when it renews the lease, and ends.)"""
 
     contract: Contract
-    one: Derived
+    one: StatefulResult
     configured: Settings
     may_commit: Callable[[], None] = lambda: None
     once: bool = False
@@ -128,7 +128,7 @@ class StatefulQuery:
         every = f"{int(SLOWER * settings.trigger_interval * 1000)} milliseconds"
         uri = names.speed(settings.lake_uri, self.contract.stream, self.one.name)
         application = generations.application(title, generation)
-        kept = [retention.of_derived(settings.lake_uri, self.contract, self.one)]
+        kept = [retention.of_stateful_result(settings.lake_uri, self.contract, self.one)]
         history = timedelta(hours=settings.history_hours)
         upkeep = Upkeep([uri], history, self.may_commit, settings.lake_uri, kept)
 

@@ -14,7 +14,7 @@ from spark.definitions.windows import interval
 
 def joined(events: DataFrame, others: DataFrame, contract: Contract, one: Join) -> DataFrame:
     """`events` of the contract's stream with the matching `others`, both distinct and with `event_time` and their
-    contract's fields: the columns of `derived.columns` and `closes_at`."""
+    contract's fields: the columns of `stateful_results.columns` and `closes_at`."""
     theirs = stateful_results.other(contract, one)
     mine = list(dict.fromkeys(["event_time", *contract.event_id, *one.on, *one.fields]))
     shown = {f"{one.other}_event_time": F.col("event_time")}

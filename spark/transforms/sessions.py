@@ -14,7 +14,7 @@ from spark.definitions.windows import interval
 
 def sessions(events: DataFrame, contract: Contract, one: Sessions) -> DataFrame:
     """The sessions of distinct `events`, which have `event_time` and the contract's fields: the columns of
-    `derived.columns` and `closes_at`. Of a stream, those that its watermark has closed."""
+    `stateful_results.columns` and `closes_at`. Of a stream, those that its watermark has closed."""
     gap = one.gap // timedelta(microseconds=1)
     found = events.groupBy(*one.key, F.session_window("event_time", f"{gap} microseconds").alias("_session")).agg(
         F.count("*").alias("events"),

@@ -38,7 +38,8 @@ _CONTEXT_DIGITS = 60
 
 def exact(events: DataFrame, contract: Contract, one: Velocity) -> DataFrame:
     """The crossings among `events`, which are distinct and have `event_time` and the contract's fields. Columns of
-    `derived.columns` and `closes_at`. An event's crossing depends on the key's events of twice `within` before it."""
+    `stateful_results.columns` and `closes_at`. An event's crossing depends on the key's events of twice `within` before
+    it."""
     width = one.within // MICRO
     at_once = events.groupBy(*one.key, F.unix_micros("event_time").alias("_at")).agg(
         F.sum(addend(contract, one)).alias("_amount")

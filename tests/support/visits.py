@@ -19,7 +19,7 @@ from pyspark.sql.pandas.types import to_arrow_schema
 
 from infra.settings import Settings
 from schemas.contract.catalog import catalog
-from schemas.contract.model import Contract, Derived
+from schemas.contract.model import Contract, StatefulResult
 from spark.batch.stateful_reconciliation import Derivation
 from spark.lake import contents, names, tables
 from spark.lake.batch_numbers import batch_number
@@ -187,8 +187,8 @@ class Lake:
     def visits(self) -> Contract:
         return self.contracts["visits"]
 
-    def one(self, name: str) -> Derived:
-        return next(one for one in self.visits.derived if one.name == name)
+    def one(self, name: str) -> StatefulResult:
+        return next(one for one in self.visits.stateful_results if one.name == name)
 
     def send(self, stream: str, events: list[dict[str, Any]], attempt: int = 0) -> None:
         self.batches[stream] = number = self.batches.get(stream, -1) + 1

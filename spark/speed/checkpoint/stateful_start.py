@@ -6,7 +6,7 @@ import json
 from datetime import datetime
 
 from infra.settings import Settings
-from schemas.contract.model import Contract, Derived, Join, Sessions, Velocity
+from schemas.contract.model import Contract, Join, Sessions, StatefulResult, Velocity
 from schemas.errors import Halt
 from spark.definitions import stateful_results
 from spark.definitions.times import time_of
@@ -25,7 +25,7 @@ FIRST_STATE = "at, id, amount, told"
 """What the state of velocity held when its fingerprint did not say so."""
 
 
-def fingerprint(contract: Contract, one: Derived) -> Fingerprint:
+def fingerprint(contract: Contract, one: StatefulResult) -> Fingerprint:
     """Of the query: what its state is made of and how long it is kept (the types of what it is made of are those of
     bronze, which the ingest's fingerprint holds). Of the table: what kind of rows it has, and the types of its columns.
     A limit (`more_than`) may change, and counts from then on."""
@@ -45,7 +45,7 @@ def fingerprint(contract: Contract, one: Derived) -> Fingerprint:
     return Fingerprint(query=found, tables={"kind of result": type(one).__name__.lower()} | types)
 
 
-def opening(contract: Contract, one: Derived, settings: Settings) -> int:
+def opening(contract: Contract, one: StatefulResult, settings: Settings) -> int:
     """The generation with which the query starts. Changes nothing. Raises `CheckpointRefused`."""
     title = stateful_results.title(contract, one)
     generation = generations.generation(settings, title)
@@ -68,7 +68,7 @@ def opening(contract: Contract, one: Derived, settings: Settings) -> int:
     return generation
 
 
-def remember(contract: Contract, one: Derived, settings: Settings, generation: int) -> None:
+def remember(contract: Contract, one: StatefulResult, settings: Settings, generation: int) -> None:
     """Notes the fingerprint that the query of `generation` starts with."""
     before = remembered(contract, one, settings, generation)
     known = fingerprint(contract, one).after(before)
@@ -77,7 +77,7 @@ def remember(contract: Contract, one: Derived, settings: Settings, generation: i
         spark_log.put(_noted(place), known.model_dump_json(indent=1))
 
 
-def remembered(contract: Contract, one: Derived, settings: Settings, generation: int) -> Fingerprint:
+def remembered(contract: Contract, one: StatefulResult, settings: Settings, generation: int) -> Fingerprint:
     """The fingerprint noted beside the checkpoint of `generation`, an empty one if there is none. Raises
     `Unreadable`."""
     place = generations.location(settings, stateful_results.title(contract, one), generation)
@@ -87,7 +87,7 @@ def remembered(contract: Contract, one: Derived, settings: Settings, generation:
     return noted
 
 
-def reset(contract: Contract, one: Derived, settings: Settings) -> int:
+def reset(contract: Contract, one: StatefulResult, settings: Settings) -> int:
     """Makes the next generation, which begins with the first row of bronze; what older ones made counts no more in the
     served view. No driver may run. Returns the generation."""
     title = stateful_results.title(contract, one)
@@ -98,7 +98,7 @@ def reset(contract: Contract, one: Derived, settings: Settings) -> int:
     return generation
 
 
-def emitted_through(contract: Contract, one: Derived, settings: Settings) -> datetime | None:
+def emitted_through(contract: Contract, one: StatefulResult, settings: Settings) -> datetime | None:
     """The watermark of the newest committed batch: rows that closed before it have been appended. None before the
     first."""
     title = stateful_results.title(contract, one)

@@ -21,7 +21,7 @@ from schemas.contract.catalog import load
 from schemas.contract.model import Join, Sessions, Velocity
 from schemas.errors import TerminalError
 from spark.batch.plan import UnexplainedDifference
-from spark.batch.reconciliation import publish_derived
+from spark.batch.reconciliation import publish_stateful_results
 from spark.batch.stateful_reconciliation import Derivation, derivations
 from spark.definitions import stateful_results
 from spark.lake import names, tables
@@ -77,7 +77,7 @@ def test_the_pure_functions_are_what_the_sql_says(lake: Lake, batch_semantics: N
     for stream, rows in events.items():
         lake.send(stream, rows)
     visits, offers = lake.frame("visits"), lake.frame("offers")
-    for one in lake.visits.derived:
+    for one in lake.visits.stateful_results:
         match one:
             case Velocity():
                 found = exact(visits, lake.visits, one)
@@ -294,7 +294,7 @@ def test_results_that_are_refused_keep_no_other_from_its_turn(lake: Lake, batch_
     lake.publish(END)
     found = derivations(lake.spark, lake.settings, lake.contracts, "visits", "r", NOON)
     with pytest.raises(TerminalError, match="nothing is published") as refused:
-        publish_derived(lake.settings, found)
+        publish_stateful_results(lake.settings, found)
     assert [title for title in ("bursts", "spending", "stays") if f"visits.{title}: served" in str(refused.value)] == [
         "bursts", "stays",
     ]  # fmt: skip

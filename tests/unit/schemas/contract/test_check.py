@@ -185,7 +185,7 @@ def test_the_names_that_are_taken_are_those_of_the_served_views() -> None:
         assert sorted(served) == sorted(view_names(contract))
 
 
-DERIVED = """velocity:
+STATEFUL = """velocity:
   - {name: many_departures, description: d, key: [origin], within: 10m, more_than: 5}
 sessions:
   - {name: rotations, description: d, key: [carrier], gap: 6h, measures: [{name: miles, kind: sum, of: distance}]}
@@ -226,10 +226,10 @@ joins:
         ("[temp]", "[tmp]", "joins[0].other_fields[0]", "stream weather has no field 'tmp'"),
     ],
 )
-def test_check_names_what_is_wrong_with_derived_results(
+def test_check_names_what_is_wrong_with_stateful_results(
     root: Path, edit: Callable[[str, str, str], Path], old: str, new: str, field: str, says: str
 ) -> None:
-    edit("flights/stream.yaml", "joins:\n", DERIVED)
+    edit("flights/stream.yaml", "joins:\n", STATEFUL)
     assert check(root) == []
     path = root / "flights/stream.yaml"
     text = path.read_text()

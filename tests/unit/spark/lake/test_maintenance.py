@@ -235,7 +235,7 @@ def test_a_join_s_files_are_looked_after_unless_a_run_died(lake: Lake) -> None:
     [join] = flights.joins
     tables.create(lake.uri, flights)
     uri = names.batch(lake.uri, "flights", join.name)
-    schema = to_arrow_schema(tables.derived_batch_schema(flights, join), timezone="UTC")
+    schema = to_arrow_schema(tables.stateful_batch_schema(flights, join), timezone="UTC")
 
     def publish(run_id: str, *, dies: bool = False) -> None:
         row = {"event_time": T0, "carrier": run_id, "closes_at": T0, "run_id": run_id}

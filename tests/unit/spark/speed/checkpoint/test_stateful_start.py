@@ -20,7 +20,7 @@ from infra.cli import app
 from infra.driver.actions import require_startable
 from infra.settings import Settings, settings
 from schemas.contract.catalog import contract_in
-from schemas.contract.model import Contract, Derived
+from schemas.contract.model import Contract, StatefulResult
 from schemas.errors import Halt
 from spark.lake import batch_numbers, names, tables
 from spark.speed.checkpoint import generations, stateful_start
@@ -46,7 +46,7 @@ class Site:
         self.settings = Settings(home=home, contracts=home / "contracts")
         for contract in written(self.settings.contracts).values():
             tables.create(self.settings.lake_uri, contract)
-            for one in contract.derived:
+            for one in contract.stateful_results:
                 title = f"{contract.stream}.{one.name}"
                 stateful_start.remember(contract, one, self.settings, 1)
                 spark_checkpoint(self.folder(title))
@@ -55,9 +55,9 @@ class Site:
     def folder(self, title: str, generation: int = 1) -> Path:
         return Path(names.local_path(generations.location(self.settings, title, generation)))
 
-    def appended(self, contract: Contract, one: Derived, batch: int = 0, generation: int = 1) -> None:
+    def appended(self, contract: Contract, one: StatefulResult, batch: int = 0, generation: int = 1) -> None:
         """Appends a row to the speed table of `one`, as its query does."""
-        schema = to_arrow_schema(tables.derived_speed_schema(contract, one), timezone="UTC")
+        schema = to_arrow_schema(tables.stateful_speed_schema(contract, one), timezone="UTC")
         row = dict.fromkeys(schema.names) | {"batch": batch_numbers.batch_number(generation, batch)}
         application = generations.application(f"{contract.stream}.{one.name}", generation)
         write_deltalake(
@@ -152,12 +152,12 @@ def test_show_says_which_results_may_start(site: Site, monkeypatch: pytest.Monke
     try:
         monkeypatch.setattr("infra.broker.offsets.broker_offsets", lambda *_: {})
         shown = CliRunner().invoke(app, ["checkpoint", "show", "visits", "--json"])
-        derived = json.loads(shown.stdout)["streams"]["visits"]["derived"]
-        assert {title: bool(it["refused"]) for title, it in derived.items()} == {
+        stateful = json.loads(shown.stdout)["streams"]["visits"]["derived"]
+        assert {title: bool(it["refused"]) for title, it in stateful.items()} == {
             "visits.bursts": False, "visits.spending": False, "visits.stays": True, "visits.offered": False,
             "visits.followed": False,
         }  # fmt: skip
-        assert derived["visits.bursts"]["committed"] == 0
+        assert stateful["visits.bursts"]["committed"] == 0
         told = CliRunner().invoke(app, ["checkpoint", "show", "visits"]).stdout
         assert "visits.stays: generation 1" in told
         assert "`millrace checkpoint reset visits.stays`" in told
