@@ -22,12 +22,12 @@ from deltalake import DeltaTable
 from typer.testing import CliRunner
 
 from infra.cli import app
-from infra.commands.status import _stream
+from infra.commands.status import _streams
 from infra.settings import PROJECT, Settings, settings
 from producers.codec import registry
 from producers.decisions import Parked, Verdict, announce
 from producers.replay import replay
-from schemas.contract.catalog import contract_in
+from schemas.contract.catalog import catalog, contract_in
 from schemas.contract.model import Contract
 from spark.lake import names
 from spark.lake.letter_moves import LettersLost
@@ -203,7 +203,7 @@ def assert_pending(letter: str, said: str) -> None:
     assert several.exit_code == 1
     assert "1 letters were decided upon already and are left out" in several.stderr
     assert "discard 2 letters of letters_clicks?" in several.stderr
-    facts = _stream("letters_clicks")
+    facts = _streams(settings(), catalog(settings().contracts))["letters_clicks"]
     assert (facts["letters_to_decide"], facts.get("error")) == (4, None)
 
 
