@@ -72,7 +72,8 @@ def reset(
     stream: Annotated[
         str,
         typer.Argument(
-            help="A stream, a stateful result, or a stream's alert lane: flights, flights.with_weather, telemetry.alerts."
+            help="A stream, a stateful result, or a stream's alert lane: flights, flights.with_weather, "
+            "telemetry.alerts."
         ),
     ],
     accept_loss: Annotated[

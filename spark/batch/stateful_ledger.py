@@ -1,9 +1,9 @@
 """The ledger of stateful results: where the rows that were served differ from the exact ones, and why.
 
 A row is named by `stateful_results.identity`, and compared by a few numbers: of an alert that it is there, and what was
-`done`; of a session its `events`, `seconds` and measures that are numbers; of the join of an event its `rows` and `matches`. A
-row that is not there has 0 of each; a measure that is null in one that is, which was published before the contract had
-it, is not compared.
+`done`; of a session its `events`, `seconds` and measures that are numbers; of the join of an event its `rows` and
+`matches`. A row that is not there has 0 of each; a measure that is null in one that is, which was published before the
+contract had it, is not compared.
 
 The cause is found among the events that the row is made of, in the order in which they came: `replayed` if a replayed
 dead letter came too late for the state, `late` if another event did, `duplicate` if an event came again. A difference
