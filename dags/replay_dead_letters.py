@@ -52,7 +52,7 @@ def replayed(stream: str, run_id: str) -> dict[str, int]:
     with connect(config, [contract]) as served:
 
         def record_moves() -> None:
-            news = moves(contract, config, letter_moves.known(served, stream))
+            news = moves(contract, config, letter_moves.recorded_through(served, stream))
             letter_moves.record_moves(config.lake_uri, run_id, now, news)
 
         def decided() -> set[letter_moves.Identity]:
@@ -63,7 +63,7 @@ def replayed(stream: str, run_id: str) -> dict[str, int]:
         report = replay(contract, config, now=now, schema_exists=exists, decided=decided)
         record_moves()
         counts = asdict(report) | letter_moves.arrivals(served, contract, config.lake_uri)
-    letter_moves.record(config.lake_uri, run_id, stream, now, counts)
+    letter_moves.record_replay(config.lake_uri, run_id, stream, now, counts)
     letter_moves.require_none_lost(contract, counts)
     return counts
 

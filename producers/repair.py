@@ -14,7 +14,7 @@ from itertools import islice
 from confluent_kafka import KafkaException
 
 from infra.broker.offsets import Offsets
-from infra.broker.ranges import Place, Range
+from infra.broker.ranges import Partition, Range
 from infra.settings import Settings
 from producers.replay import TRANSACTION_LETTERS
 from producers.transactions import Fenced, Session, SessionError
@@ -27,7 +27,9 @@ class RepairError(TransientError):
     """A repair could not finish. What was committed stays; the next one sends what is left."""
 
 
-def repair(contract: Contract, settings: Settings, missing: Mapping[Place, Sequence[Range]], ingested: Offsets) -> int:
+def repair(
+    contract: Contract, settings: Settings, missing: Mapping[Partition, Sequence[Range]], ingested: Offsets
+) -> int:
     """Sends the `missing` records of `<stream>` and `<stream>.retry` and returns their number. `ingested` is the offset
     up to which each partition of the retry topic is in bronze.
 
@@ -54,7 +56,7 @@ def repair(contract: Contract, settings: Settings, missing: Mapping[Place, Seque
         raise RepairError(f"Kafka failed the repair of {contract.stream}: {error}; run it again") from error
 
 
-def _lost(contract: Contract, session: Session, missing: Mapping[Place, Sequence[Range]]) -> Iterator[Letter]:
+def _lost(contract: Contract, session: Session, missing: Mapping[Partition, Sequence[Range]]) -> Iterator[Letter]:
     """The missing records as they are sent: each to the partition it was in, so that a key's order is kept."""
     for (topic, partition), ranges in missing.items():
         for first, last in ranges:

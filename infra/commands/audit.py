@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from infra.settings import Settings
     from schemas.contract.model import Contract
-    from spark.conservation.accounting import Conserved
+    from spark.conservation.accounting import PartitionAccount
     from spark.conservation.audit_log import Audit
 
 
@@ -108,7 +108,7 @@ def _show(found: Audit, console: Console) -> None:
     console.print(table)
 
 
-def _place(one: Conserved) -> str:
+def _place(one: PartitionAccount) -> str:
     return f"{one.topic}/{one.partition}"
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
-from infra.broker.ranges import Place, Range
+from infra.broker.ranges import Partition, Range
 from infra.operations import repair
 from infra.settings import Settings
 from schemas.contract.catalog import contract_in
@@ -65,15 +65,15 @@ def selected(settings: Settings, found: Audit, records: Sequence[str]) -> Audit:
     while Kafka does not answer."""
     if not records:
         return found
-    places = [partition.place for partition in found.partitions]
-    ranges: dict[Place, list[Range]] = {place: [] for place in places}
+    partitions = [partition.topic_partition for partition in found.partitions]
+    ranges: dict[Partition, list[Range]] = {partition: [] for partition in partitions}
     for text in records:
-        for place, range_ in _ranges(settings, places, text).items():
-            ranges.setdefault(place, []).append(range_)
+        for partition, range_ in _ranges(settings, partitions, text).items():
+            ranges.setdefault(partition, []).append(range_)
     return replace(
         found,
         partitions=tuple(
-            replace(one, findings=tuple(_only(one.findings, ranges[one.place]))) for one in found.partitions
+            replace(one, findings=tuple(_only(one.findings, ranges[one.topic_partition]))) for one in found.partitions
         ),
     )
 
@@ -88,7 +88,7 @@ def _only(findings: Sequence[Finding], ranges: Sequence[Range]) -> list[Finding]
     return sorted([*others, *chosen])
 
 
-def _ranges(settings: Settings, places: Sequence[Place], text: str) -> Mapping[Place, Range]:
+def _ranges(settings: Settings, partitions: Sequence[Partition], text: str) -> Mapping[Partition, Range]:
     if match := _OFFSETS.fullmatch(text):
         return {(match["topic"], int(match["partition"])): Range(int(match["first"]), int(match["last"]))}
     since, dots, until = text.partition("..")
@@ -101,15 +101,15 @@ def _ranges(settings: Settings, places: Sequence[Place], text: str) -> Mapping[P
             f"records cannot be selected by {text!r}: write topic/partition:first-last, for example flights/0:100-199, "
             "or the time that Kafka has of them, for example 2026-01-31T12:00Z..2026-01-31T13:00Z"
         ) from None
-    first, last = (_offsets_at(settings, places, milliseconds) for milliseconds in bounds)
-    return {place: Range(first[place], last[place] - 1) for place in places}
+    first, last = (_offsets_at(settings, partitions, milliseconds) for milliseconds in bounds)
+    return {partition: Range(first[partition], last[partition] - 1) for partition in partitions}
 
 
-def _offsets_at(settings: Settings, places: Sequence[Place], milliseconds: int) -> dict[Place, int]:
+def _offsets_at(settings: Settings, partitions: Sequence[Partition], milliseconds: int) -> dict[Partition, int]:
     """The first offset of each partition whose record is not older; its end if there is none."""
-    consumer = Consumer(settings.kafka_client("audit") | {"group.id": f"audit.{places[0][0]}"})
+    consumer = Consumer(settings.kafka_client("audit") | {"group.id": f"audit.{partitions[0][0]}"})
     try:
-        asked = [TopicPartition(topic, partition, milliseconds) for topic, partition in places]
+        asked = [TopicPartition(topic, partition, milliseconds) for topic, partition in partitions]
         answers = consumer.offsets_for_times(asked, 30.0)
         return {
             (it.topic, it.partition): it.offset

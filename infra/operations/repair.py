@@ -24,12 +24,12 @@ def send_missing(
     """Sends what `found` is missing and Kafka still has to the retry topic, waits until the stream has ingested it, and
     returns the number of records. Raises `RepairError`, and `NotIngested` after `timeout` seconds."""
     missing = {
-        partition.place: [finding.range for finding in partition.findings if finding.reason == "missing"]
+        partition.topic_partition: [finding.range for finding in partition.findings if finding.reason == "missing"]
         for partition in found.partitions
     }
     if not any(missing.values()):
         return 0
-    ingested = {partition.place: partition.to_offset for partition in found.partitions}
+    ingested = {partition.topic_partition: partition.to_offset for partition in found.partitions}
     sent = repair.repair(contract, settings, missing, ingested)
     log.info("%s: %d missing records were sent again", contract.stream, sent)
     wait_until_ingested(settings, [contract], timeout, on_progress)

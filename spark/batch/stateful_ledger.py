@@ -117,7 +117,11 @@ def explained(
 ) -> DataFrame:
     """`differences` with `cause` and its evidence: how many `rows` the row is made of, how many of them are `repeats`,
     came `late` or are `replayed`. `arrived` are the `arrivals` of each source."""
-    names, key, place = stateful_results.identity(one, contract), stateful_results.key(one), stateful_results.place(one)
+    names, key, place = (
+        stateful_results.identity(one, contract),
+        stateful_results.key(one),
+        stateful_results.time_column(one),
+    )
     subjects = differences.select(*names, stateful_results.CLOSES_AT).distinct()
     evidence = ("behind", "repeat", "attempt")
     rows = reduce(

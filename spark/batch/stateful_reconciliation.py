@@ -266,7 +266,7 @@ class Derivation:
 
     @property
     def place(self) -> str:
-        return stateful_results.place(self.one)
+        return stateful_results.time_column(self.one)
 
     @property
     def store(self) -> BatchStore:

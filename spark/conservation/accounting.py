@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, get_args
 
-from infra.broker.ranges import Place, Range
+from infra.broker.ranges import Partition, Range
 
 Proof = Literal["marker", "aborted", "compacted", "repaired", "accepted"]
 """Why an offset has no row and need not have one: it is the mark of a transaction's end, a record of an aborted
@@ -52,7 +52,7 @@ class Break(NamedTuple):
 
 
 @dataclass
-class Held:
+class BronzeOffsets:
     """What bronze holds of a partition: every offset from `first` to `last` but the `gaps`, and `surplus` rows too many
     at the offsets in `doubled`."""
 
@@ -68,7 +68,7 @@ class Held:
 
 
 @dataclass(frozen=True)
-class Conserved:
+class PartitionAccount:
     """The account of one partition, a row of `system/audits`: the offsets from `from_offset` to before `to_offset`."""
 
     topic: str
@@ -93,17 +93,17 @@ class Conserved:
         return self.missing + self.doubled
 
     @property
-    def place(self) -> Place:
+    def topic_partition(self) -> Partition:
         return self.topic, self.partition
 
 
-def held(breaks: Iterable[Break]) -> dict[Place, Held]:
+def held(breaks: Iterable[Break]) -> dict[Partition, BronzeOffsets]:
     """What bronze holds, from the breaks of its partitions in order of partition and offset."""
-    found: dict[Place, Held] = {}
+    found: dict[Partition, BronzeOffsets] = {}
     for topic, partition, offset, before in breaks:
         place = (topic, partition)
         if place not in found:
-            found[place] = Held(offset, offset)
+            found[place] = BronzeOffsets(offset, offset)
             continue
         mine = found[place]
         mine.last = offset
@@ -115,7 +115,7 @@ def held(breaks: Iterable[Break]) -> dict[Place, Held]:
     return found
 
 
-def gaps(mine: Held | None, start: int, end: int) -> list[Range]:
+def gaps(mine: BronzeOffsets | None, start: int, end: int) -> list[Range]:
     """The offsets from `start` to before `end` without a row. All rows are of these offsets."""
     if mine is None:
         around = [Range(start, end - 1)]
@@ -154,15 +154,15 @@ def ranges(offsets: Iterable[int]) -> list[Range]:
 
 
 def account(
-    place: Place,
+    place: Partition,
     start: int,
     end: int,
     broker_end: int,
-    mine: Held | None,
+    mine: BronzeOffsets | None,
     explained: Iterable[Finding],
     found: Sequence[Finding],
-    before: Conserved | None,
-) -> Conserved:
+    before: PartitionAccount | None,
+) -> PartitionAccount:
     """The account of a partition from `start` to before `end`, added to that of an audit `before` that ended there.
 
     `explained` (by earlier audits) and `found` (by this one) cover its gaps.
@@ -172,7 +172,7 @@ def account(
     for finding in (*explained, *found):
         sizes[finding.reason] += finding.range.size
     topic, partition = place
-    return Conserved(
+    return PartitionAccount(
         topic=topic,
         partition=partition,
         from_offset=before.from_offset if before else start,

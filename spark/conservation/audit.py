@@ -21,16 +21,16 @@ from confluent_kafka import Message
 from deltalake.exceptions import DeltaError
 
 from infra.broker.offsets import Offsets, broker_offsets
-from infra.broker.ranges import Place, Range
+from infra.broker.ranges import Partition, Range
 from infra.settings import Settings
 from schemas import dead_letter
 from schemas.contract.model import Contract
 from schemas.errors import TerminalError
 from spark.conservation import accounting, audit_log
-from spark.conservation.accounting import Conserved, Finding, Held
+from spark.conservation.accounting import BronzeOffsets, Finding, PartitionAccount
 from spark.conservation.audit_log import Audit
-from spark.conservation.broker_gaps import Gaps
-from spark.conservation.bronze_coordinates import Coordinates
+from spark.conservation.broker_gaps import GapReader
+from spark.conservation.bronze_coordinates import BronzeCoordinates
 from spark.speed.checkpoint import generations
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 SHOWN = 5
 """Ranges of offsets that a message names at most, of each kind and partition."""
 
-Identity = tuple[str, int]
+Resend = tuple[str, int]
 
 
 class NotConserved(TerminalError):
@@ -95,7 +95,7 @@ def _audit(settings: Settings, contract: Contract, run_id: str, now: datetime, a
     broker = broker_offsets(settings, contract.ingest_topics)
     earlier = audit_log.audits(settings.lake_uri, contract.stream)
     known = audit_log.proved(earlier)
-    with Coordinates(settings.lake_uri, contract.stream) as bronze:
+    with BronzeCoordinates(settings.lake_uri, contract.stream) as bronze:
         base = next((audit for audit in reversed(earlier) if not audit.residual), None)
         before, held = _measured(bronze, ends, base)
         promised = _promised(contract, settings, earlier, held)
@@ -118,11 +118,11 @@ def _audit(settings: Settings, contract: Contract, run_id: str, now: datetime, a
 
 
 def _measured(
-    bronze: Coordinates, ends: Offsets, base: Audit | None
-) -> tuple[dict[Place, Conserved], dict[Place, Held]]:
+    bronze: BronzeCoordinates, ends: Offsets, base: Audit | None
+) -> tuple[dict[Partition, PartitionAccount], dict[Partition, BronzeOffsets]]:
     """What need not be proved again, and what bronze holds beside that: newer batches, or everything."""
     if base is not None and bronze.only_grew_since(base.version):
-        before = {partition.place: partition for partition in base.partitions}
+        before = {partition.topic_partition: partition for partition in base.partitions}
         newer = accounting.held(bronze.breaks(ends, base.through_batch))
         began = {place: partition.to_offset for place, partition in before.items()}
         if (
@@ -137,14 +137,16 @@ def _measured(
 
 
 def _promised(
-    contract: Contract, settings: Settings, earlier: list[Audit], held: dict[Place, Held]
-) -> Callable[[Place], int]:
+    contract: Contract, settings: Settings, earlier: list[Audit], held: dict[Partition, BronzeOffsets]
+) -> Callable[[Partition], int]:
     """The first offset of a partition that the lake has promised to hold: where the ingest began to read it. A lost
     checkpoint takes no promise back: neither that of an earlier audit nor that of a row."""
     began = generations.first_offsets(contract, settings)
-    audited = {partition.place: partition.from_offset for partition in earlier[-1].partitions} if earlier else {}
+    audited = (
+        {partition.topic_partition: partition.from_offset for partition in earlier[-1].partitions} if earlier else {}
+    )
 
-    def promised(place: Place) -> int:
+    def promised(place: Partition) -> int:
         first = began.get(place, 0)
         return min(first, audited.get(place, first), held[place].first if place in held else first)
 
@@ -152,19 +154,19 @@ def _promised(
 
 
 def _found(
-    settings: Settings, contract: Contract, bronze: Coordinates, unknown: dict[Place, list[Range]]
-) -> dict[Place, list[Finding]]:
+    settings: Settings, contract: Contract, bronze: BronzeCoordinates, unknown: dict[Partition, list[Range]]
+) -> dict[Partition, list[Finding]]:
     """What the broker says about gaps, and bronze about the records that were sent again."""
 
-    def note(message: Message) -> Identity:
+    def note(message: Message) -> Resend:
         topic, partition, offset = message.topic() or "", message.partition() or 0, message.offset() or 0
         return dead_letter.identity(contract, topic, partition, offset, message.headers() or [])  # type: ignore[arg-type]
 
     if not any(unknown.values()):
         return {place: [] for place in unknown}
-    found: dict[Place, list[Finding]] = {}
-    identities: dict[Place, dict[int, Identity]] = {}
-    with Gaps(settings, contract.stream, note) as gaps:
+    found: dict[Partition, list[Finding]] = {}
+    identities: dict[Partition, dict[int, Resend]] = {}
+    with GapReader(settings, contract.stream, note) as gaps:
         for (topic, partition), mine in unknown.items():
             found[topic, partition], identities[topic, partition] = gaps.explained(topic, partition, mine)
     if any(finding.reason in ("missing", "expired") for findings in found.values() for finding in findings):
@@ -176,10 +178,10 @@ def _found(
 
 def _less_repaired(
     contract: Contract,
-    place: Place,
+    place: Partition,
     findings: list[Finding],
-    identities: dict[int, Identity],
-    again: set[Identity],
+    identities: dict[int, Resend],
+    again: set[Resend],
 ) -> Iterator[Finding]:
     """`findings`, with what was lost told from what was lost and came back on the retry topic."""
 
@@ -200,7 +202,7 @@ def _accepted(finding: Finding) -> Finding:
     return finding._replace(reason="accepted") if finding.reason == "expired" else finding
 
 
-def _complaint(partition: Conserved) -> str:
+def _complaint(partition: PartitionAccount) -> str:
     parts = []
     for reason in ("missing", "expired", "doubled"):
         ranges = [finding.range for finding in partition.findings if finding.reason == reason]

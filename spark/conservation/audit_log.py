@@ -12,8 +12,8 @@ from typing import Any
 
 from deltalake import DeltaTable
 
-from infra.broker.ranges import Place
-from spark.conservation.accounting import PROOFS, Conserved, Finding
+from infra.broker.ranges import Partition
+from spark.conservation.accounting import PROOFS, Finding, PartitionAccount
 from spark.lake import contents, names
 
 
@@ -28,7 +28,7 @@ class Audit:
     version: int
     """The version of bronze that was read."""
     recorded_at: datetime
-    partitions: tuple[Conserved, ...]
+    partitions: tuple[PartitionAccount, ...]
 
     @property
     def residual(self) -> int:
@@ -75,17 +75,19 @@ def record(lake_uri: str, audit: Audit) -> None:
     contents.append_rows(lake_uri, "audits", [about | _row(partition) for partition in audit.partitions])
 
 
-def proved(earlier: Iterable[Audit]) -> dict[Place, list[Finding]]:
+def proved(earlier: Iterable[Audit]) -> dict[Partition, list[Finding]]:
     """The gaps that audits have explained, in order: what is proved once stays proved, also when Kafka has dropped the
     offsets since."""
-    found: dict[Place, set[Finding]] = {}
+    found: dict[Partition, set[Finding]] = {}
     for audit in earlier:
         for partition in audit.partitions:
-            found.setdefault(partition.place, set()).update(f for f in partition.findings if f.reason in PROOFS)
+            found.setdefault(partition.topic_partition, set()).update(
+                f for f in partition.findings if f.reason in PROOFS
+            )
     return {place: sorted(findings) for place, findings in found.items()}
 
 
-def _row(partition: Conserved) -> dict[str, Any]:
+def _row(partition: PartitionAccount) -> dict[str, Any]:
     return vars(partition) | {
         "gaps": list(partition.gaps.items()),
         "findings": [finding._asdict() for finding in partition.findings],
@@ -93,7 +95,7 @@ def _row(partition: Conserved) -> dict[str, Any]:
     }
 
 
-def _conserved(row: dict[str, Any]) -> Conserved:
-    given = {name: row[name] for name in Conserved.__dataclass_fields__}
+def _conserved(row: dict[str, Any]) -> PartitionAccount:
+    given = {name: row[name] for name in PartitionAccount.__dataclass_fields__}
     findings = tuple(Finding(**finding) for finding in row["findings"])
-    return Conserved(**given | {"gaps": dict(row["gaps"]), "findings": findings})
+    return PartitionAccount(**given | {"gaps": dict(row["gaps"]), "findings": findings})

@@ -32,7 +32,7 @@ class GapsUnreadable(TransientError):
     """Kafka did not answer about the gaps; the message says where."""
 
 
-class Gaps(Generic[Note]):
+class GapReader(Generic[Note]):
     """Reads gaps. `note` is what to keep of a record that is missing."""
 
     def __init__(self, settings: Settings, stream: str, note: Callable[[Message], Note]) -> None:
@@ -41,7 +41,7 @@ class Gaps(Generic[Note]):
         self._note = note
         self._consumers = {level: self._consumer(level, stream) for level in ("read_uncommitted", "read_committed")}
 
-    def __enter__(self) -> Gaps[Note]:
+    def __enter__(self) -> GapReader[Note]:
         return self
 
     def __exit__(

@@ -23,7 +23,7 @@ from spark.lake import names, tables
 MEMORY = "256MB"
 
 
-class Coordinates:
+class BronzeCoordinates:
     """Bronze of a stream at `version`, the newest one when this was made."""
 
     def __init__(self, lake_uri: str, stream: str) -> None:
@@ -39,7 +39,7 @@ class Coordinates:
         quoted = self._path.replace("'", "''")
         self._connection.execute(f"create view bronze as from delta_scan('{quoted}', version = {self.version})")
 
-    def __enter__(self) -> Coordinates:
+    def __enter__(self) -> BronzeCoordinates:
         return self
 
     def __exit__(

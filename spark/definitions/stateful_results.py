@@ -36,7 +36,7 @@ def key(one: StatefulResult) -> list[str]:
     return one.on if isinstance(one, Join) else one.key
 
 
-def place(one: StatefulResult) -> str:
+def time_column(one: StatefulResult) -> str:
     """The column that says when a row's subject began."""
     return "session_start" if isinstance(one, Sessions) else "event_time"
 
@@ -45,7 +45,7 @@ def identity(one: StatefulResult, contract: Contract) -> list[str]:
     """The columns that name what a row speaks of; the layers are compared by them."""
     if isinstance(one, Join):
         return list(dict.fromkeys([*contract.event_id, *one.on, "event_time"]))
-    return [*one.key, place(one)]
+    return [*one.key, time_column(one)]
 
 
 def columns(contract: Contract, one: StatefulResult) -> dict[str, DataType]:

@@ -16,7 +16,7 @@ from pyspark.sql import SparkSession
 from infra.settings import Settings, settings
 from schemas.contract.catalog import contract_in
 from schemas.errors import MillraceError
-from spark.lineage.events import told
+from spark.lineage.events import reporting_run
 
 log = logging.getLogger("millrace.batch")
 
@@ -48,7 +48,7 @@ def main(
         began = time.monotonic()
         try:
             config = settings()
-            with told(config, duty, contract_in(config.contracts, stream), duty, parent=given.parent):
+            with reporting_run(config, duty, contract_in(config.contracts, stream), duty, parent=given.parent):
                 summaries.append(work(config, stream, given.run_id))
         except MillraceError as error:
             log.error("%s", error)

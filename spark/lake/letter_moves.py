@@ -25,7 +25,7 @@ class LettersLost(TerminalError):
     """Letters were sent to `.retry`, the ingest has passed them, and bronze does not have them."""
 
 
-def known(served: DuckDBPyConnection, stream: str) -> dict[tuple[str, int], int]:
+def recorded_through(served: DuckDBPyConnection, stream: str) -> dict[tuple[str, int], int]:
     """The last offset of each (topic, partition) whose moves are recorded."""
     rows = served.execute(
         'select topic, partition, max("offset") from moves where stream = ? group by all', [stream]
@@ -34,7 +34,8 @@ def known(served: DuckDBPyConnection, stream: str) -> dict[tuple[str, int], int]
 
 
 def record_moves(lake_uri: str, run_id: str, at: datetime, moves: Iterable[Mapping[str, list[Any]]]) -> int:
-    """Appends `moves` (columns of `producers.moves`, read after `known`), a commit each, and returns their number."""
+    """Appends `moves` (columns of `producers.moves`, read after `recorded_through`), a commit each, and returns their
+    number."""
     total = 0
     for columns in moves:
         count = len(columns["id"])
@@ -82,7 +83,7 @@ def arrivals(served: DuckDBPyConnection, contract: Contract, lake_uri: str) -> d
     return dict(zip(("landed", "returned", "in_flight", "lost"), row or (), strict=True))
 
 
-def record(lake_uri: str, run_id: str, stream: str, at: datetime, counts: Mapping[str, int]) -> None:
+def record_replay(lake_uri: str, run_id: str, stream: str, at: datetime, counts: Mapping[str, int]) -> None:
     """Appends a row to `system/replays`, at `at` (UTC): the `counts` of the run's letters by what became of them, and
     of `arrivals`."""
     given: dict[str, object] = {"run_id": run_id, "stream": stream, "recorded_at": at, **counts}

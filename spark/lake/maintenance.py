@@ -36,7 +36,7 @@ _LOGS: dict[Owner, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True)
-class Upkeep:
+class TableMaintenance:
     """What was done to a table. `left_alone` says why nothing was."""
 
     table: str
@@ -64,7 +64,9 @@ class Usage:
     written_at: datetime
 
 
-def maintain(lake_uri: str, contracts: Iterable[Contract], owner: Owner, run_id: str, now: datetime) -> list[Upkeep]:
+def maintain(
+    lake_uri: str, contracts: Iterable[Contract], owner: Owner, run_id: str, now: datetime
+) -> list[TableMaintenance]:
     """Keeps up the tables of `owner`, whose only writer the caller must be. The batch tables of a stream are published
     again at their new versions, under the same horizon, by the run `maintain <run_id>`."""
     done = [_keep_up(lake_uri, names.system(lake_uri, name)) for name in _LOGS[owner] if _exists(lake_uri, name)]
@@ -86,7 +88,7 @@ def usage(lake_uri: str, contracts: Iterable[Contract]) -> list[Usage]:
     ]
 
 
-def _batch_tables(lake_uri: str, contract: Contract, run_id: str, now: datetime) -> list[Upkeep]:
+def _batch_tables(lake_uri: str, contract: Contract, run_id: str, now: datetime) -> list[TableMaintenance]:
     published = publications(lake_uri, contract.stream)
     last = in_force(published).get(contract.stream)
     done, versions = [], dict(last.versions) if last else {}
@@ -104,7 +106,7 @@ def _batch_tables(lake_uri: str, contract: Contract, run_id: str, now: datetime)
             done.append(replace(_keep_up(lake_uri, batch, keep=[versions[aggregate.name]]), expired=expired))
             versions[aggregate.name] = int(DeltaTable(names.local_path(batch)).version())
         else:
-            done.append(Upkeep(_name(lake_uri, batch), left_alone="holds rows that are not published"))
+            done.append(TableMaintenance(_name(lake_uri, batch), left_alone="holds rows that are not published"))
     if last and versions != last.versions:
         again: Publication = replace(
             last, run_id=unique_run_id(f"maintain {run_id}", published), hours=0, rows=0, published_at=now,
@@ -115,7 +117,7 @@ def _batch_tables(lake_uri: str, contract: Contract, run_id: str, now: datetime)
     return done
 
 
-def _stateful_tables(lake_uri: str, contract: Contract) -> list[Upkeep]:
+def _stateful_tables(lake_uri: str, contract: Contract) -> list[TableMaintenance]:
     """Those of velocity, sessions and joins, which are served at their newest version. What a run that died has left
     is taken back by the next one (`spark.batch.stateful_reconciliation`), which needs the files of the version
     before."""
@@ -129,7 +131,7 @@ def _stateful_tables(lake_uri: str, contract: Contract) -> list[Upkeep]:
             runs = [commit.get("userMetadata") for commit in DeltaTable(names.local_path(uri)).history()
                     if "userMetadata" in commit or commit["operation"] == "RESTORE"]  # fmt: skip
             if runs and runs[0] not in {None, *known}:
-                done.append(Upkeep(_name(lake_uri, uri), left_alone="holds rows that are not published"))
+                done.append(TableMaintenance(_name(lake_uri, uri), left_alone="holds rows that are not published"))
             else:
                 done.append(_keep_up(lake_uri, uri))
     return done
@@ -145,13 +147,13 @@ def _is_served(uri: str, version: int) -> bool:
     )
 
 
-def _keep_up(lake_uri: str, uri: str, keep: Iterable[int] = ()) -> Upkeep:
+def _keep_up(lake_uri: str, uri: str, keep: Iterable[int] = ()) -> TableMaintenance:
     table = DeltaTable(names.local_path(uri))
     properties = WriterProperties(compression="ZSTD", max_row_group_size=ROW_GROUP)
     compacted = table.optimize.compact(writer_properties=properties)
     hours = int(TIME_TRAVEL / timedelta(hours=1))
     removed = table.vacuum(hours, dry_run=False, keep_versions=list(keep) or None)
-    return Upkeep(_name(lake_uri, uri), int(compacted["numFilesRemoved"]), len(removed))
+    return TableMaintenance(_name(lake_uri, uri), int(compacted["numFilesRemoved"]), len(removed))
 
 
 def _usage(lake_uri: str, uri: str, owner: str) -> Usage:

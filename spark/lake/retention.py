@@ -30,7 +30,7 @@ MARK = {"millrace": "retention"}
 
 
 @dataclass(frozen=True)
-class Keep:
+class RetentionRule:
     """Rows of the table at `uri` are kept for `keep` before what of `title` is published, by the time in `column`."""
 
     uri: str
@@ -51,16 +51,20 @@ def day_before(final_through: datetime, keep: timedelta) -> datetime | None:
     return (final_through - keep).replace(hour=0, minute=0, second=0, microsecond=0)
 
 
-def of_ingest(lake_uri: str, contract: Contract) -> list[Keep]:
+def rules_of_partials(lake_uri: str, contract: Contract) -> list[RetentionRule]:
     """The speed tables of a stream's aggregates."""
     stream, keep = contract.stream, contract.retention.speed
-    return [Keep(names.speed(lake_uri, stream, a.name), "window_start", stream, keep) for a in contract.aggregates]
+    return [
+        RetentionRule(names.speed(lake_uri, stream, a.name), "window_start", stream, keep) for a in contract.aggregates
+    ]
 
 
-def of_stateful_result(lake_uri: str, contract: Contract, one: StatefulResult) -> Keep:
+def rule_of_stateful_result(lake_uri: str, contract: Contract, one: StatefulResult) -> RetentionRule:
     """The speed table of velocity, sessions or a join."""
     uri = names.speed(lake_uri, contract.stream, one.name)
-    return Keep(uri, stateful_results.CLOSES_AT, stateful_results.title(contract, one), contract.retention.speed)
+    return RetentionRule(
+        uri, stateful_results.CLOSES_AT, stateful_results.title(contract, one), contract.retention.speed
+    )
 
 
 def kept_since(uri: str) -> datetime | None:

@@ -288,7 +288,7 @@ def _wanted(lake_uri: str, contract: Contract) -> list[tuple[str, StructType, li
         wanted.append((alerts(lake_uri, contract.stream), ALERTS, [], "offset,event_time"))
     for one in contract.stateful_results:
         place = (lake_uri, contract.stream, one.name)
-        statistics = f"{stateful_results.place(one)},{stateful_results.CLOSES_AT},batch"
+        statistics = f"{stateful_results.time_column(one)},{stateful_results.CLOSES_AT},batch"
         wanted.append((speed(*place), stateful_speed_schema(contract, one), [], statistics))
         wanted.append((batch(*place), stateful_batch_schema(contract, one), [], None))
         wanted.append((staged(*place), stateful_batch_schema(contract, one), [], None))

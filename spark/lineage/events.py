@@ -31,7 +31,7 @@ Processing = Literal["BATCH", "STREAMING"]
 
 
 @contextmanager
-def told(
+def reporting_run(
     settings: Settings,
     job: str,
     contract: Contract,
@@ -104,7 +104,7 @@ def _teller(
                 )
             )
         except Exception as error:  # whatever it is, it is not worth the run
-            log.warning("OpenLineage at %s could not be told of %s: %s", settings.openlineage, job, error)
+            log.warning("OpenLineage at %s did not accept the event about %s: %s", settings.openlineage, job, error)
 
     return tell
 

@@ -18,7 +18,7 @@ from schemas.errors import MillraceError
 from spark.definitions import stateful_results
 from spark.lake import tables
 from spark.lineage import graph
-from spark.lineage.events import told
+from spark.lineage.events import reporting_run
 from spark.session import session
 from spark.speed.clock import Clock
 from spark.speed.heartbeat import Heartbeat
@@ -76,7 +76,7 @@ def run(
         stream.start(spark)
     log.info("running: %s", ", ".join(streams))
     for contract in contracts.values():
-        runs.enter_context(told(configured, "ingest", contract, graph.DRIVER, "STREAMING"))
+        runs.enter_context(reporting_run(configured, "ingest", contract, graph.DRIVER, "STREAMING"))
 
     renewal, retry = 0.0, time.monotonic() + RETRY_HALTED
     while not (told_to_stop.is_set() or marker.exists()):

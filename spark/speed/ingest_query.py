@@ -79,7 +79,11 @@ class Stream:
         history = timedelta(hours=settings.history_hours)
         lake = settings.lake_uri
         upkeep = Upkeep(
-            of_ingest(lake, self.contract), history, self.may_commit, lake, retention.of_ingest(lake, self.contract)
+            of_ingest(lake, self.contract),
+            history,
+            self.may_commit,
+            lake,
+            retention.rules_of_partials(lake, self.contract),
         )
 
         def batch(records: DataFrame, batch_id: int) -> None:

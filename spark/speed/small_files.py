@@ -61,7 +61,7 @@ class Upkeep:
     history: timedelta
     may_commit: Callable[[], None] = lambda: None
     lake_uri: str = ""
-    kept: Sequence[retention.Keep] = ()
+    kept: Sequence[retention.RetentionRule] = ()
     """Those of the tables that do not keep their rows for ever."""
     _batches: int = field(default=0, init=False)
     _looks: int = field(default=0, init=False)
@@ -91,7 +91,7 @@ class Upkeep:
         for uri in self.uris:
             self._cleaned(uri)
 
-    def _expired(self, one: retention.Keep) -> None:
+    def _expired(self, one: retention.RetentionRule) -> None:
         if (since := one.since(self.lake_uri)) is None:
             return
         try:

@@ -128,7 +128,7 @@ class StatefulQuery:
         every = f"{int(SLOWER * settings.trigger_interval * 1000)} milliseconds"
         uri = names.speed(settings.lake_uri, self.contract.stream, self.one.name)
         application = generations.application(title, generation)
-        kept = [retention.of_stateful_result(settings.lake_uri, self.contract, self.one)]
+        kept = [retention.rule_of_stateful_result(settings.lake_uri, self.contract, self.one)]
         history = timedelta(hours=settings.history_hours)
         upkeep = Upkeep([uri], history, self.may_commit, settings.lake_uri, kept)
 

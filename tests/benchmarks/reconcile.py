@@ -35,7 +35,7 @@ from infra.settings import PROJECT, Settings
 from schemas.contract.catalog import load as load_contract
 from schemas.contract.model import Contract
 from spark.conservation import accounting
-from spark.conservation.bronze_coordinates import Coordinates
+from spark.conservation.bronze_coordinates import BronzeCoordinates
 from spark.lake import batch_numbers, names, tables
 from spark.serving.duck import connect
 from spark.speed.checkpoint import generations
@@ -199,10 +199,10 @@ def audited(config: Settings, contract: Contract, offsets: int) -> float:
     """The seconds in which it is found that bronze has each of so many offsets once. Raises RuntimeError if it is
     not."""
     began = time.monotonic()
-    with Coordinates(config.lake_uri, contract.stream) as bronze:
+    with BronzeCoordinates(config.lake_uri, contract.stream) as bronze:
         found, rows = accounting.held(bronze.breaks({PLACE: offsets}, -1)), bronze.all_rows()
     seconds = time.monotonic() - began
-    if (found, rows) != ({PLACE: accounting.Held(0, offsets - 1)}, offsets):
+    if (found, rows) != ({PLACE: accounting.BronzeOffsets(0, offsets - 1)}, offsets):
         raise RuntimeError(f"of {offsets:,} offsets bronze has {found} in {rows:,} rows")
     return round(seconds, 1)
 

@@ -74,7 +74,7 @@ def run(contract: Contract, stack: Settings, answer: Any) -> None:
 
     def record() -> int:
         with connect(stack, [contract]) as served:
-            news = moves(contract, stack, letter_moves.known(served, contract.stream))
+            news = moves(contract, stack, letter_moves.recorded_through(served, contract.stream))
             return letter_moves.record_moves(stack.lake_uri, "benchmark", NOW, news)
 
     answer.put({"replay": replayed, "record": measured(record)})

@@ -36,10 +36,10 @@ from producers.repair import repair
 from schemas.contract.catalog import load
 from schemas.contract.model import Contract
 from spark.conservation import audit_log
-from spark.conservation.accounting import Conserved, Finding
+from spark.conservation.accounting import Finding, PartitionAccount
 from spark.conservation.audit import BronzeUnreadable, NotConserved, audit, require_conserved
 from spark.conservation.audit_log import Audit
-from spark.conservation.bronze_coordinates import Coordinates
+from spark.conservation.bronze_coordinates import BronzeCoordinates
 from spark.lake import batch_numbers, names, tables
 from spark.serving.duck import connect
 from spark.speed.checkpoint import generations
@@ -192,11 +192,11 @@ class Stream:
             assert offsets == one.rows - one.doubled + sum(one.gaps.values()) + one.missing, one
         return found
 
-    def main(self, found: Audit) -> Conserved:
+    def main(self, found: Audit) -> PartitionAccount:
         """The account of the stream's own topic."""
         return next(partition for partition in found.partitions if partition.topic == self.name)
 
-    def retry(self, found: Audit) -> Conserved:
+    def retry(self, found: Audit) -> PartitionAccount:
         return next(partition for partition in found.partitions if partition.topic == self.contract.retry_topic)
 
 
@@ -245,13 +245,13 @@ def test_transactions_leave_gaps_that_are_proved(stream: Stream) -> None:
 
 def test_what_is_proved_is_not_counted_again(stream: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[int] = []
-    breaks = Coordinates.breaks
+    breaks = BronzeCoordinates.breaks
 
-    def watched(self: Coordinates, ends: Any, after_batch: int) -> Any:
+    def watched(self: BronzeCoordinates, ends: Any, after_batch: int) -> Any:
         read.append(after_batch)
         return breaks(self, ends, after_batch)
 
-    monkeypatch.setattr(Coordinates, "breaks", watched)
+    monkeypatch.setattr(BronzeCoordinates, "breaks", watched)
     stream.transaction(5, commit=True)
     stream.ingest()
     first = stream.audit()
@@ -457,10 +457,10 @@ def test_missing_records_are_selected_by_their_offsets_or_by_kafkas_time(stream:
 
 def repaired(stream: Stream, found: Audit) -> int:
     missing = {
-        one.place: [Range(first, last) for first, last, reason in one.findings if reason == "missing"]
+        one.topic_partition: [Range(first, last) for first, last, reason in one.findings if reason == "missing"]
         for one in found.partitions
     }
-    ingested = {one.place: one.to_offset for one in found.partitions}
+    ingested = {one.topic_partition: one.to_offset for one in found.partitions}
     return repair(stream.contract, stream.settings, missing, ingested)
 
 

@@ -206,8 +206,10 @@ def test_the_audit_proves_the_ingest_and_a_lost_commit_is_repaired(pipeline: Pip
         if reason == "missing"
     } == lost
 
-    missing = {one.place: [f.range for f in one.findings if f.reason == "missing"] for one in found.partitions}
-    ends = {one.place: one.to_offset for one in found.partitions}
+    missing = {
+        one.topic_partition: [f.range for f in one.findings if f.reason == "missing"] for one in found.partitions
+    }
+    ends = {one.topic_partition: one.to_offset for one in found.partitions}
     assert repair(contract, stack, missing, ends) == 40
     pipeline.run()
     healed = audit(stack, contract, "third")

@@ -90,9 +90,9 @@ def test_the_pure_functions_are_what_the_sql_says(lake: Lake, batch_semantics: N
         assert len(expected) > 10, one.name
         assert as_text(rows) == expected, one.name
         since, through = NOON + timedelta(hours=1, minutes=10), NOON + timedelta(hours=3, minutes=10)
-        chosen = found.where(F.col("closes_at") <= through).where(F.col(stateful_results.place(one)) >= since)
+        chosen = found.where(F.col("closes_at") <= through).where(F.col(stateful_results.time_column(one)) >= since)
         assert as_text(chosen.toArrow().to_pylist()) == as_text(
-            row for row in rows if row["closes_at"] <= through and row[stateful_results.place(one)] >= since
+            row for row in rows if row["closes_at"] <= through and row[stateful_results.time_column(one)] >= since
         ), f"{one.name}: what is asked of a row must not change it"
 
 

@@ -16,7 +16,7 @@ from spark.batch.plan import UnexplainedDifference
 from spark.batch.standing_check import Check
 from spark.lake import names, tables
 from spark.lake.maintenance import maintain
-from spark.lake.retention import of_ingest
+from spark.lake.retention import rules_of_partials
 from spark.quality.auditor import Auditor, Outcome
 from spark.speed import delta_append
 from spark.speed.small_files import Upkeep
@@ -194,7 +194,7 @@ def test_what_is_kept_no_longer_is_neither_compared_nor_computed_again(feed: Fee
     feed.contract = contract(aggregates=first, retention={"speed": "1d", "batch": "2d"})
     feed.send(hours_of_sales(0, 1, 30, 80, 82))
     feed.reconcile("r1")
-    Upkeep([], timedelta(days=1), lake_uri=feed.lake_uri, kept=of_ingest(feed.lake_uri, feed.contract)).clean()
+    Upkeep([], timedelta(days=1), lake_uri=feed.lake_uri, kept=rules_of_partials(feed.lake_uri, feed.contract)).clean()
     maintain(feed.lake_uri, [feed.contract], "batch", "m", NOW + timedelta(minutes=feed.runs, seconds=30))
     partials = feed.rows(names.speed(feed.lake_uri, "sales", "by_shop"))
     assert {row["window_start"].replace(minute=0) for row in partials} == {at(80), at(82)}

@@ -264,7 +264,7 @@ def test_a_job_that_wrote_nothing_has_nothing_to_tell(served: Any, dags: Any) ->
 def test_replays_are_recorded_one_row_each(lake: str, served: Any) -> None:
     names = ("read", "retried", "waiting", "parked", "discarded", "repeated", "landed", "returned", "in_flight", "lost")
     counts = {name: number for number, name in enumerate(names)}
-    letter_moves.record(lake, "run-1", "weather", NOW, counts)
-    letter_moves.record(lake, "run-2", "weather", NOW, counts | {"read": 4})
+    letter_moves.record_replay(lake, "run-1", "weather", NOW, counts)
+    letter_moves.record_replay(lake, "run-2", "weather", NOW, counts | {"read": 4})
     rows = served.execute('select run_id, "read", retried, waiting, parked, lost, recorded_at from replays order by 1')
     assert rows.fetchall() == [("run-1", 0, 1, 2, 3, 9, NOW), ("run-2", 4, 1, 2, 3, 9, NOW)]

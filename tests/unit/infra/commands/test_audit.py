@@ -9,13 +9,15 @@ import pytest
 from rich.console import Console
 
 from infra.commands.audit import _show
-from spark.conservation.accounting import Conserved
+from spark.conservation.accounting import PartitionAccount
 from spark.conservation.audit_log import Audit
 
 
 @pytest.mark.parametrize("topic", ["flights.retry", "transactions_of_customers.retry"])
 def test_names_are_whole_at_eighty_columns(topic: str) -> None:
-    one = Conserved(topic, 12, 0, 12_345_678, 12_345_678, 0, {"transaction marks": 12_345, "repairs": 3}, 0, 99_999, ())
+    one = PartitionAccount(
+        topic, 12, 0, 12_345_678, 12_345_678, 0, {"transaction marks": 12_345, "repairs": 3}, 0, 99_999, ()
+    )
     screen = StringIO()
     _show(Audit("r", "s", 1, 1, datetime(2026, 1, 1, tzinfo=UTC), (one,)), Console(file=screen, width=80))
     shown = screen.getvalue()

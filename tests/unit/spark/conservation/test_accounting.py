@@ -19,7 +19,7 @@ from schemas.contract.catalog import load
 from spark.conservation import audit_log
 from spark.conservation.accounting import Break, Finding, account, gaps, held, ranges, split
 from spark.conservation.audit_log import Audit
-from spark.conservation.bronze_coordinates import Coordinates
+from spark.conservation.bronze_coordinates import BronzeCoordinates
 from spark.lake import batch_numbers, tables
 from spark.speed.checkpoint import generations
 
@@ -115,7 +115,7 @@ def test_the_query_sees_what_bronze_holds(bronze: Path, tmp_path: Path) -> None:
     write(bronze, 1, [("clicks", 0, o) for o in (0, 1, 2, 5, 6)] + [("clicks", 1, o) for o in (3, 4)])
     write(bronze, 2, [("clicks", 0, o) for o in (7, 6, 9, 99)] + [("clicks.retry", 0, 0)])
     ends = {("clicks", 0): 10, ("clicks", 1): 5, ("clicks.retry", 0): 1, ("clicks", 2): 0}
-    with Coordinates(f"file:{tmp_path}/lake", "clicks") as coordinates:
+    with BronzeCoordinates(f"file:{tmp_path}/lake", "clicks") as coordinates:
         everything = held(coordinates.breaks(ends, -1))
         newer = held(coordinates.breaks(ends, 1))
         assert (coordinates.rows(1), coordinates.all_rows()) == (5, 12)
@@ -129,7 +129,7 @@ def test_the_query_sees_what_bronze_holds(bronze: Path, tmp_path: Path) -> None:
 
 def test_only_appended_rows_let_a_proof_stand(bronze: Path, tmp_path: Path) -> None:
     def grew(since: int) -> bool:
-        with Coordinates(f"file:{tmp_path}/lake", "clicks") as coordinates:
+        with BronzeCoordinates(f"file:{tmp_path}/lake", "clicks") as coordinates:
             return coordinates.only_grew_since(since)
 
     write(bronze, 1, [("clicks", 0, 0), ("clicks", 0, 1)])

@@ -19,7 +19,7 @@ from infra.settings import PROJECT, Settings
 from schemas.contract.catalog import load
 from schemas.contract.model import Retention
 from spark.lake import contents, maintenance, names, retention, tables
-from spark.lake.maintenance import Upkeep, maintain, usage
+from spark.lake.maintenance import TableMaintenance, maintain, usage
 from spark.lake.publications import Publication, publications
 from spark.serving.ask import QueryError, ask
 from spark.serving.snapshot import NoSuchSnapshot, taken
@@ -54,7 +54,7 @@ class Lake:
         published = Publication(run_id, "weather", through, hour, 1, 1, NOW + timedelta(hours=hour), versions)
         contents.append_rows(self.uri, "publications", [published.row])
 
-    def maintain(self, after: int) -> dict[str, Upkeep]:
+    def maintain(self, after: int) -> dict[str, TableMaintenance]:
         done = maintain(self.uri, [WEATHER], "batch", "m", NOW + timedelta(hours=after))
         return {one.table: one for one in done}
 
@@ -89,7 +89,7 @@ def lake(tmp_path: Path) -> Lake:
     return made
 
 
-def batch_of(done: dict[str, Upkeep]) -> Upkeep:
+def batch_of(done: dict[str, TableMaintenance]) -> TableMaintenance:
     return done[f"batch/weather/{AGGREGATE.name}"]
 
 
@@ -246,7 +246,7 @@ def test_a_join_s_files_are_looked_after_unless_a_run_died(lake: Lake) -> None:
             published = Publication(run_id, f"flights.{join.name}", T0, 0, 0, 1, NOW)
             contents.append_rows(lake.uri, "publications", [published.row])
 
-    def done() -> Upkeep:
+    def done() -> TableMaintenance:
         [one] = [
             one for one in maintain(lake.uri, [flights], "batch", "m", NOW) if one.table == f"batch/flights/{join.name}"
         ]

@@ -11,7 +11,7 @@ import pytest
 from infra.settings import Settings, SettingsError, settings
 from schemas.contract.catalog import catalog
 from spark.lake import tables
-from spark.lineage.events import told
+from spark.lineage.events import reporting_run
 from spark.lineage.graph import DRIVER, RECONCILE, Edge, NoSuchName, around, edges
 from spark.serving.views import view_names
 from tests.support.command_line import millrace
@@ -58,9 +58,9 @@ def test_runs_are_told_of_with_what_they_read_and_write(tmp_path: Path) -> None:
     file.parent.mkdir()
     config = Settings(home=tmp_path, kafka_port=19092, openlineage=str(file))
     task = "0197f0c5-8f3e-7bd0-9d5d-0c6a3b1f2e4d"
-    with told(config, "reconcile", FLIGHTS, RECONCILE, parent=f"millrace/reconcile.reconcile/{task}"):
+    with reporting_run(config, "reconcile", FLIGHTS, RECONCILE, parent=f"millrace/reconcile.reconcile/{task}"):
         pass
-    with pytest.raises(ZeroDivisionError), told(config, "ingest", FLIGHTS, DRIVER, "STREAMING"):
+    with pytest.raises(ZeroDivisionError), reporting_run(config, "ingest", FLIGHTS, DRIVER, "STREAMING"):
         1 / 0
     events = [json.loads(line) for line in file.read_text().splitlines()]
     assert [(event["job"]["name"], event["eventType"]) for event in events] == [
@@ -85,9 +85,9 @@ def test_runs_are_told_of_with_what_they_read_and_write(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_told_stops_no_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with told(Settings(home=tmp_path, openlineage="/proc/nobody/events"), "reconcile", FLIGHTS, RECONCILE):
+    with reporting_run(Settings(home=tmp_path, openlineage="/proc/nobody/events"), "reconcile", FLIGHTS, RECONCILE):
         pass
-    assert "could not be told of reconcile.flights" in caplog.text
+    assert "did not accept the event about reconcile.flights" in caplog.text
 
 
 def test_lineage_is_told_to_a_file_or_a_service_or_to_nobody(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from deltalake import DeltaTable
 
 from infra.settings import PROJECT, Settings
 from schemas.contract.model import Retention
-from spark.conservation.bronze_coordinates import Coordinates
+from spark.conservation.bronze_coordinates import BronzeCoordinates
 from spark.lake import contents, names, retention, tables
 from spark.lake.batch_numbers import batch_number
 from spark.lake.publications import Publication
@@ -54,7 +54,7 @@ def test_merging_changes_nothing_that_anybody_reads(lake: Lake) -> None:
     }  # fmt: skip
     for file in [*by_verdict.values(), *lake.files(lake.speed)]:
         assert (file["min.batch"], file["max.batch"]) == (batch_number(1, 0), batch_number(1, small_files.MANY - 1))
-    with Coordinates(lake.uri, "sales") as coordinates:
+    with BronzeCoordinates(lake.uri, "sales") as coordinates:
         assert coordinates.only_grew_since(before[lake.bronze][1]), "what the audit has proved stays proved"
 
 
@@ -293,7 +293,7 @@ def test_published_partials_are_kept_as_long_as_the_contract_says(lake: Lake) ->
         lake.batch(start=T0 + day * DAY)
     before, version = lake.rows(lake.speed), DeltaTable(names.local_path(lake.speed)).version()
     short = ONE.model_copy(update={"retention": Retention(speed=DAY)})
-    given: dict[str, Any] = {"lake_uri": lake.uri, "kept": retention.of_ingest(lake.uri, short)}
+    given: dict[str, Any] = {"lake_uri": lake.uri, "kept": retention.rules_of_partials(lake.uri, short)}
     lake.upkeep(**given).clean()
     assert lake.rows(lake.speed) == before, "nothing is published, so all of it is served"
 
