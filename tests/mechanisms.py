@@ -243,7 +243,7 @@ MECHANISMS = (
     ),
     Mechanism(
         "P2", "no two keys share the id of an alert", "spark/transforms/velocity.py",
-        "*map(_escaped, one.key)", '*(F.col(name).cast("string") for name in one.key)',
+        "*map(_escaped, velocity.key)", '*(F.col(name).cast("string") for name in one.key)',
         ("tests/integration/lake/test_derived.py::test_no_two_keys_share_the_id_of_an_alert",),
     ),
     Mechanism(
@@ -568,8 +568,8 @@ MECHANISMS = (
         ("tests/unit/spark/speed/checkpoint/test_stateful_start.py::test_a_state_of_before_it_was_noted_is_refused_if_it_has_changed",),
     ),
     Mechanism(
-        "P6", "the second part of a run that a late event splits is told", "spark/transforms/velocity.py",
-        "event.at in told, above=", "event.at in told | is_above, above=",
+        "P6", "the second part of a run that a late event splits is reported", "spark/transforms/velocity.py",
+        "event.at in reported, above=", "event.at in reported | is_above, above=",
         ("tests/unit/spark/transforms/test_velocity.py"
          "::test_in_whatever_order_they_come_each_run_above_the_limit_is_told_once_at_most",),
     ),
@@ -675,7 +675,7 @@ MECHANISMS = (
     ),
     Mechanism(
         "P6", "an alert is named after its original", "spark/transforms/alerts.py",
-        'F.coalesce("original", place)', "place",
+        'F.coalesce("original", coordinates)', "coordinates",
         ("tests/unit/spark/transforms/test_alerts.py::test_a_replayed_record_keeps_its_name",),
     ),
     Mechanism(

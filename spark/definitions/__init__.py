@@ -1,1 +1,1 @@
-"""What a number, a window, a stateful result and an Avro type are."""
+"""The definitions that all layers share: measures, windows, stateful results, Avro types and instants."""

@@ -1,4 +1,7 @@
-"""Avro types as Spark types: what the fields of a contract become in the lake. Needs no JVM."""
+"""The Spark type for each Avro type, which is the type of a contract's field as a column of the lake. Needs no JVM.
+
+The types are those of the Avro specification 1.12, "Schema Declaration" and "Logical Types".
+"""
 
 from __future__ import annotations
 
@@ -49,7 +52,10 @@ class UnsupportedType(TerminalError):
 
 
 def scalar(avro: Any) -> DataType:
-    """The Spark type of an Avro type. A union may only add null to one type. Raises `UnsupportedType`."""
+    """Returns the Spark type of an Avro type, given as parsed JSON. A union may only add null to one type.
+
+    Raises `UnsupportedType` for any other union and for types that the lake has no column type for.
+    """
     if isinstance(avro, list):
         others = [branch for branch in avro if branch != "null"]
         if len(others) == 1:
@@ -75,5 +81,6 @@ def scalar(avro: Any) -> DataType:
 
 
 def columns(contract: Contract) -> list[StructField]:
-    """The fields of the newest version as nullable columns, in its order, and those that only older ones have."""
+    """Returns the fields of the contract's newest schema as nullable columns, in its order, and after them the fields
+    that only older schemas have."""
     return [StructField(field["name"], scalar(field["type"])) for field in contract.reader["fields"]]

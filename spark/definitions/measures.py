@@ -1,4 +1,4 @@
-"""The one table of partial states: what each kind of measure keeps, and how that is made, merged and finalised.
+"""The table of measures: which states each kind of measure keeps, and how they are made, merged and finalised.
 
 Speed partials, rollups, the exact batch results and the served views (Spark SQL and DuckDB SQL) are all written from
 this table, so a measure means the same everywhere. States form a commutative monoid: merging them in any order and
@@ -26,29 +26,33 @@ from spark.definitions.avro_types import scalar
 Dialect = Literal["spark", "duckdb"]
 
 HLL_LG_K = 12
-"""2**12 registers: a relative standard error of 1.6%, and practically exact below about 400 distinct values."""
+"""The logarithm of a HyperLogLog sketch's number of registers: 2**12 give a relative standard error of 1.6%, and counts
+below about 400 are practically exact (https://datasketches.apache.org/docs/HLL/HLL.html)."""
 
 KLL_K = 200
-"""Rank error of about 1.3% with 99% confidence, and exact up to 200 values."""
+"""The size parameter of a KLL sketch: its error in rank is about 1.3% with 99% confidence, and it is exact up to 200
+values (https://datasketches.apache.org/docs/KLL/KLLSketch.html)."""
 
 
 def distinct_error(sigmas: int = 3) -> float:
-    """Relative error of a `distinct` measure that is not exceeded within `sigmas` (1, 2 or 3) standard deviations,
-    from DataSketches' own tables for merged HLL sketches."""
+    """Returns the relative error (0.05 is 5%) that a `distinct` measure does not exceed within `sigmas` (1, 2 or 3)
+    standard deviations, by DataSketches' own tables for merged HLL sketches."""
     bounds = (datasketches.hll_sketch.get_rel_err(upper, True, HLL_LG_K, sigmas) for upper in (True, False))
     return float(max(abs(bound) for bound in bounds))
 
 
 def rank_error() -> float:
-    """Error of a `quantile` measure in rank (0 to 1), not exceeded with 99% confidence; DataSketches' own formula."""
+    """Returns the error in rank (0 to 1) that a `quantile` measure does not exceed with 99% confidence, by
+    DataSketches' own formula."""
     return float(datasketches.kll_doubles_sketch.get_normalized_rank_error(KLL_K, False))
 
 
 @dataclass(frozen=True)
 class State:
-    """One column of a speed table.
+    """A column of a speed table, in which partials keep what a measure needs.
 
-    `make` is a Spark SQL aggregate over events, `merge[dialect]` an aggregate over this column of partials.
+    `make` is a Spark SQL aggregate that computes it from events, and `merge[dialect]` is a SQL aggregate that merges
+    this column of several partials.
     """
 
     name: str
@@ -58,7 +62,7 @@ class State:
 
 
 def states(aggregate: Aggregate | Sessions, contract: Contract) -> list[State]:
-    """The states that the measures of `aggregate` need, each once, in a stable order."""
+    """Returns the states that the measures of `aggregate` need, each once, in the order of the measures."""
     found: dict[str, State] = {}
     for measure in aggregate.measures:
         for state in _KINDS[measure.kind].states(measure, contract):
@@ -67,18 +71,19 @@ def states(aggregate: Aggregate | Sessions, contract: Contract) -> list[State]:
 
 
 def final(measure: Measure, contract: Contract, dialect: Dialect) -> str:
-    """Expression over merged states (columns named as `states` names them) that gives the measure's value."""
+    """Returns the SQL expression that computes the measure's value from merged states (columns named as `states` names
+    them)."""
     return _KINDS[measure.kind].final(measure, contract)[dialect]
 
 
 def addend(field: str, contract: Contract) -> tuple[str, DataType]:
-    """What an event adds to the sum of `field`, as SQL (null if it adds nothing), and the type of the sum."""
+    """Returns what an event adds to the sum of `field`, as Spark SQL (null if it adds nothing), and the sum's type."""
     return _addend(Measure(name="sum", kind="sum", of=field), contract)
 
 
 def final_type(measure: Measure, contract: Contract) -> DataType:
-    """Spark type of the measure's value: counts and distincts bigint, averages and quantiles double, sums bigint,
-    decimal(38,0) or double, min and max the type of the field."""
+    """Returns the Spark type of the measure's value: counts and distincts bigint, averages and quantiles double, sums
+    bigint, decimal(38,0) or double, min and max the type of the field."""
     match measure.kind:
         case "count" | "distinct":
             return LongType()
@@ -91,8 +96,11 @@ def final_type(measure: Measure, contract: Contract) -> DataType:
 
 
 def exact(measure: Measure, contract: Contract, group: Sequence[str]) -> Column:
-    """Of a measure that the states only estimate (`is_estimate`), a column of each distinct event whose greatest value
-    in the `group` (columns) is the exact one; null where the group has no value.
+    """Returns a column of distinct events whose maximum over each `group` (of columns) is the exact value of a measure
+    that the states only estimate (`is_estimate`); it is null throughout a group without a value.
+
+    A distinct count is the greatest dense rank. A quantile is the value at position ceil(rank * n) of n sorted values,
+    as `percentile_disc` of the SQL standard defines it.
 
     Ranks over a sorted group rather than Spark's `count(distinct …)` and `percentile_disc`: they cost a fraction (most
     windows hold a handful of events, and those build a hash map for each), spill to disk, and give the same values.
@@ -110,7 +118,7 @@ def exact(measure: Measure, contract: Contract, group: Sequence[str]) -> Column:
 
 
 def is_estimate(measure: Measure) -> bool:
-    """Whether the speed layer only estimates this measure (distinct, quantile)."""
+    """Returns whether the speed layer only estimates this measure: a distinct count or a quantile."""
     return measure.kind in ("distinct", "quantile")
 
 
@@ -133,12 +141,12 @@ def _is_float(measure: Measure, contract: Contract) -> bool:
 
 
 def _value(measure: Measure, contract: Contract) -> str:
-    """The field, with NaN as null."""
+    """The SQL of the measured field, with NaN as null."""
     return f"nanvl(`{measure.of}`, null)" if _is_float(measure, contract) else f"`{measure.of}`"
 
 
 def _added(name: str, type_: DataType, make: str) -> State:
-    """A state that adds up."""
+    """A state that is merged by adding it up."""
     merged = f"cast(sum(`{name}`) as {type_.simpleString()})"
     return State(name, type_, make, {"spark": merged, "duckdb": merged.replace("`", '"')})
 
@@ -150,7 +158,7 @@ def _count(measure: Measure, contract: Contract) -> State:
 
 
 def _addend(measure: Measure, contract: Contract) -> tuple[str, DataType]:
-    """What a sum adds, and the type of the sum."""
+    """The SQL of what an event adds to the sum, and the type of the sum."""
     match _field_type(measure, contract).simpleString():
         case "int":
             return f"cast(`{measure.of}` as bigint)", LongType()
@@ -166,7 +174,8 @@ def _sum(measure: Measure, contract: Contract) -> State:
 
 
 def _terms(measure: Measure, contract: Contract) -> State:
-    """How many values the sum has: the count, except for floats, of which some may not fit the decimal."""
+    """The state that counts the addends of a sum. It is the count of the field's values, except for floats: some of
+    those may not fit the decimal."""
     if not _is_float(measure, contract):
         return _count(measure, contract)
     return _added(f"terms_of_{measure.of}", LongType(), f"count({_addend(measure, contract)[0]})")
@@ -196,7 +205,8 @@ def _kll(measure: Measure, contract: Contract) -> State:
 
 
 def _listed(name: str) -> str:
-    """DuckDB has no sketches: it gathers them, and a function of `spark.serving.sketches` merges and finalises."""
+    """The DuckDB aggregate that gathers sketches, because DuckDB cannot merge them: a function of
+    `spark.serving.sketches` merges and finalises the list."""
     return f'list("{name}") filter ("{name}" is not null)'
 
 

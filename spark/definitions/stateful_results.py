@@ -1,4 +1,4 @@
-"""The rows of stateful results (velocity, sessions, joins): their columns, and what the layers compare. Needs no JVM.
+"""The rows of stateful results (velocity, sessions, joins): their columns and their identity. Needs no JVM.
 
 Every row has a `closes_at`: once all events before it are there, the row cannot change any more. The batch layer
 publishes rows that have closed, so served views take batch rows up to `final_through` and speed rows after it.
@@ -14,11 +14,12 @@ from spark.definitions import measures
 from spark.definitions.avro_types import scalar
 
 CLOSES_AT = "closes_at"
+"""The column with the instant (UTC) from which on a row cannot change any more."""
 
 
-def title(contract: Contract, one: StatefulResult) -> str:
-    """The name under which checkpoints, publications and the ledger know it: `<stream>.<name>`."""
-    return f"{contract.stream}.{one.name}"
+def title(contract: Contract, result: StatefulResult) -> str:
+    """Returns the name under which checkpoints, publications and the ledger know the result: `<stream>.<name>`."""
+    return f"{contract.stream}.{result.name}"
 
 
 def other(contract: Contract, join: Join) -> Contract:
@@ -26,52 +27,56 @@ def other(contract: Contract, join: Join) -> Contract:
     return load(contract.folder.parent / join.other)
 
 
-def sources(contract: Contract, one: StatefulResult) -> tuple[Contract, ...]:
-    """The streams it is made of, its own first."""
-    return (contract, other(contract, one)) if isinstance(one, Join) else (contract,)
+def sources(contract: Contract, result: StatefulResult) -> tuple[Contract, ...]:
+    """Returns the contracts of the streams that the result is made of, its own stream first. Raises `ContractError`."""
+    return (contract, other(contract, result)) if isinstance(result, Join) else (contract,)
 
 
-def key(one: StatefulResult) -> list[str]:
-    """The fields within whose values events affect each other."""
-    return one.on if isinstance(one, Join) else one.key
+def key(result: StatefulResult) -> list[str]:
+    """Returns the fields of the key: only events with equal values in all of them affect each other."""
+    return result.on if isinstance(result, Join) else result.key
 
 
-def time_column(one: StatefulResult) -> str:
-    """The column that says when a row's subject began."""
-    return "session_start" if isinstance(one, Sessions) else "event_time"
+def time_column(result: StatefulResult) -> str:
+    """Returns the name of the column with the event time (UTC) by which rows are ordered: when the session began, or
+    when the event of a crossing or of a join happened."""
+    return "session_start" if isinstance(result, Sessions) else "event_time"
 
 
-def identity(one: StatefulResult, contract: Contract) -> list[str]:
-    """The columns that name what a row speaks of; the layers are compared by them."""
-    if isinstance(one, Join):
-        return list(dict.fromkeys([*contract.event_id, *one.on, "event_time"]))
-    return [*one.key, time_column(one)]
+def identity(result: StatefulResult, contract: Contract) -> list[str]:
+    """Returns the columns that identify what a row is about. The ledger matches served and exact rows by them."""
+    if isinstance(result, Join):
+        return list(dict.fromkeys([*contract.event_id, *result.on, "event_time"]))
+    return [*result.key, time_column(result)]
 
 
-def columns(contract: Contract, one: StatefulResult) -> dict[str, DataType]:
-    """The columns of its rows as the views have them, without `source`, `final` and `withheld`."""
-    own = {name: scalar(contract.fields[name]) for name in key(one)}
-    match one:
+def columns(contract: Contract, result: StatefulResult) -> dict[str, DataType]:
+    """Returns the columns of the result's rows and their types, as the views show them, without `source`, `final` and
+    `withheld`. Times are UTC. Raises `ContractError` if the contract of a joined stream cannot be read."""
+    own = {name: scalar(contract.fields[name]) for name in key(result)}
+    match result:
         case Velocity():
-            return own | {"event_time": TimestampType(), "done": done_type(contract, one), "alert_id": StringType()}
+            return own | {"event_time": TimestampType(), "done": done_type(contract, result), "alert_id": StringType()}
         case Sessions():
             found: dict[str, DataType] = own | {"session_start": TimestampType(), "session_end": TimestampType()}
-            values = {measure.name: measures.final_type(measure, contract) for measure in one.measures}
+            values = {measure.name: measures.final_type(measure, contract) for measure in result.measures}
             return found | {"events": LongType()} | values
         case Join():
-            theirs = other(contract, one)
-            names = dict.fromkeys([*contract.event_id, *one.on, *one.fields])
+            theirs = other(contract, result)
+            names = dict.fromkeys([*contract.event_id, *result.on, *result.fields])
             mine = {name: scalar(contract.fields[name]) for name in names if name != "event_time"}
-            prefixed = {f"{one.other}_{name}": scalar(theirs.fields[name]) for name in other_fields(theirs, one)}
-            return {"event_time": TimestampType()} | mine | {f"{one.other}_event_time": TimestampType()} | prefixed
+            prefixed = {f"{result.other}_{name}": scalar(theirs.fields[name]) for name in other_fields(theirs, result)}
+            return {"event_time": TimestampType()} | mine | {f"{result.other}_event_time": TimestampType()} | prefixed
 
 
 def other_fields(theirs: Contract, join: Join) -> list[str]:
-    """The fields of the joined stream that a join shows: what identifies the event, and what was asked for."""
+    """Returns the fields of the joined stream that a join shows: its event id and the declared `other_fields`, without
+    its event time, which has a column of its own."""
     return [name for name in dict.fromkeys([*theirs.event_id, *join.other_fields]) if name != "event_time"]
 
 
-def done_type(contract: Contract, one: Velocity) -> DataType:
-    if one.of is None:
+def done_type(contract: Contract, velocity: Velocity) -> DataType:
+    """Returns the type of a velocity's column `done`: bigint for a number of events, else the type of the sum."""
+    if velocity.of is None:
         return LongType()
-    return measures.final_type(Measure(name="done", kind="sum", of=one.of), contract)
+    return measures.final_type(Measure(name="done", kind="sum", of=velocity.of), contract)

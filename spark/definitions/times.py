@@ -1,4 +1,4 @@
-"""Instants as the layers write and cut them: UTC, whole hours, SQL literals."""
+"""Instants and hours of event time as all layers write them: in UTC, cut to whole hours, as SQL literals."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ class EmptyRange(TerminalError):
 
 
 def floor_hour(time: datetime) -> datetime:
+    """Returns the start of the hour that holds `time`, in its own time zone."""
     return time.replace(minute=0, second=0, microsecond=0)
 
 
@@ -30,13 +31,15 @@ def time_of(micros: int) -> datetime:
 
 
 def utc(text: str) -> datetime:
-    """An ISO 8601 time with its offset, or without one in UTC. Raises ValueError."""
+    """Returns the instant that an ISO 8601 text names, in UTC; a text without an offset is in UTC. Raises
+    ValueError."""
     time = datetime.fromisoformat(text)
     return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
 
 
 def whole_hours(since: datetime, until: datetime) -> Hours:
-    """The hours that the times from `since` to before `until` are in. Raises `EmptyRange`."""
+    """Returns the whole hours that hold all times from `since` to before `until`. Raises `EmptyRange` if `until` is not
+    later than `since`."""
     first, last = floor_hour(since), floor_hour(until)
     last += HOUR if last < until else timedelta()
     if first >= last:
@@ -45,7 +48,10 @@ def whole_hours(since: datetime, until: datetime) -> Hours:
 
 
 def literal(time: datetime | None) -> str:
-    """A UTC timestamp literal that means the same in Spark SQL whatever the session's time zone."""
+    """Returns a timestamp literal of Spark SQL that means the same whatever the session's time zone.
+
+    Raises ValueError for None and for a time without a time zone.
+    """
     if time is None or time.tzinfo is None:
         raise ValueError(f"a timestamp literal needs an aware time, got {time!r}")
     return f"timestamp '{time.astimezone(UTC).isoformat(' ')}'"

@@ -1,1 +1,1 @@
-"""Pure functions, DataFrame to DataFrame: they know no session, clock or path."""
+"""Pure functions from DataFrames to DataFrames. They use no session, no clock and no path."""

@@ -1,4 +1,4 @@
-"""Partials, rollup, finalize: the only definition of an aggregate, for the speed and the batch layer alike."""
+"""Partials, rollups and final values of aggregates: the one definition that the speed and the batch layer share."""
 
 from __future__ import annotations
 
@@ -13,15 +13,18 @@ from spark.lake import tables
 
 
 def truncated(time: str, window: WindowName) -> Column:
-    """The start of the window that holds the timestamp column `time`; windows are aligned to the UTC epoch."""
+    """Returns the start (UTC) of the window that holds the timestamp column `time`. Windows are aligned to the UTC
+    epoch."""
     micros, size = F.unix_micros(F.col(time)), SECONDS[window] * 1_000_000
     return F.timestamp_micros(micros - F.pmod(micros, F.lit(size)))
 
 
 def partials(events: DataFrame, contract: Contract, aggregate: Aggregate) -> DataFrame:
-    """One row per 1-minute window and dimensions: `window_start`, the dimensions, the states of the measures.
+    """Returns one row for each 1-minute window (UTC) and values of the dimensions: `window_start`, the dimensions and
+    the states of the measures.
 
-    `events` has `event_time` and the contract's fields. Repeats are counted as they come: drop them first.
+    `events` has `event_time` and the contract's fields. An event that is there twice counts twice: use
+    `distinct_events` first.
     """
     return (
         events.groupBy(truncated("event_time", "1m").alias("window_start"), *_dimensions(aggregate))
@@ -30,7 +33,8 @@ def partials(events: DataFrame, contract: Contract, aggregate: Aggregate) -> Dat
 
 
 def rollup(partials: DataFrame, contract: Contract, aggregate: Aggregate, window: WindowName) -> DataFrame:
-    """Partials merged to `window`: one row per window and dimensions, in the columns of `partials` without `batch`."""
+    """Returns the partials merged to `window`: one row for each window and values of the dimensions, with the columns
+    of `partials` without `batch`."""
     return (
         partials.groupBy(truncated("window_start", window).alias("window_start"), *_dimensions(aggregate))
         .agg(*(F.expr(state.merge["spark"]).alias(state.name) for state in measures.states(aggregate, contract)))
@@ -38,13 +42,14 @@ def rollup(partials: DataFrame, contract: Contract, aggregate: Aggregate, window
 
 
 def finalize(states: DataFrame, contract: Contract, aggregate: Aggregate, window: WindowName) -> DataFrame:
-    """Merged states as values: `window`, `window_start`, `window_end`, the dimensions, the measures."""
+    """Returns the values of merged states: the columns `window`, `window_start` and `window_end` (UTC), the dimensions
+    and the measures."""
     values = {measure.name: F.expr(measures.final(measure, contract, "spark")) for measure in aggregate.measures}
     return _finished(states.withColumn("window", F.lit(window)), contract, aggregate, values)
 
 
 def folded(partials: DataFrame, contract: Contract, aggregate: Aggregate, *windows: WindowName) -> DataFrame:
-    """`finalize` of `rollup` for several windows in one pass, with null for the measures that are estimates."""
+    """Returns `finalize` of `rollup` for several windows in one pass, with null for the measures that are estimates."""
     merged = {state.name: F.expr(state.merge["spark"]) for state in _exact_states(aggregate, contract)}
     group = ["hour", "window", "window_start", *aggregate.dimensions]  # `hour` spares a shuffle, see `by_hour`
     grouped = in_windows(partials, "window_start", *windows).groupBy(*group)
@@ -59,13 +64,13 @@ def folded(partials: DataFrame, contract: Contract, aggregate: Aggregate, *windo
 
 
 def exact(events: DataFrame, contract: Contract, aggregate: Aggregate, *windows: WindowName) -> DataFrame:
-    """The columns of `finalize` straight from distinct events, with exact distincts and quantiles, for one or several
-    windows in one pass; the other measures come from the same states as in the speed layer."""
+    """Returns the columns of `finalize`, computed from distinct events for one or several windows in one pass. Distinct
+    counts and quantiles are exact; the other measures come from the same states as in the speed layer."""
     return exact_in_windows(in_windows(events, "event_time", *windows), contract, aggregate)
 
 
 def exact_in_windows(events: DataFrame, contract: Contract, aggregate: Aggregate) -> DataFrame:
-    """`exact` of events that have `window` and `window_start` already."""
+    """Returns `exact` of events that `in_windows` has given `window`, `window_start` and `hour`."""
     group = ["hour", "window", "window_start", *aggregate.dimensions]  # `hour` spares a shuffle, see `by_hour`
     estimated = [measure for measure in aggregate.measures if measures.is_estimate(measure)]
     ranked = events.withColumns({f"_{m.name}": measures.exact(m, contract, group) for m in estimated})
@@ -85,29 +90,32 @@ def _exactly(measure: Measure) -> Column:
 
 
 def by_hour(frame: DataFrame, time: str) -> DataFrame:
-    """The rows with `hour`, the hour of their `time`, each hour in one partition: whatever is grouped by window
-    afterwards is together already."""
+    """Returns the rows with a column `hour`, the hour (UTC) of their `time`, and each hour in one Spark partition, so
+    that grouping by window needs no further shuffle."""
     return frame.withColumn("hour", truncated(time, "1h")).repartition("hour")
 
 
 def in_windows(frame: DataFrame, time: str, *windows: WindowName) -> DataFrame:
-    """Each row once per window, with `window`, its start `window_start` and the `hour` that holds it."""
-    places = F.array(
+    """Returns each row once for each of the `windows`, with the columns `window`, `window_start` (UTC) and `hour`, the
+    hour that holds the window."""
+    starts = F.array(
         *(F.struct(F.lit(w).alias("window"), truncated(time, w).alias("window_start")) for w in windows)
     )  # fmt: skip
     kept = [name for name in frame.columns if name not in ("window", "window_start", "hour")]
     hour = F.col("hour") if "hour" in frame.columns else truncated(time, "1h").alias("hour")
-    return frame.select(*kept, hour, F.inline(places))
+    return frame.select(*kept, hour, F.inline(starts))
 
 
 def distinct_events(events: DataFrame, contract: Contract) -> DataFrame:
-    """`events` (rows of bronze) with one row per event id: the first by batch, topic, partition, offset."""
+    """Returns `events` (rows of bronze) with one row for each event id: the first by batch, topic, partition,
+    offset."""
     order = Window.partitionBy(*contract.event_id).orderBy("batch", "topic", "partition", "offset")
     return events.withColumn("_nth", F.row_number().over(order)).where("_nth = 1").drop("_nth")
 
 
 def event_columns(contract: Contract) -> list[str]:
-    """The columns that `partials` and deduplication read: event time, identity, dimensions, measured fields."""
+    """Returns the columns that `partials` and `distinct_events` need of events: event time, event id, dimensions and
+    measured fields."""
     measured = [measure.of for aggregate in contract.aggregates for measure in aggregate.measures if measure.of]
     dimensions = [name for aggregate in contract.aggregates for name in aggregate.dimensions]
     return list(dict.fromkeys(["event_time", *contract.event_id, *dimensions, *measured]))
@@ -123,7 +131,8 @@ def _dimensions(aggregate: Aggregate) -> list[Column]:
 
 
 def _finished(states: DataFrame, contract: Contract, aggregate: Aggregate, values: dict[str, Column]) -> DataFrame:
-    """`states` with `window`, as values in their types, with the window's end."""
+    """The `values` computed from `states` (which have a column `window`), in the batch table's types, and the window's
+    end."""
     sizes = F.create_map(*(F.lit(word) for window, size in SECONDS.items() for word in (window, size * 1_000_000)))
     end = F.timestamp_micros(F.unix_micros("window_start") + sizes[F.col("window")])
     types = {field.name: field.dataType for field in tables.batch_schema(contract, aggregate)}

@@ -1,5 +1,8 @@
-"""Records of a stream to the alerts that the contract declares, in operations that real-time mode runs: projections,
-filters, broadcast joins. The records are decoded and judged by the very expressions of the ingest."""
+"""Turns records of a stream into the alerts that its contract declares.
+
+Only operations are used that Spark's real-time mode runs: projections, filters and broadcast joins. The records are
+decoded and judged by the very expressions of the ingest.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +22,15 @@ _JSON = {"timestampFormat": "yyyy-MM-dd'T'HH:mm:ss.SSSSSS'Z'", "ignoreNullFields
 def alerts(
     records: DataFrame, contract: Contract, writers: Mapping[int, str], references: Mapping[str, DataFrame]
 ) -> DataFrame:
-    """Rows of Spark's Kafka source (with headers) to one row per alert: `key`, `value` (strings). `writers` as `decode`
-    takes them; `references` are the rows of the contract's reference tables, by name.
+    """Returns one row for each alert, with the string columns `key` and `value`.
+
+    `records` are rows of Spark's Kafka source, with headers; `writers` is what `decode` takes; `references` are the
+    rows of the contract's reference tables, by name.
 
     The key is the record's own (the contract's key fields, joined with '|'). The value is a JSON document:
 
-    - `id`: `topic/partition/offset/alert`, with the place of the record's original if it was replayed: the same
-      whenever the record is read again;
+    - `id`: `topic/partition/offset/alert`, with the coordinates of the original if the record was replayed, so that it
+      is the same whenever the record is read again;
     - `alert`, `severity`, `original` (the id without the alert), `event_time` and `kafka_timestamp` (when the record
       was produced), both ISO-8601 in UTC with microseconds;
     - `record`: the record's fields; `references`: the rows that the alert names, by name, null where there was none.
@@ -36,8 +41,8 @@ def alerts(
         [reference.name for reference in contract.references],
         judged,
     )
-    place = F.concat_ws("/", "topic", F.col("partition").cast("string"), F.col("offset").cast("string"))
-    own = joined.withColumn("_original", F.coalesce("original", place))
+    coordinates = F.concat_ws("/", "topic", F.col("partition").cast("string"), F.col("offset").cast("string"))
+    own = joined.withColumn("_original", F.coalesce("original", coordinates))
     raised = own.select(
         F.concat_ws("|", *(F.col(name).cast("string") for name in contract.key)).alias("key"),
         F.explode(F.array(*(_raised(contract, alert) for alert in contract.alerts))).alias("value"),
@@ -46,7 +51,7 @@ def alerts(
 
 
 def _looked_up(frame: DataFrame, contract: Contract, name: str, rows: DataFrame) -> DataFrame:
-    """`frame` with the struct column `name`: the row of the reference that its key finds, else null."""
+    """`frame` with the struct column `name`: the row of the reference table that has the record's key, else null."""
     key = contract.reference(name).key
     found = rows.select(F.struct("*").alias(name), *(F.col(column).alias(f"_{name}_{column}") for column in key))
     on = [frame[column] == found[f"_{name}_{column}"] for column in key]

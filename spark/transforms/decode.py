@@ -1,6 +1,8 @@
-"""Kafka records to typed rows: Confluent wire format (0x00, 4-byte schema id, Avro), in Spark's own expressions.
+"""Decodes Kafka records to typed rows, in Spark's own expressions.
 
-No input makes this fail: what cannot be decoded comes out with `error_class` and a `reason` in words.
+Values are in the Confluent wire format: 0x00, a schema id of 4 bytes (big-endian), Avro binary data
+(https://docs.confluent.io/platform/current/schema-registry/fundamentals/serdes-develop/index.html#wire-format). No
+input makes the evaluation fail: a record that cannot be decoded gets an `error_class` and a `reason` in words.
 """
 
 from __future__ import annotations
@@ -32,31 +34,33 @@ _UNSOUND: dict[type[DataType], str] = {
 
 
 UNREGISTERED = "millrace: a record of a schema that this batch does not know, id "
-"""What the error says with which the evaluation of an incomplete `decode` ends, before the id."""
+"""The message of the error that ends an evaluation by `decode` with incomplete writers; the schema id follows it."""
 
 
 def decode(records: DataFrame, contract: Contract, writers: Mapping[int, str], complete: bool = True) -> DataFrame:
-    """`decoding` of `records`."""
+    """Returns `records` as decoded rows; `decoding` describes the arguments and the columns."""
     return decoding(contract, writers, complete)(records)
 
 
 def decoding(contract: Contract, writers: Mapping[int, str], complete: bool = True) -> Callable[[DataFrame], DataFrame]:
-    """The function from rows of Spark's Kafka source (with headers) to: topic, partition, offset, kafka_timestamp,
-    schema_id, original, attempt, the fields of the contract's `reader`, event_time, error_class, reason, key, value,
-    headers. It may be kept: the expressions are made once, which costs more than to apply them.
+    """Returns the function that decodes rows of Spark's Kafka source (with headers). It may be kept and called again:
+    making the expressions costs more than applying them.
+
+    The decoded rows have the columns topic, partition, offset, kafka_timestamp (UTC), schema_id, original, attempt, the
+    fields of the contract's `reader`, event_time (UTC), error_class, reason, key, value and headers.
 
     `writers` maps the registered schema ids of the stream to their Avro JSON; each record is read with its writer's
     schema and resolved to the newest version. `error_class` is `malformed` (no value, no wire format, undecodable
     Avro, text that is not UTF-8, a time outside of the years 1 to 9999), `unknown_schema` (id not in `writers`), or
     null; then `reason` is null too. The fields of a row with an error are null.
 
-    Unless `writers` are `complete`, an id that they do not have fails the evaluation instead, with `UNREGISTERED` in
-    the error: what is written must be decided by somebody who knows. It costs nothing for records of known ids.
+    Unless `writers` are `complete`, a schema id that they lack fails the evaluation, with `UNREGISTERED` in the error,
+    because only the registry knows whether the id exists. The check costs nothing for records of known ids.
     """
     stranger = F.lit(None).cast("int")
     if not complete:
-        told = F.raise_error(F.concat(F.lit(UNREGISTERED), _parsed_id().cast("string")))
-        stranger = F.when(_has_header(), told.cast("int"))
+        failure = F.raise_error(F.concat(F.lit(UNREGISTERED), _parsed_id().cast("string")))
+        stranger = F.when(_has_header(), failure.cast("int"))
     placed: tuple[Column | str, ...] = (
         "topic",
         "partition",
@@ -93,8 +97,8 @@ def decoding(contract: Contract, writers: Mapping[int, str], complete: bool = Tr
 
 
 def _by_writer(writers: Mapping[int, str], then: Any, otherwise: Column) -> Column:
-    """`then(schema_id, avro_json)` of the writer whose 5-byte header the value has: comparing costs less than parsing
-    an id from every record."""
+    """`then(schema_id, avro_json)` for the writer whose 5-byte header the value has, else `otherwise`. Comparing
+    headers costs less than parsing an id from every record."""
     chosen: Any = F  # F.when(…).when(…): the first is the module's function, the next ones are the column's method
     for schema_id, avro_json in writers.items():
         mine = F.substring("value", 1, _PREFIX) == F.lit(header(schema_id))
@@ -103,7 +107,7 @@ def _by_writer(writers: Mapping[int, str], then: Any, otherwise: Column) -> Colu
 
 
 def _record(contract: Contract, writers: Mapping[int, str]) -> Column:
-    """The Avro record as a struct of the contract's reader. PERMISSIVE makes a struct of nulls of what is corrupt."""
+    """The Avro record as a struct of the contract's reader. With PERMISSIVE, corrupt data becomes a struct of nulls."""
     reader = json.dumps(contract.reader)
 
     def read(_: int, writer: str) -> Column:
@@ -123,7 +127,7 @@ def _parsed_id() -> Column:
 
 
 def _error(contract: Contract) -> Column:
-    """struct(class, reason) of the first thing that is wrong with a record, or null."""
+    """struct(class, reason) for the first fault of a record; null for a record without any."""
     magic, size = F.hex(F.substring("value", 1, 1)), F.length("value")
     wire = f"and the Confluent wire format begins with 0x00 and {_PREFIX - 1} bytes of schema id"
     unregistered = f"schema id %s is not registered under {contract.subject}"
@@ -135,7 +139,7 @@ def _error(contract: Contract) -> Column:
         (size < _PREFIX, "malformed", F.format_string(f"the value has %d bytes, {wire}", size)),
         (magic != "00", "malformed", F.format_string(f"the value begins with 0x%s, {wire}", magic)),
         (F.isnull("_known"), "unknown_schema", F.format_string(unregistered, _parsed_id())),
-        # A corrupt record is a struct of nulls, so one required field tells it.
+        # A corrupt record is a struct of nulls, so one required field shows it.
         (record[required].isNull(), "malformed", F.format_string(undecodable, F.col("_known"))),
     ]
     for field in avro_types.columns(contract):
@@ -152,7 +156,8 @@ def _error(contract: Contract) -> Column:
 
 
 def _unsound(type_: DataType, value: Column) -> Column | None:
-    """Whether a value decodes but cannot be stored so that everybody can read it; None for types that always can."""
+    """Whether a value can be decoded but not be stored so that every reader accepts it; None for a type all of whose
+    values can."""
     match type_:
         case StringType():
             return ~F.is_valid_utf8(value)
@@ -177,8 +182,9 @@ def _unsound(type_: DataType, value: Column) -> Column | None:
 
 
 def _replay_header(contract: Contract, name: str) -> Column:
-    """A dead-letter header of a replayed record. Only records of the retry topic may speak for another record."""
+    """The text of a dead-letter header of a replayed record; null for records of other topics, because only records of
+    the retry topic may stand for another record."""
     headers = F.col("headers")
     # Not `F.filter`: Spark does not compile lambdas, nor the plan around them.
-    place = (F.array_position(headers["key"], name) - 1).cast("int")
-    return F.when(F.col("topic") == contract.retry_topic, F.get(headers["value"], place).cast("string"))
+    index = (F.array_position(headers["key"], name) - 1).cast("int")
+    return F.when(F.col("topic") == contract.retry_topic, F.get(headers["value"], index).cast("string"))

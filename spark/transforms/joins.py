@@ -1,4 +1,4 @@
-"""The join of two streams in event time: one definition, for streams with watermarks and for all events alike."""
+"""The join of two streams in event time: one definition for streaming events and for all stored events alike."""
 
 from __future__ import annotations
 
@@ -12,22 +12,26 @@ from spark.definitions import stateful_results
 from spark.definitions.windows import interval
 
 
-def joined(events: DataFrame, others: DataFrame, contract: Contract, one: Join) -> DataFrame:
-    """`events` of the contract's stream with the matching `others`, both distinct and with `event_time` and their
-    contract's fields: the columns of `stateful_results.columns` and `closes_at`."""
-    theirs = stateful_results.other(contract, one)
-    mine = list(dict.fromkeys(["event_time", *contract.event_id, *one.on, *one.fields]))
-    shown = {f"{one.other}_event_time": F.col("event_time")}
-    shown |= {f"{one.other}_{name}": F.col(name) for name in stateful_results.other_fields(theirs, one)}
+def joined(events: DataFrame, others: DataFrame, contract: Contract, join: Join) -> DataFrame:
+    """Returns the events of the contract's stream with the matching events of the other stream, as
+    `schemas.contract.model.Join` defines it: the columns of `stateful_results.columns` and `closes_at` (UTC).
+
+    `events` and `others` are distinct, and have `event_time` and the fields of their contracts; streaming ones need a
+    watermark on it. Raises `ContractError` if the other stream's contract cannot be read.
+    """
+    theirs = stateful_results.other(contract, join)
+    mine = list(dict.fromkeys(["event_time", *contract.event_id, *join.on, *join.fields]))
+    shown = {f"{join.other}_event_time": F.col("event_time")}
+    shown |= {f"{join.other}_{name}": F.col(name) for name in stateful_results.other_fields(theirs, join)}
     right = others.select(
-        *(F.col(name).alias(f"_on_{name}") for name in one.on), *(column.alias(name) for name, column in shown.items())
+        *(F.col(name).alias(f"_on_{name}") for name in join.on), *(column.alias(name) for name, column in shown.items())
     )
-    time, their_time = F.col("event_time"), F.col(f"{one.other}_event_time")
-    matches: Column = (their_time > time - F.expr(interval(one.before))) & (
-        their_time <= time + F.expr(interval(one.after))
+    time, their_time = F.col("event_time"), F.col(f"{join.other}_event_time")
+    matches: Column = (their_time > time - F.expr(interval(join.before))) & (
+        their_time <= time + F.expr(interval(join.after))
     )
-    for name in one.on:
+    for name in join.on:
         matches = matches & (F.col(name) == F.col(f"_on_{name}"))
-    found = events.select(*mine).join(right, matches, "left" if one.kind == "left" else "inner")
-    closes_at = time + F.expr(interval(one.after + timedelta(microseconds=1)))
-    return found.select(*stateful_results.columns(contract, one), closes_at.alias(stateful_results.CLOSES_AT))
+    found = events.select(*mine).join(right, matches, "left" if join.kind == "left" else "inner")
+    closes_at = time + F.expr(interval(join.after + timedelta(microseconds=1)))
+    return found.select(*stateful_results.columns(contract, join), closes_at.alias(stateful_results.CLOSES_AT))

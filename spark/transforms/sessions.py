@@ -1,4 +1,4 @@
-"""Sessions of a key: one definition, for streaming events and for all of them alike."""
+"""Sessions of a key: one definition for streaming events and for all stored events alike."""
 
 from __future__ import annotations
 
@@ -12,21 +12,25 @@ from spark.definitions import measures, stateful_results
 from spark.definitions.windows import interval
 
 
-def sessions(events: DataFrame, contract: Contract, one: Sessions) -> DataFrame:
-    """The sessions of distinct `events`, which have `event_time` and the contract's fields: the columns of
-    `stateful_results.columns` and `closes_at`. Of a stream, those that its watermark has closed."""
-    gap = one.gap // timedelta(microseconds=1)
-    found = events.groupBy(*one.key, F.session_window("event_time", f"{gap} microseconds").alias("_session")).agg(
+def sessions(events: DataFrame, contract: Contract, declared: Sessions) -> DataFrame:
+    """Returns the sessions of `events`, as `schemas.contract.model.Sessions` defines them: the columns of
+    `stateful_results.columns` and `closes_at` (UTC).
+
+    `events` are distinct, and have `event_time` and the contract's fields. Streaming events need a watermark on it, and
+    only sessions that the watermark has closed are returned for them.
+    """
+    gap = declared.gap // timedelta(microseconds=1)
+    found = events.groupBy(*declared.key, F.session_window("event_time", f"{gap} microseconds").alias("_session")).agg(
         F.count("*").alias("events"),
-        *_bounds(events, one),
-        *(F.expr(state.make).alias(state.name) for state in measures.states(one, contract)),
+        *_bounds(events, declared),
+        *(F.expr(state.make).alias(state.name) for state in measures.states(declared, contract)),
     )
-    types = stateful_results.columns(contract, one)
-    values = {measure.name: F.expr(measures.final(measure, contract, "spark")) for measure in one.measures}
+    types = stateful_results.columns(contract, declared)
+    values = {measure.name: F.expr(measures.final(measure, contract, "spark")) for measure in declared.measures}
     start, end = ("_session.start", "_session.end") if events.isStreaming else ("_start", "_end")
     closes_at = F.timestamp_micros(F.unix_micros(end) + 1)  # an event at the end extends it
     return found.select(
-        *one.key,
+        *declared.key,
         F.col(start).alias("session_start"),
         F.col(end).alias("session_end"),
         "events",
@@ -35,11 +39,12 @@ def sessions(events: DataFrame, contract: Contract, one: Sessions) -> DataFrame:
     )
 
 
-def _bounds(events: DataFrame, one: Sessions) -> list[Column]:
-    """Where a session begins and ends, as aggregates of its events. The window says the same, but Spark takes it for a
-    plain group: a condition on it is asked of each event before sessions are formed, and cuts off what lies beyond. A
-    query needs no condition, and its state stays as it is."""
+def _bounds(events: DataFrame, declared: Sessions) -> list[Column]:
+    """The start and the end of a session as aggregates of its events, which stored events need. The session window has
+    the same bounds, but Spark takes it for a plain grouping column: it applies a condition on the window to each event
+    before it forms the sessions, and so cuts them off. A streaming query has no such condition, and the columns of its
+    state stay as they are."""
     if events.isStreaming:
         return []
-    end = F.max("event_time") + F.expr(interval(one.gap))
+    end = F.max("event_time") + F.expr(interval(declared.gap))
     return [F.min("event_time").alias("_start"), end.alias("_end")]

@@ -14,15 +14,17 @@ from spark.lake import tables
 
 
 def validate(decoded: DataFrame, contract: Contract) -> DataFrame:
-    """`validating` of `decoded`."""
+    """Returns `decoded` rows with their verdict; `validating` describes the columns."""
     return validating(contract)(decoded)
 
 
 def validating(contract: Contract) -> Callable[[DataFrame], DataFrame]:
-    """The function, which may be kept, from rows of `decode` to those of bronze without `batch`: a record for which a
-    rule is not true (false or null) gets `error_class` rule and the reason of the first such rule; `accepted` tells the
-    rest. Key, value and headers are kept only for rejected rows. The fields of a record that breaks a rule are kept, to
-    be looked at.
+    """Returns the function that turns rows of `decode` into rows of bronze, without `batch`. It may be kept and called
+    again.
+
+    A record for which a rule is not true (false or null) gets the `error_class` rule and the reason of the first such
+    rule. `accepted` is true for records without an error class. Key, value and headers are kept for rejected records
+    only, and the fields of a record that breaks a rule are kept for people who look into it.
     """
     broken = _broken_rule(contract)
     sound = F.isnull("error_class")
@@ -39,20 +41,21 @@ def validating(contract: Contract) -> Callable[[DataFrame], DataFrame]:
 
 
 def _broken_rule(contract: Contract) -> Column:
-    """The reason of the first rule that is not true, else null. The first of all is that the event is not of the
-    future; measured against Kafka's timestamp and not a clock, so that a batch that runs again says the same."""
+    """The reason of the first rule that is not true, else null. Before the contract's rules stands that an event must
+    not come from the future, which is measured against Kafka's timestamp and not against a clock, so that a micro-batch
+    that runs again comes to the same result."""
     skew = contract.future_skew
     ahead = F.col(contract.event_time) > F.col("kafka_timestamp") + F.make_dt_interval(secs=F.lit(skew.total_seconds()))
     reason: Any = F.when(ahead, F.lit(f"{contract.event_time} is more than {_duration(skew)} after its arrival"))
     for rule in contract.rules:
-        # Null counts as broken.
+        # A rule that is null could not be judged, so it counts as broken.
         holds = F.coalesce(F.expr(f"({rule.predicate})"), F.lit(False))
         reason = reason.when(~holds, F.lit(rule.reason))
     return cast(Column, reason)
 
 
 def _duration(length: timedelta) -> str:
-    """A duration as contracts write it."""
+    """A duration as contracts write it, for example 90s, 5m or 1d."""
     seconds = int(length.total_seconds())
     unit, size = next((u, s) for u, s in (("d", 86_400), ("h", 3600), ("m", 60), ("s", 1)) if seconds % s == 0)
     return f"{seconds // size}{unit}"

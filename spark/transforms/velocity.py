@@ -1,8 +1,9 @@
-"""Velocity: when a key crosses its limit. `exact` says it of all events; `Crossings` of events as they come.
+"""Velocity: the instants at which a key crosses its limit. `exact` finds them in all stored events, and `crossings` in
+streaming events as they come.
 
-Both follow the definition of `schemas.contract.model.Velocity`. `Crossings` tells a crossing at once, and each run of
-events above the limit once. An event that comes late may show that a run began earlier, or that two runs are one, which
-the batch layer corrects; or that one run is two, of which the second is told then.
+Both follow the definition of `schemas.contract.model.Velocity`. A streaming crossing is reported at once, and each run
+of events above the limit is reported once. A late event may show that a run began earlier or that two runs are one,
+which the batch layer corrects. It may also show that one run is two: then the second one is reported.
 """
 
 from __future__ import annotations
@@ -33,59 +34,67 @@ from spark.definitions.avro_types import scalar
 MICRO = timedelta(microseconds=1)
 
 _CONTEXT_DIGITS = 60
-"""More than a sum of decimal(38,9) needs: Python's own 28 would round it."""
+"""Digits of Python's decimals while sums are made: more than a sum of decimal(38,9) needs. The default of 28 would
+round it."""
 
 
-def exact(events: DataFrame, contract: Contract, one: Velocity) -> DataFrame:
-    """The crossings among `events`, which are distinct and have `event_time` and the contract's fields. Columns of
-    `stateful_results.columns` and `closes_at`. An event's crossing depends on the key's events of twice `within` before
-    it."""
-    width = one.within // MICRO
-    at_once = events.groupBy(*one.key, F.unix_micros("event_time").alias("_at")).agg(
-        F.sum(addend(contract, one)).alias("_amount")
+def exact(events: DataFrame, contract: Contract, velocity: Velocity) -> DataFrame:
+    """Returns the crossings among stored `events`: the columns of `stateful_results.columns` and `closes_at` (UTC).
+
+    `events` are distinct, and have `event_time` and the contract's fields. Whether a key crosses the limit at an event
+    depends on the key's events of twice `within` before it.
+    """
+    width = velocity.within // MICRO
+    at_once = events.groupBy(*velocity.key, F.unix_micros("event_time").alias("_at")).agg(
+        F.sum(addend(contract, velocity)).alias("_amount")
     )
-    order = Window.partitionBy(*one.key).orderBy("_at")
+    order = Window.partitionBy(*velocity.key).orderBy("_at")
     summed = at_once.withColumn("_done", F.sum("_amount").over(order.rangeBetween(1 - width, 0)))
-    above = F.col("_done") > limit(one)
+    above = F.col("_done") > limit(velocity)
     was_above = F.lag(above).over(order) & (F.col("_at") - F.lag("_at").over(order) < width)
     crossed = summed.withColumn("_crosses", above & ~F.coalesce(was_above, F.lit(False))).where("_crosses")
-    return _finished(crossed, contract, one)
+    return _finished(crossed, contract, velocity)
 
 
-def crossings(events: DataFrame, contract: Contract, one: Velocity) -> DataFrame:
-    """The crossings among streaming `events`, which have a watermark on `event_time`, as they come: the columns of
+def crossings(events: DataFrame, contract: Contract, velocity: Velocity) -> DataFrame:
+    """Returns the crossings among streaming `events`, which have a watermark on `event_time`: the columns of
     `exact`."""
     identity = F.to_json(F.array(*(F.col(name).cast("string") for name in contract.event_id)))
     rows = events.select(
-        *one.key,
+        *velocity.key,
         "event_time",
         F.unix_micros("event_time").alias("_at"),
         identity.alias("_id"),
-        addend(contract, one).alias("_amount"),
+        addend(contract, velocity).alias("_amount"),
     )
     amount = rows.schema["_amount"].dataType
     output = StructType(
-        [StructField(name, scalar(contract.fields[name])) for name in one.key]
+        [StructField(name, scalar(contract.fields[name])) for name in velocity.key]
         + [StructField("_at", LongType()), StructField("_done", _summed(amount))]
     )
-    found = rows.groupBy(*one.key).transformWithState(
-        Crossings(one.key, one.within // MICRO, Decimal(repr(one.more_than)), amount), output, "Append", "EventTime"
+    found = rows.groupBy(*velocity.key).transformWithState(
+        Crossings(velocity.key, velocity.within // MICRO, Decimal(repr(velocity.more_than)), amount),
+        output,
+        "Append",
+        "EventTime",
     )
-    return _finished(found, contract, one)
+    return _finished(found, contract, velocity)
 
 
-def addend(contract: Contract, one: Velocity) -> Column:
-    """What an event adds, never null: 1 or, with `of`, the field in the type that sums of it have."""
-    if one.of is None:
+def addend(contract: Contract, velocity: Velocity) -> Column:
+    """Returns what an event adds to what its key has done, never null: 1 or, with `of`, the field as a number that sums
+    exactly."""
+    if velocity.of is None:
         return F.lit(1).cast("bigint")
-    sql, type_ = measures.addend(one.of, contract)
-    # Of fewer digits than the sum, which therefore overflows nowhere and is the same in every order.
+    sql, type_ = measures.addend(velocity.of, contract)
+    # It has fewer digits than the sum, which therefore never overflows and is the same in every order.
     narrow = DecimalType(28, type_.scale) if isinstance(type_, DecimalType) else type_
     return F.coalesce(F.expr(sql).cast(narrow), F.lit(0).cast(narrow))
 
 
-def limit(one: Velocity) -> Column:
-    return F.lit(Decimal(repr(one.more_than)))
+def limit(velocity: Velocity) -> Column:
+    """Returns `more_than` as an exact decimal."""
+    return F.lit(Decimal(repr(velocity.more_than)))
 
 
 def _summed(type_: DataType) -> DataType:
@@ -93,41 +102,46 @@ def _summed(type_: DataType) -> DataType:
     return DecimalType(38, type_.scale) if isinstance(type_, DecimalType) else type_
 
 
-def _finished(found: DataFrame, contract: Contract, one: Velocity) -> DataFrame:
-    """Rows with the key, `_at` (microseconds) and `_done`, as the columns of the result."""
+def _finished(found: DataFrame, contract: Contract, velocity: Velocity) -> DataFrame:
+    """The columns of the result, from rows with the key, `_at` (microseconds since 1970, UTC) and `_done`."""
     at = F.timestamp_micros("_at")
-    named = F.concat_ws("|", F.lit(one.name), *map(_escaped, one.key), F.col("_at"))
+    named = F.concat_ws("|", F.lit(velocity.name), *map(_escaped, velocity.key), F.col("_at"))
     return found.select(
-        *one.key,
+        *velocity.key,
         at.alias("event_time"),
-        F.col("_done").cast(stateful_results.done_type(contract, one)).alias("done"),
+        F.col("_done").cast(stateful_results.done_type(contract, velocity)).alias("done"),
         named.alias("alert_id"),
         F.timestamp_micros(F.col("_at") + 1).alias(stateful_results.CLOSES_AT),
     )
 
 
 def _escaped(name: str) -> Column:
-    """A key's field as a part of an id: no two keys share one, whatever is in them."""
+    """A field of the key as a part of an alert's id. It is escaped, so that no two keys share an id."""
     return F.coalesce(F.regexp_replace(F.col(name).cast("string"), r"([|\\])", r"\\$1"), F.lit(r"\N"))
 
 
 class Event(NamedTuple):
-    """What the state keeps of an event: when (microseconds), which, what it adds, whether a crossing at its time was
-    told, and whether more than the limit was done then."""
+    """What the state keeps of an event. The names of the fields are also those of the columns of the state on disk, on
+    which a checkpoint depends."""
 
     at: int
+    """Event time in microseconds since 1970 (UTC)."""
     id: str
+    """The event id, as JSON."""
     amount: Any
+    """What the event adds."""
     told: bool = False
+    """Whether a crossing at this time has been reported."""
     above: bool = False
+    """Whether the key was above the limit at this time."""
 
 
 def judged(events: Iterable[Event], width: int, more_than: Decimal, sure_after: int) -> tuple[list[Event], list[Event]]:
-    """`events` of a key, in order and as they are now, and the crossings that are to be told: the first event of each
-    run above the limit of which none was told yet, with `amount` being what was done.
+    """Returns the events of a key in order, with `told` and `above` brought up to date, and the new crossings: the
+    first event of each run above the limit of which none was reported yet, with what was done as its `amount`.
 
-    Of events up to `sure_after` the ones before may be forgotten, and nothing about them changes any more: they are
-    above if they were, and their run was told.
+    `width` and `sure_after` are microseconds. Events at or before `sure_after` keep their `above` and count as
+    reported, because events that they depended on may have been forgotten.
     """
     ordered = sorted(events)
     instants = sorted({event.at for event in ordered})
@@ -141,7 +155,7 @@ def judged(events: Iterable[Event], width: int, more_than: Decimal, sure_after: 
             total -= ordered[first].amount
             first += 1
         done[at] = total
-    told = {event.at for event in ordered if event.told}
+    reported = {event.at for event in ordered if event.told}
     was_above = {event.at for event in ordered if event.above}
     above = [at for at in instants if (at in was_above if at <= sure_after else done[at] > more_than)]
     runs: list[list[int]] = []
@@ -149,16 +163,16 @@ def judged(events: Iterable[Event], width: int, more_than: Decimal, sure_after: 
     for at in above:
         joins = runs and runs[-1][-1] == before.get(at) and at - runs[-1][-1] < width
         runs[-1].append(at) if joins else runs.append([at])
-    begins = (run[0] for run in runs if run[0] > sure_after and not told.intersection(run))
+    begins = (run[0] for run in runs if run[0] > sure_after and not reported.intersection(run))
     new = [Event(at, "", done[at], told=True, above=True) for at in begins]
-    told |= {event.at for event in new}
+    reported |= {event.at for event in new}
     is_above = set(above)
-    return [event._replace(told=event.at in told, above=event.at in is_above) for event in ordered], new
+    return [event._replace(told=event.at in reported, above=event.at in is_above) for event in ordered], new
 
 
 class Crossings(StatefulProcessor):
-    """Keeps a key's events of twice `width` (microseconds) before the watermark, each event once, and forgets the key
-    by a timer when all of them have gone."""
+    """The stateful processor of a velocity: keeps each event of a key once, as long as it is less than twice `width`
+    (microseconds) older than the watermark, and forgets the key by a timer when all of its events have gone."""
 
     def __init__(self, key: list[str], width: int, more_than: Decimal, amount: DataType) -> None:
         self._key, self._width, self._more_than, self._amount = key, width, more_than, amount
