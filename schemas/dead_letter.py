@@ -1,4 +1,4 @@
-"""A dead letter as it is on a topic: its headers, how they are read and written, and whose place it takes."""
+"""A dead letter as it is on a topic: its headers, how they are read and written, and which record it stands for."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ DECIDED_AT = "dl-decided-at"
 
 
 class Letter(NamedTuple):
-    """A record of `<stream>.dlq`: where it is, and all that must stay as it is. `timestamp` is Kafka's, in
-    milliseconds, None if it has none."""
+    """A record of `<stream>.dlq`: where it is, and all that must stay as it is. `timestamp` is Kafka's, in milliseconds
+    since 1970 UTC; None if the record has none."""
 
     partition: int
     offset: int
@@ -52,7 +52,8 @@ class Letter(NamedTuple):
         return text(dict(self.headers).get(name))
 
     def with_headers(self, changes: Mapping[str, str]) -> Letter:
-        """The letter with these headers set, in the place of old ones of those names; all others stay as they are."""
+        """Returns the letter with the headers `changes` set. They replace older headers of the same names; all others
+        stay as they are."""
         kept = [(header[0], changes[header[0]].encode()) if header[0] in changes else header for header in self.headers]
         have = dict(kept)
         kept += [(name, value.encode()) for name, value in changes.items() if name not in have]
@@ -60,7 +61,7 @@ class Letter(NamedTuple):
 
     @property
     def identity(self) -> Identity | None:
-        """None if the letter does not say who it is."""
+        """What tells the letter from others; None if the headers `dl-id` or `dl-attempt` are missing or unreadable."""
         headers = dict(self.headers)
         number, attempt = text(headers.get(ID)), text(headers.get(ATTEMPT))
         return (number, attempt, DECISION in headers) if number and attempt else None
@@ -72,7 +73,7 @@ def instant(time: datetime) -> str:
 
 
 def moment(headers: Mapping[str, bytes | None], name: str) -> datetime | None:
-    """The time in a header; None if it is missing, unreadable or has no time zone."""
+    """The time in the header `name`, with its time zone; None if it is missing, unreadable or has no time zone."""
     if (value := text(headers.get(name))) is None:
         return None
     try:
@@ -91,14 +92,14 @@ def text(value: bytes | None) -> str | None:
 
 
 def attempts(headers: Mapping[str, bytes | None]) -> int | None:
-    """How often a letter was replayed, or its schema looked for; None if it does not say so."""
+    """How often a letter was replayed, or its schema looked for; None if the header is missing or is no number."""
     value = headers.get(ATTEMPT) or b""
     return int(value) if re.fullmatch(rb"[0-9]{1,9}", value) else None
 
 
 def identity(contract: Contract, topic: str, partition: int, offset: int, headers: Sequence[Header]) -> tuple[str, int]:
-    """Which record it is, and the attempt: its own topic/partition/offset and 0, but a letter that was replayed to the
-    retry topic is the letter that its headers name."""
+    """Returns the `dl-id` and the attempt of the record at `offset`. A record that was replayed to the retry topic is
+    the letter that its headers name; every other one is itself: `topic/partition/offset`, attempt 0."""
     letter = Letter(partition, offset, None, None, None, tuple(headers) if topic == contract.retry_topic else ())
     attempt = letter.header(ATTEMPT) or ""
     return letter.header(ID) or f"{topic}/{partition}/{offset}", int(attempt) if attempt.isdecimal() else 0

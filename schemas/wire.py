@@ -1,4 +1,5 @@
-"""The Confluent wire format: a zero byte, the schema's id as 4 bytes big-endian, the Avro body. And how it breaks."""
+"""The wire format of Confluent's serializers (a zero byte, the schema's id as 4 bytes big-endian, the Avro body), and
+the ways in which it can be broken."""
 
 from __future__ import annotations
 
@@ -16,6 +17,7 @@ NO_SUCH_ID = 2_000_000_000
 
 
 def header(schema_id: int) -> bytes:
+    """The five bytes before the Avro body of a record that was written with the schema `schema_id`."""
     return HEADER.pack(MAGIC, schema_id)
 
 
@@ -27,8 +29,9 @@ def schema_id(value: bytes | None) -> int | None:
 
 
 def broken(value: bytes, fault: Fault, choice: int = 0) -> bytes:
-    """`value` with the `fault`. `choice`, any number from 0, picks among the ways to do it: which wrong first byte,
-    how much of the Avro body is cut off (at least a byte), which id."""
+    """Returns `value`, a record in the wire format, with the `fault`. `choice`, any number from 0, picks among the ways
+    to do it: which wrong first byte, how much of the Avro body is cut off (at least a byte), which id. Raises
+    ValueError if an empty body is to be truncated."""
     if fault == "bad_magic":
         return bytes([1 + choice % 255]) + value[1:]
     if fault == "truncated":

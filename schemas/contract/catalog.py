@@ -23,9 +23,9 @@ FROM_DISK = frozenset({"folder", "versions"})
 
 
 def catalog(root: Path | None = None) -> dict[str, Contract]:
-    """Every contract under `root` (default: `schemas/streams`) by stream, in the order of their names.
+    """Returns every contract under `root` (default: `schemas/streams`) by stream, in the order of their names.
 
-    Raises `ContractError` with the problems of all of them, and if there is none at all.
+    Raises `ContractError` with the problems of all contracts, and if there is no contract at all.
     """
     root = root or STREAMS
     contracts: dict[str, Contract] = {}
@@ -59,8 +59,8 @@ def load(folder: Path) -> Contract:
 
 
 def load_with_lines(folder: Path) -> tuple[Contract, Document]:
-    """The contract, and the document that knows the lines of its fields. Raises `ContractError` with every problem of
-    its shape."""
+    """Returns the contract in `folder`, and the document that knows the lines of its fields. Raises `ContractError`
+    with every problem of its shape."""
     document = read_yaml(folder / "stream.yaml")
     if not isinstance(document.data, dict):
         raise ContractError([document.problem((), "must be a mapping of keys to values")])

@@ -20,7 +20,8 @@ from schemas.contract.verdict import Judge
 
 
 def check(root: Path, streams: Collection[str] | None = None) -> list[Problem]:
-    """Every problem of the contracts under `root` (of `streams` only, if given), by file and line; none: an empty list.
+    """Returns every problem of the contracts under `root`, or of `streams` alone if they are given, sorted by file and
+    line. An empty list means that all is right.
 
     Raises nothing for a broken contract: what is wrong is in the answer.
     """
@@ -67,7 +68,8 @@ def _contract(contract: Contract, document: Document, others: list[Contract]) ->
 
 
 def _names(contract: Contract) -> Iterator[Problem]:
-    """Field names of the newest version: Delta's columns do not tell upper from lower case, and bronze has its own."""
+    """Problems of the newest version's field names: Delta does not distinguish columns by upper and lower case, and
+    bronze has columns of its own."""
     avsc = documents(contract.folder)[-1]
     seen: dict[str, str] = {}
     for index, name in enumerate(contract.fields):
@@ -153,11 +155,11 @@ def _references(contract: Contract, document: Document) -> Iterator[Problem]:
         if reference.name in names:
             yield document.problem((*loc, "name"), f"reference {reference.name!r} is defined twice")
         if reference.name in known:
-            yield document.problem((*loc, "name"), f"{reference.name!r} is also a field: predicates could not tell")
+            yield document.problem((*loc, "name"), f"{reference.name!r} is also a field: a predicate could mean either")
         names.add(reference.name)
         wrong = [
-            document.problem((*loc, "key", place), fault)
-            for place, name in enumerate(reference.key)
+            document.problem((*loc, "key", position), fault)
+            for position, name in enumerate(reference.key)
             if (fault := _lookup_fault(contract, name))
         ]
         yield from wrong
@@ -169,7 +171,7 @@ def _references(contract: Contract, document: Document) -> Iterator[Problem]:
 
 
 def _lookup_fault(contract: Contract, name: str) -> str | None:
-    """Why nothing can be looked up by the field, or None."""
+    """Why the field `name` cannot be the key of a reference; None if it can."""
     if name not in contract.fields:
         return unknown(contract, name)
     what = kind(contract.fields[name])
@@ -187,11 +189,12 @@ def _alerts(contract: Contract, document: Document) -> Iterator[Problem]:
         if alert.name in names:
             yield document.problem((*loc, "name"), f"alert {alert.name!r} is defined twice")
         names.add(alert.name)
-        missing = [place for place, name in enumerate(alert.references) if name not in known]
-        for place in missing:
+        missing = [position for position, name in enumerate(alert.references) if name not in known]
+        for position in missing:
+            name = alert.references[position]
             yield document.problem(
-                (*loc, "references", place),
-                f"there is no reference {alert.references[place]!r}; there are: {', '.join(sorted(known)) or 'none'}",
+                (*loc, "references", position),
+                f"there is no reference {name!r}; there are: {', '.join(sorted(known)) or 'none'}",
             )
         if not missing:
             try:

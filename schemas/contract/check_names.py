@@ -1,5 +1,5 @@
-"""Whether the fields that a contract names are there, and are of types that can do what it wants of them, and whether
-the names that it gives are free."""
+"""Checks that the fields which a contract names exist and have types that fit their use, and that the names which it
+gives are free."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ IDENTITY = frozenset({"integer", "string", "boolean", "date", "timestamp", "deci
 
 
 def problems(contract: Contract, document: Document) -> Iterator[Problem]:
-    """Of identity and aggregates, without which no table of the stream has a schema, and of names, without which two
-    would have one table."""
+    """Yields the problems that no contract may be loaded with: those of identity and aggregates, without which no table
+    of the stream has a schema, and of names, without which two would share a table."""
     yield from identity(contract, document)
     yield from results(contract, document)
-    for index, one in enumerate(contract.aggregates):
-        yield from aggregate(contract, document, one, ("aggregates", index))
+    for index, declared in enumerate(contract.aggregates):
+        yield from aggregate(contract, document, declared, ("aggregates", index))
 
 
 def identity(contract: Contract, document: Document) -> Iterator[Problem]:
-    """`key`, `event_id` and `event_time`: they exist, are never null, and are of types that can identify and order."""
+    """Yields the problems of `key`, `event_id` and `event_time`, which must exist, never be null, and be of types that
+    can identify and order."""
     for setting in ("key", "event_id"):
         names: list[str] = getattr(contract, setting)
         for index, name in enumerate(names):
@@ -55,10 +56,12 @@ def identity(contract: Contract, document: Document) -> Iterator[Problem]:
 
 
 def results(contract: Contract, document: Document, others: Sequence[Contract] = ()) -> Iterator[Problem]:
-    """The names of aggregates and stateful results, which name tables, checkpoints and views too: each is taken once,
-    here and in the streams `others`, and no view is called as another one."""
+    """Yields the problems of the names of aggregates and stateful results, from which the names of tables, checkpoints
+    and views follow: each name is taken once, here and in the streams `others`, and each view's name too."""
     names = {
-        one.name: f"stream {other.stream}" for other in others for one in (*other.aggregates, *other.stateful_results)
+        result.name: f"stream {other.stream}"
+        for other in others
+        for result in (*other.aggregates, *other.stateful_results)
     }
     views = dict.fromkeys(PLATFORM_VIEWS, "the platform")
     for other in (*others, contract):
@@ -81,18 +84,18 @@ def results(contract: Contract, document: Document, others: Sequence[Contract] =
 
 
 def _results(contract: Contract) -> Iterator[tuple[tuple[Step, ...], str, tuple[str, ...]]]:
-    """Where each aggregate and stateful result has its name, the name, and its views."""
-    for index, one in enumerate(contract.aggregates):
-        yield ("aggregates", index, "name"), one.name, one.views
+    """Yields where each aggregate and stateful result has its name, the name, and its views."""
+    for index, aggregated in enumerate(contract.aggregates):
+        yield ("aggregates", index, "name"), aggregated.name, aggregated.views
     for sort in ("velocity", "sessions", "joins"):
         for index, declared in enumerate(getattr(contract, sort)):
             yield (sort, index, "name"), declared.name, (declared.name,)
 
 
-def aggregate(contract: Contract, document: Document, one: Aggregate, loc: tuple[Step, ...]) -> Iterator[Problem]:
-    """An aggregate at `loc` of the document: its dimensions and operands are fields that can be that, and no name comes
-    twice."""
-    for index, name in enumerate(one.dimensions):
+def aggregate(contract: Contract, document: Document, declared: Aggregate, loc: tuple[Step, ...]) -> Iterator[Problem]:
+    """Yields the problems of the aggregate that is `declared` at `loc` of the document: its dimensions and operands
+    must be fields of fitting kinds, and no name may come twice."""
+    for index, name in enumerate(declared.dimensions):
         at = (*loc, "dimensions", index)
         if name not in contract.fields:
             yield document.problem(at, unknown(contract, name))
@@ -102,16 +105,16 @@ def aggregate(contract: Contract, document: Document, one: Aggregate, loc: tuple
             yield document.problem(
                 at, f"field {name!r} is of kind {kind(contract.fields[name])} and cannot be a dimension"
             )
-        if name in one.dimensions[:index]:
+        if name in declared.dimensions[:index]:
             yield document.problem(at, f"{name!r} is listed twice")
-    if len(set(one.windows)) < len(one.windows) or not one.windows:
+    if len(set(declared.windows)) < len(declared.windows) or not declared.windows:
         yield document.problem((*loc, "windows"), "must list each window once, and at least one")
     taken: set[str] = set()
-    for index, measure in enumerate(one.measures):
+    for index, measure in enumerate(declared.measures):
         at = (*loc, "measures", index)
         if measure.name in taken:
             yield document.problem((*at, "name"), f"measure {measure.name!r} is defined twice")
-        if measure.name in one.dimensions:
+        if measure.name in declared.dimensions:
             yield document.problem((*at, "name"), f"{measure.name!r} is also a dimension")
         if measure.name in RESERVED_IN_AGGREGATES:
             yield document.problem(

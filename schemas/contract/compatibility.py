@@ -12,8 +12,9 @@ from avro.compatibility import ReaderWriterCompatibilityChecker, SchemaCompatibi
 
 
 def incompatibilities(versions: Sequence[dict[str, Any]], level: str) -> Iterator[tuple[int, str | None, str]]:
-    """Each breach of `level` (a registry's compatibility level) as (index of the newer version, its field or None,
-    message). A transitive level compares with every older version, the others with the one before.
+    """Yields each breach of `level` (a compatibility level of Confluent's schema registry) as (index of the newer
+    version, its field or None, message). A transitive level compares a version with every older one, the others with
+    the one before. What can be read with what follows the schema resolution of the Avro specification.
 
     One rule is stricter than the registry's, which looks at the bytes alone: what a field means (its logical type,
     precision and scale) may not change, for a reader takes what was written for what it knows. Microseconds read as
@@ -26,8 +27,8 @@ def incompatibilities(versions: Sequence[dict[str, Any]], level: str) -> Iterato
                 directions.append(("backward", newer, older))
             if level.startswith(("FORWARD", "FULL")):
                 directions.append(("forward", older, newer))
-            for place, what in _other_meanings(versions[newer], versions[older]) if directions else ():
-                yield newer, place, f"not compatible: v{newer + 1} and v{older + 1} mean other things by it: {what}"
+            for name, what in _other_meanings(versions[newer], versions[older]) if directions else ():
+                yield newer, name, f"not compatible: v{newer + 1} and v{older + 1} mean other things by it: {what}"
             for name, reader, writer in directions:
                 said = f"not {name} compatible: v{reader + 1} cannot read records of v{writer + 1}"
                 for field, what in _faults(parsed[reader], parsed[writer], versions[reader]):
@@ -35,7 +36,7 @@ def incompatibilities(versions: Sequence[dict[str, Any]], level: str) -> Iterato
 
 
 def _other_meanings(newer: dict[str, Any], older: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Each place that both have whose logical type differs, as (top-level field, what)."""
+    """Yields (top-level field, what differs) for each path that both versions have, with another logical type."""
     now, before = dict(_meanings(newer, {})), dict(_meanings(older, {}))
     for path in sorted(now.keys() & before.keys()):
         if now[path] != before[path]:
@@ -43,8 +44,8 @@ def _other_meanings(newer: dict[str, Any], older: dict[str, Any]) -> Iterator[tu
 
 
 def _meanings(schema: Any, named: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Each place in a schema, by the names of the fields that lead to it and the Avro type there (of which a union has
-    each once), and its logical type, 'plain' if it has none. `named` collects the named types that were met."""
+    """Yields each path in a schema (the names of the fields that lead to a value, and the value's Avro type, of which a
+    union has each once) with the logical type there, 'plain' if there is none. `named` collects the named types."""
     match schema:
         case [*branches]:
             for branch in branches:
@@ -80,14 +81,14 @@ def _faults(reader: Any, writer: Any, schema: dict[str, Any]) -> Iterator[tuple[
     result = ReaderWriterCompatibilityChecker().get_compatibility(reader, writer)  # type: ignore[no-untyped-call]
     if result.compatibility is SchemaCompatibilityType.compatible:
         return
-    places: dict[str | None, str] = {}  # one fault a field, at its innermost place
+    faults: dict[str | None, str] = {}  # one a field, at its innermost location
     for location in sorted(result.locations):  # such as /fields/1/type
         steps = location.strip("/").split("/")
         index = int(steps[1]) if len(steps) > 1 and steps[0] == "fields" and steps[1].isdigit() else None
-        places[schema["fields"][index]["name"] if index is not None else None] = location
-    if len(places) > 1:
-        places.pop(None, None)
-    for field, location in places.items():
+        faults[schema["fields"][index]["name"] if index is not None else None] = location
+    if len(faults) > 1:
+        faults.pop(None, None)
+    for field, location in faults.items():
         yield field, _explanation(result, field, location)
 
 

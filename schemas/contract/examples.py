@@ -29,7 +29,7 @@ from schemas.wire import Fault, broken, header
 
 
 class Misfit(ValueError):
-    """A record does not fit the schema; `field` is the one to blame, if it is one."""
+    """A record does not fit the schema; `field` is the one that does not, None if no single field is to blame."""
 
     def __init__(self, message: str, field: str | None = None) -> None:
         super().__init__(message)
@@ -71,8 +71,8 @@ class Example:
 
 
 def encode(contract: Contract, record: Mapping[str, Any]) -> bytes:
-    """The Avro body of `record` in the newest version. Raises `Misfit` naming what does not fit, also fields that the
-    schema does not have."""
+    """Returns the Avro body of `record` in the newest version. Fields that it lacks get their defaults. Raises `Misfit`
+    naming what does not fit, also fields that the schema does not have."""
     if unknown := sorted(set(record) - set(contract.fields)):
         raise Misfit(f"unknown field {', '.join(unknown)}", unknown[0])
     schema = fastavro.parse_schema(contract.schema_now)
@@ -84,7 +84,7 @@ def encode(contract: Contract, record: Mapping[str, Any]) -> bytes:
     except ValidationError as error:
         wrong = error.errors[0]
         field = str(wrong.field).removeprefix(f"{_full_name(contract.schema_now)}.")
-        allowed = " or ".join(dict.fromkeys(_type(one.schema) for one in error.errors))
+        allowed = " or ".join(dict.fromkeys(_type(fault.schema) for fault in error.errors))
         raise Misfit(f"{field} is {json.dumps(wrong.datum, default=str)}, but must be {allowed}", field) from error
     buffer = io.BytesIO()
     fastavro.schemaless_writer(buffer, schema, complete)

@@ -1,4 +1,5 @@
-"""What the Avro type of a field means for the platform: may it be null, is it a number, a time, a dimension."""
+"""What the Avro type of a field means for the platform: whether it may be null, and whether it is a number, a time or a
+dimension."""
 
 from __future__ import annotations
 
@@ -50,8 +51,9 @@ def kind(avro: Any) -> Kind:
 
 
 def from_json(fields: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
-    """The JSON `record` as Python values for Avro: timestamps and dates come as ISO-8601 strings, timestamps with an
-    offset or `Z`. Raises ValueError for a date that is none, and for a timestamp that is naive or is none."""
+    """Returns the JSON `record` as Python values for Avro. Its timestamps and dates are ISO-8601 strings, timestamps
+    with an offset or `Z`. Raises ValueError for a date or a timestamp that is not ISO-8601, and for a timestamp without
+    a time zone. Fields that the contract does not have are passed on as they are."""
     return {name: _value(kind(fields[name]), name, v) if name in fields else v for name, v in record.items()}
 
 

@@ -12,8 +12,8 @@ USES = SCHEMAS / "uses"
 
 
 def streams_folder(root: Path) -> Path:
-    """The folder that a setting means: `schemas` was the folder of the contracts before they moved to
-    `schemas/streams`."""
+    """Returns the folder of contracts that a setting means. `schemas` itself stands for `schemas/streams`, where its
+    contracts moved."""
     return STREAMS if root == SCHEMAS else root
 
 
@@ -27,5 +27,5 @@ def folders(root: Path) -> list[Path]:
 
 
 def folder_of(root: Path, stream: str) -> Path:
-    """The folder of the stream's contract, also where there is none."""
+    """The folder of the stream's contract; where it would be, if there is none."""
     return next((folder for folder in folders(root) if folder.name == stream), root / stream)

@@ -51,7 +51,7 @@ Duration = Annotated[timedelta, BeforeValidator(parse_duration)]
 Name = Annotated[str, BeforeValidator(_name)]
 Window = Literal["1m", "5m", "1h"]
 Severity = Literal["critical", "warning"]
-"""`critical` blocks publication and fails the check; `warning` is reported."""
+"""`critical` blocks publication and fails the check; `warning` is only reported."""
 ErrorClass = Literal["transient", "unknown_schema", "malformed", "rule"]
 """`transient` is retried in place; `unknown_schema` is replayed once the id exists; the others await a person."""
 
@@ -71,7 +71,7 @@ class Topic(_Strict):
 
     partitions: int = Field(4, ge=1, le=1024, description="Partitions of each topic of the stream.")
     replication: int = Field(1, ge=1, description="Brokers that hold each partition.")
-    retention: Duration = Field(timedelta(days=7), description="How long Kafka keeps records of every topic of it.")
+    retention: Duration = Field(timedelta(days=7), description="How long Kafka keeps records of the stream's topics.")
     configs: dict[str, str] = Field(default_factory=dict, description="Further topic-level Kafka configs.")
 
 
@@ -155,15 +155,17 @@ class Sessions(_Strict):
     description: str = Field(description="What a session is, for people.")
     key: list[str] = Field(min_length=1, description="Fields that together are the key.")
     gap: Duration = Field(description="Longest time between two events of one session.")
-    measures: list[Measure] = Field(default_factory=list, description="Of kind count, sum, avg, min or max.")
+    measures: list[Measure] = Field(
+        default_factory=list, description="Numbers of a session, of kind count, sum, avg, min or max."
+    )
 
 
 class Join(_Strict):
     """Events of the stream, each with the events of the stream `other` that match it, served as the view `<name>`.
 
-    They match when the fields `on` are equal and the other's event time is in (t - `before`, t + `after`], t being the
-    event's own. `left` keeps events without a match, once, with nulls; `inner` drops them. Events that match several
-    are there as often. A repeated event counts once.
+    Two events match when the fields `on` are equal and the other's event time is in (t - `before`, t + `after`], t
+    being the event's own. `left` keeps events without a match, once, with nulls; `inner` drops them. An event that
+    matches several gives a row for each. A repeated event counts once.
 
     Columns: the stream's `event_id` fields, `event_time`, `on` and the fields in `fields`; then the other's event time,
     event id and `other_fields`, all as `<other>_<field>`.
@@ -199,8 +201,8 @@ class Reference(_Strict):
 
 
 class Alert(_Strict):
-    """A record that is accepted and for which `predicate` (Spark SQL over the decoded fields and the rows of the
-    references named in `references`) is true is told on `<stream>.alerts` within milliseconds."""
+    """An alert is sent to `<stream>.alerts`, within milliseconds, for each accepted record for which `predicate` (Spark
+    SQL over the decoded fields and the rows of the references named in `references`) is true."""
 
     name: Name = Field(description="Name of the alert, and end of its ids.")
     description: str = Field("", description="What it means, for people.")
@@ -217,11 +219,16 @@ class Backoff(_Strict):
     attempts: int = Field(ge=0, description="Replays until the letter is parked.")
     base: Duration = Field(timedelta(minutes=1), description="Wait before the first replay; each later one doubles it.")
     cap: Duration = Field(timedelta(hours=6), description="Longest wait.")
-    jitter: float = Field(0.1, ge=0, lt=1, description="So that the letters of one outage come back spread out.")
+    jitter: float = Field(
+        0.1,
+        ge=0,
+        lt=1,
+        description="Share by which a wait is shortened at most: the letters of one outage come back spread out.",
+    )
 
     def due_after(self, attempt: int, letter: str) -> timedelta:
-        """How long after its failure the letter of that id, replayed `attempt` times, is due: `delay` less its jitter.
-        The id decides how much, not chance: a batch that runs again says the same."""
+        """Returns how long after its failure the letter with the id `letter`, replayed `attempt` times, is due: `delay`
+        less its jitter. The id decides how much, not chance: a batch that runs again says the same."""
         share = crc32(f"{letter} {attempt}".encode()) / 2**32
         return self.delay(attempt) * (1 - self.jitter * share)
 
@@ -245,7 +252,8 @@ def _default_policy() -> dict[ErrorClass, Backoff]:
 
 
 class DeadLetters(_Strict):
-    """`policy` always holds every error class: one that a contract does not mention has the default."""
+    """When bad records halt the ingest, and how dead letters are replayed. `policy` always holds every error class: one
+    that a contract does not mention has the default."""
 
     storm_share: float = Field(
         0.5,
@@ -269,7 +277,8 @@ class DeadLetters(_Strict):
 
 
 class Lookup(_Strict):
-    """Rows must be found in a reference of the contract: at least the share `mostly` of those whose key is not null."""
+    """The demand that rows are found in a reference of the contract: at least the share `mostly` of the rows whose key
+    is not null."""
 
     mostly: float = Field(1.0, gt=0, le=1, description="Share of the rows that must be found.")
     severity: Severity = Field("critical", description="What it means when fewer are found.")
@@ -300,13 +309,16 @@ class Retention(_Strict):
     """How long tables keep rows, in event time back from what is published. `events` is how long bronze is to be kept;
     nothing removes its rows."""
 
-    events: Duration = Field(timedelta(days=3650), description="Of bronze's rows; nothing removes them yet.")
+    events: Duration = Field(
+        timedelta(days=3650), description="How long bronze's rows are to be kept; nothing removes them yet."
+    )
     speed: Duration = Field(
-        timedelta(days=90), description="Of the speed layer's rows, which are served until published."
+        timedelta(days=90), description="How long the speed layer's rows are kept, which are served until published."
     )
     batch: Duration = Field(
         timedelta(days=3650),
-        description="Of published windows. Hours before that are not served, and not recomputed for late events.",
+        description="How long published windows are kept. Hours before that are not served, and not recomputed for "
+        "late events.",
     )
 
 
@@ -363,9 +375,9 @@ class Contract(_Strict):
 
     @property
     def reader(self) -> dict[str, Any]:
-        """The Avro schema that the ingest reads with: the newest version and, as optional fields behind its own, those
-        that only older versions have. So what was removed stays readable, also in records that are still on their
-        way."""
+        """The Avro schema that the ingest reads with: the newest version and, behind its own fields and optional, the
+        fields that only older versions have. So what was removed stays readable, also in records that are still on
+        their way."""
         removed: dict[str, Any] = {}
         for version in self.versions[:-1]:
             removed |= {field["name"]: field for field in version["fields"] if field["name"] not in self.fields}
@@ -419,12 +431,14 @@ class Contract(_Strict):
         return (*self.velocity, *self.sessions, *self.joins)
 
     def reference(self, name: str) -> Reference:
+        """The reference of that name. Raises KeyError if the contract has none."""
         for reference in self.references:
             if reference.name == name:
                 return reference
         raise KeyError(f"stream {self.stream} has no reference {name}")
 
     def aggregate(self, name: str) -> Aggregate:
+        """The aggregate of that name. Raises KeyError if the contract has none."""
         for aggregate in self.aggregates:
             if aggregate.name == name:
                 return aggregate

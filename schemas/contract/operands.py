@@ -9,7 +9,7 @@ DISTINCT = frozenset({"integer", "string", "boolean", "date", "timestamp"})
 
 
 def operand_fault(contract: Contract, measure: Measure) -> str | None:
-    """What is wrong with the field that the measure is computed from, or None."""
+    """Why the measure cannot be computed from its field, as a sentence for people; None if it can."""
     if measure.of is None:
         return None
     if measure.of not in contract.fields:
@@ -24,5 +24,5 @@ def operand_fault(contract: Contract, measure: Measure) -> str | None:
 
 
 def unknown(contract: Contract, name: str) -> str:
-    """What is wrong with a field that the contract does not have."""
+    """The message about a field that the contract does not have."""
     return f"the newest Avro schema, v{len(contract.versions)}.avsc, has no field {name!r}"

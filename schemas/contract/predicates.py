@@ -1,7 +1,7 @@
 """Row rules and alerts without Spark: the Spark SQL predicates of a contract evaluated by DuckDB over single records.
 
-For checking contracts and their examples offline, and as an independent oracle in tests; the ingest and the alert lane
-evaluate the predicates in Spark.
+Contracts and their examples are checked with it offline, and tests use it as an independent oracle; the ingest and the
+alert lane evaluate the predicates in Spark.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Alerts:
 
     def __init__(self, contract: Contract, alerts: list[Alert] | None = None) -> None:
         self._alerts = contract.alerts if alerts is None else alerts
-        tables = {one.name: references.table(contract, one) for one in contract.references}
+        tables = {reference.name: references.table(contract, reference) for reference in contract.references}
         for alert in self._alerts:
             usable = {name: tables[name].schema.names for name in alert.references if name in tables}
             _refuse_unrunnable(_parsed(alert.predicate, contract, usable))
@@ -132,7 +132,8 @@ def _parsed(predicate: str, contract: Contract, references: Mapping[str, Collect
 
 
 def _refuse_unrunnable(tree: expressions.Expr) -> None:
-    """Real-time mode projects single rows; and after a crash an interval is read again, and must say the same."""
+    """Raises `PredicateError` for what the alert lane cannot run: real-time mode projects single rows, and after a
+    crash an interval is read again and must give the same answers."""
     if next(tree.find_all(expressions.Explode, expressions.Posexplode, expressions.Unnest, expressions.Inline), None):
         raise PredicateError("real-time mode makes no rows of a row: no explode, posexplode, inline")
     for each in tree.walk():

@@ -1,4 +1,4 @@
-"""What is wrong with a contract, and where: the currency of loading and checking."""
+"""What is wrong with a contract, and where. Loading and checking both report it."""
 
 from __future__ import annotations
 

@@ -24,12 +24,13 @@ _TYPES: dict[Kind, pa.DataType] = {
 
 
 def path(contract: Contract, reference: Reference) -> Path:
+    """The file of the reference, beside the contract's `stream.yaml`."""
     return contract.folder / reference.file
 
 
 def table(contract: Contract, reference: Reference) -> pa.Table:
-    """The rows of the reference: key columns of the types of the record's fields, the others as the file has them (of
-    a CSV they are inferred; an empty cell is null).
+    """Returns the rows of the reference. Key columns have the types of the record's fields; the others have the file's
+    (a CSV's are inferred, and an empty cell is null).
 
     Raises `ContractError` if the file cannot be read, lacks a key column, has too many rows, or has a key twice or
     null.

@@ -1,4 +1,4 @@
-"""What the ingest must make of a record, found by independent means: fastavro and DuckDB instead of Spark."""
+"""The verdict that the ingest must give on a record, found by independent means: fastavro and DuckDB, not Spark."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ class Verdict:
 
 
 class Judge:
-    """The ingest's verdict by independent means (fastavro and DuckDB instead of Spark): the expectation of examples
-    and tests. `writers` maps schema ids to Avro schemas; by default the contract's versions from 1."""
+    """Gives the verdict that examples and tests expect of the ingest. `writer_schemas` maps schema ids to Avro schemas;
+    by default they are the contract's versions, with ids from 1."""
 
-    def __init__(self, contract: Contract, writers: Mapping[int, Mapping[str, Any]] | None = None) -> None:
-        writers = dict(enumerate(contract.versions, 1)) if writers is None else writers
-        self._writers = {number: fastavro.parse_schema(dict(schema)) for number, schema in writers.items()}
+    def __init__(self, contract: Contract, writer_schemas: Mapping[int, Mapping[str, Any]] | None = None) -> None:
+        schemas = dict(enumerate(contract.versions, 1)) if writer_schemas is None else writer_schemas
+        self._writer_schemas = {number: fastavro.parse_schema(dict(schema)) for number, schema in schemas.items()}
         self._reader = fastavro.parse_schema(contract.schema_now)
         self._rules = Rules(contract)
 
     def verdict(self, value: bytes | None) -> Verdict:
-        """What the ingest makes of `value`, the bytes of a Kafka record."""
+        """Returns what the ingest must make of `value`, the bytes of a Kafka record. Raises nothing for bad bytes."""
         if value is None or (number := schema_id(value)) is None:
             return Verdict("malformed", reason="no Confluent header")
-        if number not in self._writers:
+        if number not in self._writer_schemas:
             return Verdict("unknown_schema", reason=f"schema id {number} is unknown")
         try:
             body = io.BytesIO(value[HEADER.size :])
-            record: Any = fastavro.schemaless_reader(body, self._writers[number], self._reader)
+            record: Any = fastavro.schemaless_reader(body, self._writer_schemas[number], self._reader)
         except Exception as error:  # a decoder of arbitrary bytes may raise anything
             return Verdict("malformed", reason=f"not Avro of schema {number}: {error}")
         for rule in self._rules.broken(record):
