@@ -73,12 +73,12 @@ def questions(stream: str) -> list[dict[str, Any]]:
 
 
 def decided(letters: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
-    """Sends the decision in `answer` (of HITLOperator) about the `letters` of its question. Raises `DecisionError` if
-    somebody else was first for every one of them."""
+    """Sends the decision in `answer`, the result of HITLOperator, about the `letters` of its question. Returns the
+    decision and the number of letters. Raises `DecisionError` if each of them was decided upon by then."""
     from datetime import UTC, datetime
 
     from infra.settings import settings
-    from producers.decisions import DecisionError, Parked, Verdict, announce, pending
+    from producers.decisions import Decision, DecisionError, Parked, announce, pending
     from schemas.contract.catalog import contract_in
     from spark.serving.duck import connect
     from spark.serving.letter_status import Filter
@@ -93,18 +93,18 @@ def decided(letters: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
     others = pending(contract, settings()).keys()
     which = Filter((), letters["error_class"], letters["reason"], "parked", until, exactly=True, other_than=others)
     with connect(settings(), [contract]) as served:
-        places = [Parked.of(row) for row in found(served, contract.stream, which)]
-    if not places:
+        parked = [Parked.of(row) for row in found(served, contract.stream, which)]
+    if not parked:
         raise DecisionError(
             "none of these letters is parked any more, or somebody has decided upon each: nothing was sent"
         )
-    verdict = Verdict(
+    decision = Decision(
         "approve" if chosen == APPROVE else "discard",
         str(who.get("name") or who.get("id") or "unknown"),
         answer["params_input"].get("because", UNSAID),
         datetime.now(UTC),
     )
-    return {"decision": chosen, "letters": announce(contract, settings(), places, verdict)}
+    return {"decision": chosen, "letters": announce(contract, settings(), parked, decision)}
 
 
 with DAG(

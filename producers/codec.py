@@ -1,4 +1,4 @@
-"""Records to Kafka messages: the key, and the value in the Confluent wire format with the registry's schema id.
+"""Makes Kafka messages of records: the key, and the value in the Confluent wire format with the registry's schema id.
 
 A message carries no timestamp of its own: Kafka's CreateTime stays the moment of sending, so that freshness (from
 sending to the served number) can be measured; the event's time is a field of the value.
@@ -37,7 +37,7 @@ class RegistryError(TerminalError):
 
 
 class RegistryUnavailable(TransientError):
-    """The registry does not answer, or not well."""
+    """The registry does not answer, fails (HTTP 5xx) or has too many requests (429)."""
 
 
 class Message(NamedTuple):
@@ -99,7 +99,7 @@ def registry(settings: Settings) -> SchemaRegistryClient:
 
 
 def schema_id(contract: Contract, client: SchemaRegistryClient) -> int:
-    """The registry's id of the contract's newest schema. Only `provision` registers it, when the driver reads it.
+    """The registry's id of the contract's newest schema, which `provision` alone registers, once the driver reads it.
 
     Raises `RegistryError` if it is not registered, `RegistryUnavailable` if the registry does not answer.
     """
@@ -116,8 +116,9 @@ def schema_id(contract: Contract, client: SchemaRegistryClient) -> int:
     )
 
 
-def writer(client: SchemaRegistryClient, number: int) -> dict[str, Any] | None:
-    """The Avro schema of an id; None if the registry has none. Raises `RegistryUnavailable`."""
+def writer_schema(client: SchemaRegistryClient, number: int) -> dict[str, Any] | None:
+    """The Avro schema with the id `number`; None if the registry has none. Raises `RegistryError` and
+    `RegistryUnavailable`."""
     with _registry_errors(f"schema id {number}"):
         try:
             schema: dict[str, Any] = json.loads(client.get_schema(number).schema_str or "null")
@@ -129,8 +130,9 @@ def writer(client: SchemaRegistryClient, number: int) -> dict[str, Any] | None:
 
 
 def schema_exists(contract: Contract, client: SchemaRegistryClient) -> Callable[[int], bool]:
-    """A function that tells whether a schema of an id is registered under the contract's subject, which is what the
-    ingest reads. It asks the registry once, when it is called first, and then raises `RegistryUnavailable`."""
+    """Returns a function that says whether the schema of an id is registered under the contract's subject, whose
+    schemas are what the ingest can read. It asks the registry once, at its first call, which may raise
+    `RegistryUnavailable`."""
 
     @cache
     def registered() -> frozenset[int | None]:

@@ -2,8 +2,8 @@
 
 A decision is the parked letter itself, bit by bit as it is on `<stream>.parked`, with four more headers that say what
 was decided, by whom, why and when; for `edit` with another key and value. The replay does what it says inside its
-transactions. Until then it is pending, and another one about the same letter should be refused (`pending` tells); of
-two that were taken in the same instant the first counts.
+transactions. Until then it is pending, and another decision about the same letter should be refused (`pending` has
+them); where two are taken in the same instant, the first counts.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import fastavro
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from infra.settings import Settings
-from producers.codec import Codec, registry, schema_id, writer
+from producers.codec import Codec, registry, schema_id, writer_schema
 from producers.transactions import Reader, SessionError, send
 from schemas.contract.examples import Misfit, encode
 from schemas.contract.field_kinds import from_json
@@ -46,7 +46,7 @@ LONGEST_TEXT = 500
 
 
 class DecisionError(TerminalError):
-    """A decision that cannot be taken; the message says what is wrong with it."""
+    """A decision cannot be taken; the message says what is wrong with it."""
 
 
 class DecisionsNotSent(TransientError):
@@ -54,12 +54,12 @@ class DecisionsNotSent(TransientError):
 
 
 class DecisionsUnknown(TransientError):
-    """Kafka does not tell which decisions are pending."""
+    """Kafka failed while the pending decisions were read."""
 
 
 @dataclass(frozen=True)
 class Parked:
-    """A parked letter: its id and attempt, and its place on `<stream>.parked`."""
+    """A parked letter: its id and attempt, and its partition and offset on `<stream>.parked`."""
 
     id: str
     attempt: int
@@ -68,13 +68,14 @@ class Parked:
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> Parked:
-        """A row of the view `<stream>_letters` whose status is parked."""
+        """The parked letter of `row`, a row of the view `<stream>_letters` whose status is parked."""
         return cls(row["id"], row["attempt"], row["parked_partition"], row["parked_offset"])
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What somebody decided, and why; `at` is UTC. Raises `DecisionError` if nobody, or nothing, says so."""
+class Decision:
+    """What a person decided about letters, and why; `at` is UTC. Raises `DecisionError` if who or why is blank or
+    longer than `LONGEST_TEXT`."""
 
     verb: Verb
     by: str
@@ -96,11 +97,11 @@ def announce(
     contract: Contract,
     settings: Settings,
     parked: Collection[Parked],
-    verdict: Verdict,
+    decision: Decision,
     edited: tuple[bytes, bytes] | None = None,
 ) -> int:
-    """Sends `verdict` about each of the `parked` letters, with the key and value of `edited` in place of their own, and
-    returns their number. Raises `DecisionError` if one is not on the topic, and `DecisionsNotSent`."""
+    """Sends `decision` about each of the `parked` letters, with the key and value of `edited` instead of their own, and
+    returns their number. Raises `DecisionError` if a letter is not on the topic, and `DecisionsNotSent`."""
     failures: list[str] = []
 
     def delivered(error: KafkaError | None, message: Message) -> None:
@@ -121,13 +122,13 @@ def announce(
         for known, letter in _read(contract, settings, parked):
             if edited is not None:
                 letter = letter._replace(key=edited[0], value=edited[1])
-            # Also a letter whose own headers are unreadable must say who it is.
+            # The letter's own headers may be unreadable, and the replay must know which letter is meant.
             who = {ID: known.id, ATTEMPT: str(known.attempt)}
             what = {
-                DECISION: verdict.verb,
-                DECIDED_BY: verdict.by,
-                DECIDED_BECAUSE: verdict.because,
-                DECIDED_AT: instant(verdict.at),
+                DECISION: decision.verb,
+                DECIDED_BY: decision.by,
+                DECIDED_BECAUSE: decision.because,
+                DECIDED_AT: instant(decision.at),
             }
             send(producer, contract.dlq_topic, letter.with_headers(who | what))
         left = producer.flush(FLUSH_SECONDS)
@@ -143,9 +144,9 @@ def announce(
     return len(parked)
 
 
-def pending(contract: Contract, settings: Settings) -> dict[str, Verdict]:
+def pending(contract: Contract, settings: Settings) -> dict[str, Decision]:
     """The decisions that no replay has carried out yet, by the id of their letter. Raises `DecisionsUnknown`."""
-    found: dict[str, Verdict] = {}
+    found: dict[str, Decision] = {}
     try:
         with Reader(settings, contract.dlq_topic, f"replay.{contract.stream}") as reader:
             ends = reader.ends()
@@ -155,16 +156,18 @@ def pending(contract: Contract, settings: Settings) -> dict[str, Verdict]:
                     who, verb, at = letter.header(ID), letter.header(DECISION), moment(headers, DECIDED_AT)
                     if who and verb in get_args(Verb) and at:
                         by, because = letter.header(DECIDED_BY) or "?", letter.header(DECIDED_BECAUSE) or "?"
-                        found.setdefault(who, Verdict(cast("Verb", verb), by, because, at))
+                        found.setdefault(who, Decision(cast("Verb", verb), by, because, at))
     except (KafkaException, SessionError) as error:
         raise DecisionsUnknown(f"Kafka failed while {contract.dlq_topic} was read for decisions: {error}") from error
     return found
 
 
 def _read(contract: Contract, settings: Settings, parked: Collection[Parked]) -> Iterable[tuple[Parked, Letter]]:
+    """Yields each of the `parked` letters with its record on `<stream>.parked`. Raises `DecisionError` if one is
+    gone."""
     with Reader(settings, contract.parked_topic, f"replay.{contract.stream}.decisions") as reader:
-        for partition in sorted({one.partition for one in parked}):
-            wanted = {one.offset: one for one in parked if one.partition == partition}
+        for partition in sorted({known.partition for known in parked}):
+            wanted = {known.offset: known for known in parked if known.partition == partition}
             first, last = min(wanted), max(wanted)
             for letter in reader.letters(partition, first, last + 1, last + 1 - first):
                 if letter.offset in wanted:
@@ -177,12 +180,12 @@ def _read(contract: Contract, settings: Settings, parked: Collection[Parked]) ->
 
 
 def decoded(value: bytes | None, settings: Settings) -> dict[str, Any]:
-    """The record in a letter's value, read with the schema that its bytes name. Raises `DecisionError` if it cannot be
-    decoded, and what `producers.codec` raises for the registry."""
+    """Returns the record in a letter's value, read with the schema that its bytes name. Raises `DecisionError` if it
+    cannot be decoded, and what `producers.codec` raises for the registry."""
     number = schema_id_of(value)
     if value is None or number is None:
         raise DecisionError("the value does not begin with 0x00 and the 4 bytes of a schema id")
-    schema = writer(registry(settings), number)
+    schema = writer_schema(registry(settings), number)
     if schema is None:
         raise DecisionError(f"the registry has no schema {number}")
     body = io.BytesIO(value[HEADER.size :])
@@ -196,8 +199,8 @@ def decoded(value: bytes | None, settings: Settings) -> dict[str, Any]:
 
 
 def encoded(contract: Contract, settings: Settings, record: Mapping[str, Any]) -> tuple[bytes, bytes]:
-    """Key and value of an edited `record` (JSON; timestamps in ISO-8601 with an offset), in the newest schema. Raises
-    `DecisionError` if it does not fit or still breaks a rule: it would only come back."""
+    """Returns key and value of an edited `record` (JSON; timestamps in ISO-8601 with an offset), in the newest schema.
+    Raises `DecisionError` if it does not fit or still breaks a rule, since the ingest would only reject it again."""
     try:
         event = from_json(contract.fields, record)
         body = encode(contract, event)

@@ -1,4 +1,4 @@
-"""Seeded generators of events for the uses in `schemas/uses`: shapes as they come in life, as many as wanted.
+"""Seeded generators of events for the uses in `schemas/uses`: shaped like real data, as many as wanted.
 
 What they have in common: events are more frequent by day than by night and come in bursts; a few keys have most of the
 events (Zipf); most arrive within a second, some minutes late, so the order of arrival is not that of event time. Events
@@ -19,9 +19,9 @@ from producers.sources import TIMESTAMP, Record, SourceError, records
 
 BLOCK = 100_000
 BEGINNING = datetime(2026, 1, 5, tzinfo=UTC)
-"""A Monday. Events of old days generate as well as those of now, and the same every time."""
+"""A Monday, 00:00 UTC, at which generated events begin if nothing else is asked for: the same events every time."""
 CLICK_SHARE = 0.02
-"""Of the impressions that are clicked, on the average of all campaigns."""
+"""Share of the impressions that are clicked, averaged over all campaigns."""
 
 _DAY = 86_400.0
 _CODES = np.array(["DE", "FR", "IT", "ES", "NL", "PL", "AT", "PT", "US", "GB"])
@@ -53,10 +53,11 @@ class Pace:
 
     @property
     def seconds(self) -> float:
+        """The time from the first event to the last, in seconds of event time."""
         return self.events / self.rate
 
     def curve(self) -> tuple[Array, Array]:
-        """The number of events (second array) that have happened so many seconds after the start (first array)."""
+        """Returns seconds after the start (first array), and how many events have happened by then (second array)."""
         points = np.linspace(0, self.seconds, int(np.clip(self.seconds, 1_000, 1_000_000)) + 1)
         clock = (self.start.timestamp() + points) % _DAY
         density = 1 + 0.6 * np.sin(2 * np.pi * (clock / _DAY - 0.375))  # least at 03:00, most at 15:00 UTC
@@ -68,7 +69,8 @@ class Pace:
         return points, passed * (self.events / passed[-1])
 
     def times(self, curve: tuple[Array, Array], numbers: Array, rng: Rng) -> Array:
-        """Microseconds since the epoch of the events of those numbers, which happen in the order of their numbers."""
+        """Returns when the events `numbers` happen, in microseconds since 1970 UTC; they happen in the order of their
+        numbers."""
         points, passed = curve
         seconds = np.interp(numbers + rng.random(len(numbers)), passed, points)
         found: Array = int(self.start.timestamp()) * 1_000_000 + (seconds * 1e6).astype(np.int64)
@@ -77,8 +79,8 @@ class Pace:
 
 @dataclass(frozen=True)
 class Generated:
-    """Generated events of a stream in the order of their arrival, any number of times: as Arrow tables of about `BLOCK`
-    rows whose columns are the fields of the contract, or as records like those of a `producers.sources.Source`."""
+    """Generated events of a stream in the order of their arrival, which can be iterated over again: as Arrow tables of
+    about `BLOCK` rows whose columns are the fields of the contract, or as records like a `producers.sources.Source`."""
 
     stream: str
     pace: Pace
@@ -86,10 +88,11 @@ class Generated:
     make: Callable[[Array, Array, Rng], Columns]
     """(numbers, times, rng) to all columns of the events, `arrival` (microseconds) among them."""
     share: float = 1.0
-    """Of the numbers that become events, on the average."""
+    """Share of the numbers that become events, on the average."""
 
     def __len__(self) -> int:
-        """The number of events. Those of a share of another stream are counted, which takes as long as making them."""
+        """The number of events. Where only a share of the numbers becomes events, they are counted, which takes as long
+        as making them."""
         return self.pace.events if self.share == 1 else sum(table.num_rows for table in self.tables())
 
     def __iter__(self) -> Iterator[Record]:
@@ -97,6 +100,7 @@ class Generated:
             yield from records(table)
 
     def tables(self) -> Iterator[pa.Table]:
+        """Yields the events in the order of their arrival, as tables of about `BLOCK` rows with the schema `schema`."""
         curve, held = self.pace.curve(), None
         for block, first in enumerate(range(0, self.pace.events, BLOCK)):
             numbers = np.arange(first, min(first + BLOCK, self.pace.events), dtype=np.int64)
@@ -120,9 +124,9 @@ class Generated:
 
 
 def generated(stream: str, events: int, rate: float = 1000.0, seed: int = 0, start: datetime = BEGINNING) -> Generated:
-    """`events` events of `stream`, `rate` a second of event time on the average, from `start` on. Those of `clicks`,
-    about so many, are clicks on the impressions of the same seed, start and time span. Raises `SourceError` if there is
-    no generator for the stream, and for impossible numbers."""
+    """Returns `events` events of `stream`, `rate` a second of event time on the average, from `start` (UTC) on. The
+    events of `clicks`, about so many, are clicks on the impressions of the same seed, start and time span. Raises
+    `SourceError` if there is no generator for the stream, and for impossible numbers."""
     if stream not in GENERATORS:
         raise SourceError(f"there is no generator for stream {stream!r} (there is one for {', '.join(GENERATORS)})")
     make, schema = GENERATORS[stream]
@@ -134,7 +138,8 @@ def generated(stream: str, events: int, rate: float = 1000.0, seed: int = 0, sta
 
 
 def _zipf(rng: Rng, count: int, keys: int, exponent: float = 1.1) -> Array:
-    """`count` draws of the numbers 0 to `keys`, number k with a probability in proportion to 1/(k+1)**exponent."""
+    """Returns `count` draws of the numbers from 0 to before `keys`, number k with a probability in proportion to
+    1/(k+1)**exponent: Zipf's law."""
     drawn: Array = np.searchsorted(np.cumsum(_shares(keys, exponent)), rng.random(count))
     return drawn.clip(0, keys - 1)
 
@@ -148,7 +153,7 @@ def _shares(keys: int, exponent: float = 1.1) -> Array:
 _CAMPAIGNS = 120
 _LIKES = 0.2 + 1.6 * ((np.arange(_CAMPAIGNS) * 37) % 101) / 101
 _PLEASES = CLICK_SHARE * _LIKES / (_LIKES @ _shares(_CAMPAIGNS))
-"""The share of a campaign's impressions that is clicked."""
+"""The share of each campaign's impressions that is clicked."""
 
 
 def _names(prefix: str, numbers: Array, digits: int) -> Array:
@@ -161,7 +166,8 @@ def _pick(rng: Rng, values: Array, shares: list[float], count: int) -> Array:
 
 
 def _delay(rng: Rng, count: int, usual: float, late_share: float, late: float) -> Array:
-    """Microseconds from happening to arrival: `usual` seconds on the average, for `late_share` of them up to `late`."""
+    """Returns the microseconds from happening to arrival: `usual` seconds on the average, and up to `late` seconds more
+    for the share `late_share` of the events."""
     seconds = rng.exponential(usual, count)
     tardy = rng.random(count) < late_share
     seconds[tardy] += rng.uniform(0, late, int(tardy.sum()))
@@ -176,7 +182,7 @@ def _with_nulls(values: Array, null: Array) -> Array:
 
 
 def _activity(numbers: Array, times: Array, rng: Rng) -> Columns:
-    """Users come for a while: in each 20 minutes a pool of a few hundred users is there, the next ones are others."""
+    """What users do. They come for a while: in each 20 minutes a pool of a few hundred users is there, then another."""
     count = len(numbers)
     user = np.empty(count, dtype=np.int64)
     slots = times // (20 * 60 * 1_000_000)
@@ -204,7 +210,7 @@ def _activity(numbers: Array, times: Array, rng: Rng) -> Columns:
 
 
 def _telemetry(numbers: Array, times: Array, rng: Rng) -> Columns:
-    """Every machine reports in turn, one in four at random; one in a thousand readings is a fault."""
+    """Readings of machines. Each reports in turn, one in four at random; one in a thousand readings is a fault."""
     count, devices = len(numbers), 5_000
     device = np.where(rng.random(count) < 0.75, (numbers * 1_237) % devices, _zipf(rng, count, devices))
     model = np.array(["pump", "motor", "turbine", "meter"])[device % 4]
@@ -232,7 +238,7 @@ def _telemetry(numbers: Array, times: Array, rng: Rng) -> Columns:
 
 
 def _transactions(numbers: Array, times: Array, rng: Rng) -> Columns:
-    """Payments; in each block a few stolen cards are used quickly, far from home, for much."""
+    """Payments by card. In each block a few stolen cards are used quickly, far from home, for large amounts."""
     count, accounts = len(numbers), 20_000
     account = _zipf(rng, count, accounts, 0.7)
     category = rng.choice(len(_CATEGORIES), count, p=np.array([34, 20, 10, 10, 5, 4, 6, 6, 1, 4]) / 100)
@@ -264,6 +270,7 @@ def _transactions(numbers: Array, times: Array, rng: Rng) -> Columns:
 
 
 def _impressions(numbers: Array, times: Array, rng: Rng) -> Columns:
+    """Advertisements that users were shown."""
     count = len(numbers)
     user = _zipf(rng, count, 50_000, 0.8)
     return {
@@ -326,4 +333,4 @@ GENERATORS: dict[str, tuple[Callable[[Array, Array, Rng], Columns], pa.Schema]] 
         _schema(click=_TEXT, impression=_TEXT, user=_TEXT, campaign=_TEXT, after_ms=_LONG),
     ),
 }  # fmt: skip
-"""Stream to what makes its columns, and the schema of its tables."""
+"""By stream: the function that makes its columns, and the schema of its tables."""

@@ -31,8 +31,9 @@ class FaultsError(TerminalError):
 
 @dataclass(frozen=True)
 class Faults:
-    """What to inject. Rates are shares of the source's records, each drawn for itself; `delay` is event time, None:
-    late events and the copies of duplicates come after everything else. The same seed gives the same faults."""
+    """The faults to inject. Rates are shares of the source's records, from 0 to 1, each drawn for itself. `delay` is
+    event time; with None, late events and the copies of duplicates come after everything else. The same seed gives the
+    same faults. Raises `FaultsError` for an impossible rate or delay."""
 
     duplicates: float = 0.0
     late: float = 0.0
@@ -49,6 +50,7 @@ class Faults:
 
     @property
     def any(self) -> bool:
+        """Whether there is anything to inject."""
         return bool(self.duplicates or self.late or self.malformed)
 
 

@@ -1,4 +1,4 @@
-"""A load generator that is not the bottleneck: events that were made and encoded beforehand, stamped as they are sent.
+"""A load generator that is not the bottleneck: events are made and encoded beforehand, and stamped as they are sent.
 
 A pool of generated telemetry is encoded once. What differs from event to event lies at the front of the Avro body, the
 event time and the reading's number, both as numbers whose encoding has always the same width; so a batch of events is
@@ -31,7 +31,7 @@ STREAM = "telemetry"
 POOL = 20_000
 BATCH = 2_000
 TIME_BYTES, NUMBER_BYTES = 8, 7
-"""Of the encoded event time (any instant from 1979 to 3111) and reading."""
+"""Bytes that the encoded event time (any instant from 1979 to 3111) and the encoded number of the reading take."""
 STEP = 0.005
 """Seconds between what a paced load hands over: about what producers linger by default. Event by event would cost it
 more than half a core at a few thousand a second."""
@@ -45,9 +45,11 @@ class LoadError(TransientError):
 
 
 def varints(values: np.ndarray, width: int) -> bytes:
-    """Avro's encoding of non-negative longs that all take `width` bytes, one after the other.
+    """Returns Avro's encoding of non-negative longs that all take `width` bytes, one after the other. Raises ValueError
+    if a value takes another number of bytes.
 
-    (Avro 1.12, "Binary encoding": zig-zag, then seven bits a byte, lowest first, the high bit on all but the last.)
+    The Avro 1.12 specification, "Binary encoding", says: zig-zag, then seven bits a byte, lowest first, the high bit
+    set on all bytes but the last.
     """
     zigzag = values.astype(np.uint64) << np.uint64(1)
     shifts = np.arange(width, dtype=np.uint64) * np.uint64(7)
@@ -60,7 +62,8 @@ def varints(values: np.ndarray, width: int) -> bytes:
 
 @dataclass(frozen=True)
 class Load:
-    """Encoded telemetry, endlessly. `keys` and `tails` are the pool's; the event of number n has those of n's place."""
+    """Encoded telemetry without an end. `keys` and `tails` come from the pool; event number n has those at index n
+    modulo the pool's size. `head` is the wire format's header; `first` is added to n for the reading's number."""
 
     head: bytes
     keys: Sequence[bytes]
@@ -68,7 +71,8 @@ class Load:
     first: int = FIRST_NUMBER
 
     def values(self, start: int, times: np.ndarray) -> list[bytes]:
-        """The events from number `start` on that happened at `times` (microseconds since the epoch)."""
+        """Returns the values of the events from number `start` on, which happen at `times` (microseconds since 1970
+        UTC)."""
         numbers = self.first + np.arange(start, start + len(times), dtype=np.int64)
         stamps, ids = varints(times, TIME_BYTES), varints(numbers, NUMBER_BYTES)
         head, tails, size = self.head, self.tails, len(self.tails)
@@ -81,7 +85,7 @@ class Load:
         ]
 
     def batch(self, start: int, times: np.ndarray) -> list[dict[str, Any]]:
-        """The same, as `Producer.produce_batch` takes them."""
+        """Returns keys and values of the same events, as `Producer.produce_batch` takes them."""
         keys, size = self.keys, len(self.keys)
         return [
             {"key": keys[(start + at) % size], "value": value} for at, value in enumerate(self.values(start, times))
@@ -89,8 +93,8 @@ class Load:
 
 
 def load(contract: Contract, schema: int, seed: int = 0, alerting: float | None = None, process: int = 0) -> Load:
-    """A load of `contract` (that of telemetry, in a schema registered as `schema`). `alerting` is the share of events
-    that raise an alert of the contract; None: as it comes."""
+    """Returns a load for `contract`, which is telemetry's, in the schema that is registered with the id `schema`.
+    `alerting` is the share of events that raise an alert of the contract; with None it is what the generator gives."""
     records = list(generated(STREAM, POOL, seed=seed))
     if alerting is not None:
         raised = Alerts(contract).raised
@@ -100,7 +104,7 @@ def load(contract: Contract, schema: int, seed: int = 0, alerting: float | None 
         calm = [{**record, "vibration": record["vibration"] and min(record["vibration"], 2.0)} for record in calm]
         every = max(1, round(1 / alerting))
         records = [
-            {**record, "temperature": 250.0} if place % every == 0 else record for place, record in enumerate(calm)
+            {**record, "temperature": 250.0} if index % every == 0 else record for index, record in enumerate(calm)
         ]
     codec = Codec(contract, schema)
     front = HEADER.size + TIME_BYTES + NUMBER_BYTES
@@ -162,7 +166,7 @@ def paced(
 
 
 def _queued(client: Producer, topic: str, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Those of the messages for which the client's queue had no room."""
+    """Hands `messages` to the client and returns those for which its queue had no room."""
     client.produce_batch(topic, messages)  # marks those that it did not take
     return [message for message in messages if message.pop("_error", None) is not None]
 
@@ -179,7 +183,7 @@ def in_processes(contract: Contract, events: int, processes: int) -> float:
     context = multiprocessing.get_context("spawn")
     ready = context.Barrier(processes)
     with context.Pool(processes, initializer=_prepare, initargs=(ready,)) as pool:
-        spans = pool.map(partial(_one, contract.folder.name, events // processes), range(processes), chunksize=1)
+        spans = pool.map(partial(_share_sent, contract.folder.name, events // processes), range(processes), chunksize=1)
     return max(end for _, end in spans) - min(begin for begin, _ in spans)
 
 
@@ -191,7 +195,8 @@ def _prepare(ready: Any) -> None:
     _ready = ready
 
 
-def _one(stream: str, events: int, process: int) -> tuple[float, float]:
+def _share_sent(stream: str, events: int, process: int) -> tuple[float, float]:
+    """Sends the share of process number `process`; returns when it began and ended, in seconds since 1970."""
     from schemas.contract.catalog import contract_in
 
     config = settings()

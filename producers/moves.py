@@ -45,8 +45,8 @@ class MovesError(TransientError):
 def moves(
     contract: Contract, settings: Settings, after: Mapping[tuple[str, int], int], block: int = BLOCK
 ) -> Iterator[Columns]:
-    """The moves of a stream's letters, as columns of `system/moves` but `run_id` and `recorded_at`, `block` at most at
-    a time. `after` holds the last known offset of each (topic, partition). Raises `MovesError`."""
+    """Yields the moves of a stream's letters, `block` at most at a time, as columns of `system/moves` without `run_id`
+    and `recorded_at`. `after` holds the last known offset of each (topic, partition). Raises `MovesError`."""
     letters: list[tuple[str, Letter]] = []
     for topic in (contract.retry_topic, contract.parked_topic):
         try:

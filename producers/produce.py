@@ -48,7 +48,7 @@ LOOK_UP_SECONDS = 15.0
 POLL_EVERY = 1000
 """Messages between two looks for deliveries."""
 FLUSH_SECONDS = 150.0
-"""Longer than librdkafka's delivery timeout with the options below, so a flush ends with every message decided."""
+"""Longer than librdkafka's delivery timeout, so a flush ends with every message delivered or failed."""
 DELIVERY_TIMEOUT_MS = 120_000
 IN_TRANSACTION = 10_000
 TRANSACTION_SECONDS = 1.0
@@ -173,6 +173,7 @@ class _Client:
         self._look_up(settings.bootstrap)
 
     def send(self, messages: Iterable[Message]) -> Report:
+        """Sends `messages` and returns the report once Kafka has answered for each. Raises `ProduceError`."""
         report = self._report
         try:
             self._send_all(messages)
@@ -182,7 +183,7 @@ class _Client:
             self._first_failure = self._first_failure or str(error.args[0])
         finally:
             self._settle()
-            self._tell()
+            self._report_progress()
         if report.failed or self._first_failure:
             reason = self._first_failure or self._last_error or f"no answer within {FLUSH_SECONDS:.0f} s"
             raise ProduceError(
@@ -203,7 +204,7 @@ class _Client:
                 self._progress()
 
     def _settle(self) -> None:
-        """Waits until every message is decided."""
+        """Waits until every message is delivered or has failed."""
         undelivered = self._producer.flush(FLUSH_SECONDS)  # first: its callbacks count failures, too
         self._report.failed += undelivered
 
@@ -229,9 +230,9 @@ class _Client:
 
     def _progress(self) -> None:
         self._producer.poll(0)
-        self._tell()
+        self._report_progress()
 
-    def _tell(self) -> None:
+    def _report_progress(self) -> None:
         self._report.seconds = self._clock() - self._started
         self._on_progress(self._report)
 
@@ -239,7 +240,7 @@ class _Client:
         self._last_error = error.str()
 
     def _look_up(self, bootstrap: str) -> None:
-        """Finds out at once, rather than by a delivery timeout, that there is no broker or no topic."""
+        """Raises `BrokerUnavailable` or `TopicMissing` at once, rather than after a delivery timeout."""
         try:
             topics: Any = self._producer.list_topics(self._topic, timeout=LOOK_UP_SECONDS).topics
         except KafkaException as error:
@@ -272,7 +273,7 @@ class _Transactional(_Client):
             {**settings.kafka_client("producer"), "group.id": name, "enable.auto.commit": False, "log_level": 2}
         )
         self._open = False
-        self._held = False  # by a call that has not returned: then nothing else may use the client
+        self._held = False  # True once a call has not returned in time: then nothing else may use the client
         self._visible = 0
 
     def _send_all(self, messages: Iterable[Message]) -> None:
@@ -294,10 +295,10 @@ class _Transactional(_Client):
 
     def _commit(self, done: int) -> None:
         """Ends the transaction, and with it notes that `done` messages of the sequence are sent."""
-        place = TopicPartition(self._topic, 0, done)
+        sent = TopicPartition(self._topic, 0, done)
         group = self._group.consumer_group_metadata()
         try:
-            answered(partial(self._producer.send_offsets_to_transaction, [place], group, FLUSH_SECONDS), FLUSH_SECONDS)
+            answered(partial(self._producer.send_offsets_to_transaction, [sent], group, FLUSH_SECONDS), FLUSH_SECONDS)
         except Unanswered:
             self._held = True
             raise
@@ -306,10 +307,10 @@ class _Transactional(_Client):
 
     def _committed(self) -> int:
         """How many messages of the sequence have been committed under this id."""
-        [place] = self._group.committed([TopicPartition(self._topic, 0)], LOOK_UP_SECONDS)
-        if place.error is not None:
-            raise KafkaException(place.error)
-        return max(0, place.offset)
+        [sent] = self._group.committed([TopicPartition(self._topic, 0)], LOOK_UP_SECONDS)
+        if sent.error is not None:
+            raise KafkaException(sent.error)
+        return max(0, sent.offset)
 
     def _settle(self) -> None:
         """Ends a transaction that is still open: nobody will have seen its messages."""

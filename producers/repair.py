@@ -1,9 +1,9 @@
 """Sends records that Kafka holds and bronze lacks once more, to `<stream>.retry`, so that the ingest reads them again.
 
-A record goes as it is: key, value, timestamp and headers. The headers `dl-id` and `dl-attempt` say whose place it takes
-(see `identity`): to the rest of the platform it is the record that was lost. It happens exactly once: records are sent
-in transactions of `transactional.id` `repair.<stream>`; opening one ends any other repair's; and what is on the retry
-topic by then and is not ingested yet is not sent again.
+A record goes as it is: key, value, timestamp and headers. The headers `dl-id` and `dl-attempt` say which record it is
+(`schemas.dead_letter.identity`): to the rest of the platform it is the one that was lost. It happens exactly once:
+records are sent in transactions of `transactional.id` `repair.<stream>`; opening one ends any other repair's; and what
+is on the retry topic by then and is not ingested yet is not sent again.
 """
 
 from __future__ import annotations

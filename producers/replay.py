@@ -1,10 +1,10 @@
 """Replays a stream's dead letters inside Kafka transactions: `<stream>.dlq` to `.retry`, `.parked` or back to `.dlq`.
 
-What becomes of a letter is decided by `producers.letters.decide`. A person's decision about a parked letter comes as a
-letter on `.dlq` too, so all of this holds for it as well. Here is how it happens exactly once: the letters sent and the
-offsets consumed are one transaction of `transactional.id` `replay.<stream>`, so a run that is killed leaves nothing
-half-done, a second run at the same time fences the first one off, and the next one starts where the last commit was.
-Key, value, timestamp and all headers but the `dl-` ones arrive bit by bit as they were.
+What becomes of a letter is the `outcome` of `producers.replay_policy`. A person's decision about a parked letter comes
+as a letter on `.dlq` too, so all of this holds for it as well. It happens exactly once in this way: the letters sent
+and the offsets consumed are one transaction of `transactional.id` `replay.<stream>`, so a run that is killed leaves
+nothing half-done, a second run at the same time fences the first one off, and the next one starts where the last commit
+was. Key, value, timestamp and all headers but the `dl-` ones arrive bit by bit as they were.
 
 Only letters that were there when the run started are read: letters sent back to `.dlq` are for the next run. Letters
 that just wait at the end of a partition are left where they are instead of being written again, so a run with
@@ -27,7 +27,7 @@ from typing import NamedTuple
 from confluent_kafka import KafkaException
 
 from infra.settings import Settings
-from producers.letters import Decision, decide
+from producers.replay_policy import Outcome, outcome
 from producers.transactions import Fenced, Reader, Session, SessionError
 from schemas.contract.model import Contract
 from schemas.dead_letter import Identity, Letter
@@ -55,12 +55,12 @@ class Move(NamedTuple):
 
     letter: Letter
     identity: Identity | None
-    decision: Decision
+    outcome: Outcome
 
     @property
     def stays(self) -> bool:
         """Whether it may be left in `.dlq` as it is."""
-        return self.decision.fate == "wait" and self.decision.letter is self.letter
+        return self.outcome.fate == "wait" and self.outcome.letter is self.letter
 
 
 @dataclass
@@ -77,7 +77,8 @@ class ReplayReport:
     repeated: int = 0
 
     def count(self, moves: Sequence[Move]) -> None:
-        fates = Counter(move.decision.fate for move in moves)
+        """Adds `moves`, which were committed, to the counts."""
+        fates = Counter(move.outcome.fate for move in moves)
         self.read += len(moves)
         self.retried += fates["retry"]
         self.waiting += fates["wait"]
@@ -95,9 +96,10 @@ def replay(
     decided: Callable[[], AbstractSet[Identity]] = frozenset,
     max_records: int = 1_000_000,
 ) -> ReplayReport:
-    """Replays at most about `max_records` of the dead letters that are in `<stream>.dlq` now, the same share of each
-    partition; `now` (UTC) decides what is due. `decided` gives the identities (at the time of the decision) of all
-    letters that earlier runs moved because a person said so; it is asked once no other run can move any.
+    """Replays the dead letters that are in `<stream>.dlq` at the start of the run, about `max_records` of them at most,
+    the same share of each partition, and returns what became of them. `now` (UTC) decides what is due. `decided` gives
+    the identities (at the time of the decision) of all letters that earlier runs moved because a person said so; it is
+    called once no other run can move any.
 
     Raises `ReplayError` if Kafka fails or another replay of the stream took over, and passes on what `schema_exists`
     raises; letters not yet committed stay as they were.
@@ -122,8 +124,9 @@ def replay(
 
 @contextmanager
 def _uncollected() -> Iterator[None]:
-    """Letters are small objects without cycles, and millions of them: to look for cycles among them would take longer
-    than all that is done with them. They are freed by their counts of references as always."""
+    """Turns the collector of reference cycles off inside the block. Letters are small objects without cycles, and there
+    are millions of them: the search for cycles would take longer than everything else. They are freed by their counts
+    of references as always."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -135,7 +138,7 @@ def _uncollected() -> Iterator[None]:
 
 @dataclass
 class _Run:
-    """A run, over one session or several: what it has done so far, and what it cannot tell yet."""
+    """A run, over one session or several: what it has done so far, and what it does not know yet."""
 
     contract: Contract
     now: datetime
@@ -148,7 +151,7 @@ class _Run:
     _done: set[int] = field(default_factory=set)  # partitions
     _moved: set[Identity] = field(default_factory=set)
     _seen: set[Identity] = field(default_factory=set)
-    _decided: AbstractSet[Identity] | None = None  # not asked yet by this session
+    _decided: AbstractSet[Identity] | None = None  # None until this session has asked for it
     _unsure: list[Move] = field(default_factory=list)  # sent in a transaction whose end is not known
 
     def go(self, session: Session) -> None:
@@ -209,8 +212,8 @@ class _Run:
         with self.reader() as reader:
             for letter in reader.letters(partition, start, self._ends[partition], most):
                 seen += 1
-                decision = decide(letter, self.contract.dead_letters.policy, self.now, self.schema_exists)
-                if decision != ("wait", letter):
+                found = outcome(letter, self.contract.dead_letters.policy, self.now, self.schema_exists)
+                if found != ("wait", letter):
                     last = letter.offset
             return (last if reader.position == self._ends[partition] else reader.position), seen
 
@@ -218,10 +221,10 @@ class _Run:
         identity = letter.identity
         if identity is not None:
             if identity in self._seen or (identity[2] and identity in self._decided_before()):
-                return Move(letter, identity, Decision("drop", letter))
+                return Move(letter, identity, Outcome("drop", letter))
             self._seen.add(identity)
         policy = self.contract.dead_letters.policy
-        return Move(letter, identity, decide(letter, policy, self.now, self.schema_exists))
+        return Move(letter, identity, outcome(letter, policy, self.now, self.schema_exists))
 
     def _decided_before(self) -> AbstractSet[Identity]:
         if self._decided is None:
@@ -238,7 +241,8 @@ class _Run:
         }
         for first in range(0, len(moves), TRANSACTION_LETTERS):
             self._unsure = moves[first : first + TRANSACTION_LETTERS]
-            sent = [(topics[m.decision.fate], m.decision.letter) for m in self._unsure if m.decision.fate in topics]
+            outcomes = [move.outcome for move in self._unsure]
+            sent = [(topics[found.fate], found.letter) for found in outcomes if found.fate in topics]
             last = self._unsure[-1].letter
             session.transaction(sent, {last.partition: last.offset + 1})
             self._count(self._unsure)

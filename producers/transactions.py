@@ -24,11 +24,11 @@ from infra.settings import Settings
 from schemas.dead_letter import Header, Letter
 
 SECONDS = 30.0
-"""How long an answer of Kafka may take."""
+"""Seconds that an answer of Kafka may take."""
 TRANSACTION_TIMEOUT_MS = 60_000
-"""After this the broker aborts a transaction of a process that vanished, so that its readers can go on."""
+"""Milliseconds after which the broker aborts the transaction of a process that vanished, so that readers can go on."""
 ANY_PARTITION = -1
-"""Lets the key decide."""
+"""A partition's number that lets the record's key decide."""
 FENCED = (KafkaError._FENCED, KafkaError.INVALID_PRODUCER_EPOCH, KafkaError.PRODUCER_FENCED)
 
 
@@ -73,10 +73,11 @@ class Reader:
         self.close()
 
     def close(self) -> None:
+        """Closes the consumer. What was not committed is read again by the next one."""
         self._consumer.close()
 
     def ends(self) -> dict[int, int]:
-        """Each partition's end, behind the last record that is committed."""
+        """Returns the end of each partition: the offset behind the last record that is committed."""
         partitions = self._consumer.list_topics(self.topic, SECONDS).topics[self.topic]
         if partitions.error is not None:
             raise KafkaException(partitions.error)
@@ -86,7 +87,8 @@ class Reader:
         return ends
 
     def committed(self, partitions: Iterable[int]) -> dict[int, int]:
-        """Each partition's offset to go on from; `OFFSET_BEGINNING` if there is none."""
+        """Returns the offset from which to go on in each of `partitions`; `OFFSET_BEGINNING` where none is
+        committed."""
         answers = self._consumer.committed([TopicPartition(self.topic, number) for number in partitions], SECONDS)
         for answer in answers:
             if answer.error is not None:
@@ -96,8 +98,8 @@ class Reader:
     def letters(
         self, partition: int, start: int, end: int, most: int | None = None, topic: str | None = None
     ) -> Iterator[Letter]:
-        """At most `most` letters of `partition` (of another `topic`, if one is given) from `start` to before `end`;
-        `position` goes along.
+        """Yields the letters of `partition` (of another `topic`, if it is given) from `start` to before `end`, at most
+        `most` of them. `position` moves along with them.
 
         Raises `SessionError` if nothing comes though the end is not reached.
         """
@@ -128,18 +130,19 @@ class Reader:
         self._consumer.unassign()
 
     def commit_with(self, producer: Producer, partition: int, offset: int) -> None:
-        """Makes `offset` the one to go on from, as part of the open transaction of `producer`."""
-        place = TopicPartition(self.topic, partition, offset)
+        """Makes `offset` the one to go on from, as part of the open transaction of `producer`. Raises `Unanswered`
+        after `SECONDS`."""
+        consumed = TopicPartition(self.topic, partition, offset)
         group = self._consumer.consumer_group_metadata()
-        answered(partial(producer.send_offsets_to_transaction, [place], group, SECONDS), SECONDS)
+        answered(partial(producer.send_offsets_to_transaction, [consumed], group, SECONDS), SECONDS)
 
 
 class Session(Reader):
     """A reader of `topic` that writes in transactions of the same `name`.
 
-    To open one fences off any other of the name and ends its transaction; the offsets are read after that, so they are
-    settled. The transactional id alone decides who may commit. Once a method raised KafkaException, the session must be
-    closed.
+    Opening a session fences off any other of the same name and ends its transaction; the offsets are read after that,
+    so they no longer change. The transactional id alone decides who may commit. Once a method raised KafkaException,
+    the session must be closed.
     """
 
     def __init__(self, settings: Settings, topic: str, name: str) -> None:
@@ -178,9 +181,9 @@ class Session(Reader):
             self._producer.close()
 
     def transaction(self, letters: Sequence[tuple[str, Letter]], offsets: Mapping[int, int] | None = None) -> None:
-        """Sends `letters` to the topics beside them and commits the `offsets` to go on from, by partition, all or
-        nothing. A letter for the session's topic stays in its partition. Raises KafkaException (the outcome may be
-        unknown: the next session's `committed` tells), and `Fenced`."""
+        """Sends `letters`, each with its topic, and commits the `offsets` to go on from, by partition, all or nothing.
+        A letter for the session's own topic stays in its partition. Raises KafkaException (whether the transaction was
+        committed may be unknown then; the next session's `committed` says it), and `Fenced`."""
         with _fencing():
             self._producer.begin_transaction()
             try:
@@ -220,6 +223,7 @@ def send(producer: Producer, topic: str, letter: Letter, partition: int = ANY_PA
 
 @contextlib.contextmanager
 def _fencing() -> Iterator[None]:
+    """Raises `Fenced` for the errors by which Kafka says that a newer producer has the transactional id."""
     try:
         yield
     except KafkaException as error:

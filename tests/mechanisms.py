@@ -726,7 +726,7 @@ MECHANISMS = (
     ),
     Mechanism(
         "P6", "a transactional producer knows how far it was", "producers/produce.py",
-        "        return max(0, place.offset)\n", "        return 0\n",
+        "        return max(0, sent.offset)\n", "        return 0\n",
         ("tests/integration/test_produce.py::"
          "test_a_killed_transactional_producer_shows_no_half_and_goes_on_where_it_was",),
     ),

@@ -15,7 +15,7 @@ from infra.commands.query import print_table, text
 from schemas.errors import MillraceError, TerminalError
 
 if TYPE_CHECKING:
-    from producers.decisions import Parked, Verdict
+    from producers.decisions import Decision, Parked
     from schemas.contract.model import Contract
     from schemas.dead_letter import Verb
 
@@ -48,7 +48,9 @@ def list_(
     status: Annotated[
         str | None, typer.Option(help="waiting, replayed, landed, parked or discarded; without it all of them.")
     ] = None,
-    limit: Annotated[int, typer.Option(min=0, help="Letters to list of each stream; the counts are of all.")] = 20,
+    limit: Annotated[
+        int, typer.Option(min=0, help="Letters to list of each stream; the counts cover all of them.")
+    ] = 20,
     json_: Json = False,
 ) -> None:
     """Count dead letters by class, reason and status, and list them."""
@@ -86,7 +88,7 @@ def show(letter: Id, json_: Json = False) -> None:
 
     contract = _contract(letter)
     with connect(settings(), [contract]) as served:
-        found = _one(letter_status.letters(served, contract.stream, letter_status.Filter([letter])), letter)
+        found = _found(letter_status.letters(served, contract.stream, letter_status.Filter([letter])), letter)
         history = letter_status.history(served, contract.stream, letter)
     _add_pending([contract], [found])
     record, undecodable = None, None
@@ -129,20 +131,20 @@ def _deciding(verb: Verb, explained: str) -> None:
             raise NoSuchLetter(f"say which letters to {verb}: either their ids, or --stream with --class or --reason")
         if stream and not (error_class or reason):
             raise NoSuchLetter(f"say which letters of {stream} to {verb}: with --class, --reason or both")
-        verdict = _verdict(verb, because, by)
+        decision = _decision(verb, because, by)
         contracts = [contract_of(stream)] if stream else list({c.stream: c for c in map(_contract, ids or ())}.values())
         chosen = [
             (
                 contract,
-                _parked(contract, [one for one in ids or () if _stream(one) == contract.stream], error_class, reason),
+                _parked(contract, [id_ for id_ in ids or () if _stream(id_) == contract.stream], error_class, reason),
             )
             for contract in contracts
         ]
         if stream and not yes:
             typer.confirm(f"{verb} {len(chosen[0][1]):,} letters of {stream}?", abort=True, err=True)
-        _tell(
+        _report(
             verb,
-            {contract.stream: announce(contract, settings(), parked, verdict) for contract, parked in chosen},
+            {contract.stream: announce(contract, settings(), parked, decision) for contract, parked in chosen},
             json_,
         )
 
@@ -192,8 +194,8 @@ def edit(
         ) from error
     if not isinstance(record, dict):
         raise NoSuchLetter("the edited record is not a JSON object")
-    announce(contract, settings(), [parked], _verdict("edit", because, by), encoded(contract, settings(), record))
-    _tell("edit", {contract.stream: 1}, json_)
+    announce(contract, settings(), [parked], _decision("edit", because, by), encoded(contract, settings(), record))
+    _report("edit", {contract.stream: 1}, json_)
 
 
 @app.command()
@@ -217,25 +219,25 @@ def replay(json_: Json = False) -> None:
 # -- what the commands share -------------------------------------------------------------------------------------------
 
 
-def _tell(verb: Verb, decisions: dict[str, int], json_: bool) -> None:
+def _report(verb: Verb, decisions: dict[str, int], json_: bool) -> None:
     if json_:
         typer.echo(json.dumps({"decision": verb, "letters": decisions}))
     else:
         typer.echo(f"{verb}: {sum(decisions.values()):,} letters; {NEXT}")
 
 
-def _verdict(verb: Verb, because: str, by: str | None) -> Verdict:
-    from producers.decisions import Verdict
+def _decision(verb: Verb, because: str, by: str | None) -> Decision:
+    from producers.decisions import Decision
 
     try:
-        return Verdict(verb, by or getpass.getuser(), because, datetime.now(UTC))
+        return Decision(verb, by or getpass.getuser(), because, datetime.now(UTC))
     except (KeyError, OSError) as error:
         raise NoSuchLetter("this process's user has no name: say who decides, with --by") from error
 
 
 def _parked(contract: Contract, ids: Sequence[str], error_class: str | None, reason: str | None) -> list[Parked]:
-    """The parked letters that are chosen, but those with a pending decision. Raises `NoSuchLetter` if there is
-    none, and for one of `ids` that is no such letter."""
+    """Returns the chosen parked letters on which no decision is pending. Raises `NoSuchLetter` if there is none, and
+    for one of `ids` that is no parked letter or has a pending decision."""
     from infra.settings import settings
     from producers.decisions import Parked, pending
     from spark.serving import letter_status
@@ -272,9 +274,9 @@ def _add_pending(contracts: Sequence[Contract], found: Sequence[dict[str, Any]])
 
     for contract in contracts:
         mine = [row for row in found if row["stream"] == contract.stream]
-        known: Mapping[str, Verdict] = {}
+        known: Mapping[str, Decision] = {}
         try:
-            # Only a parked letter can have one, so without any there is nothing to ask Kafka for.
+            # Only a parked letter can have a pending decision, so without any there is nothing to ask Kafka for.
             known = pending(contract, settings()) if any(row["status"] == "parked" for row in mine) else {}
         except DecisionsUnknown as error:
             typer.echo(f"pending decisions are not shown: {error}", err=True)
@@ -283,21 +285,21 @@ def _add_pending(contracts: Sequence[Contract], found: Sequence[dict[str, Any]])
 
 
 def _plain(value: object) -> Any:
-    """As `text`; a decision is an object of its fields."""
+    """A value as JSON has it: a decision as an object of its fields, everything else as `text` has it."""
     from dataclasses import asdict, is_dataclass
 
     return asdict(value) if is_dataclass(value) and not isinstance(value, type) else text(value)
 
 
 def _record(contract: Contract, letter: str) -> dict[str, Any]:
-    """The record of a letter as JSON has it."""
+    """The record in a letter, as JSON has it. Raises `DecisionError` if it cannot be decoded."""
     from infra.settings import settings
     from producers.decisions import decoded
     from spark.serving import letter_status
     from spark.serving.duck import connect
 
     with connect(settings(), [contract]) as served:
-        found = _one(letter_status.letters(served, contract.stream, letter_status.Filter([letter])), letter)
+        found = _found(letter_status.letters(served, contract.stream, letter_status.Filter([letter])), letter)
     record: dict[str, Any] = json.loads(json.dumps(decoded(found["value"], settings()), default=text))
     return record
 
@@ -313,10 +315,11 @@ def _change(said: str) -> tuple[str, Any]:
         return field, value
 
 
-def _one(found: list[dict[str, Any]], letter: str) -> dict[str, Any]:
-    if not found:
+def _found(rows: list[dict[str, Any]], letter: str) -> dict[str, Any]:
+    """The row of `letter`. Raises `NoSuchLetter` if there is none."""
+    if not rows:
         raise NoSuchLetter(f"there is no dead letter {letter}; `millrace dead-letters list` names them")
-    return found[0]
+    return rows[0]
 
 
 def _contract(letter: str) -> Contract:

@@ -25,7 +25,7 @@ from infra.cli import app
 from infra.commands.status import _streams
 from infra.settings import PROJECT, Settings, settings
 from producers.codec import registry
-from producers.decisions import Parked, Verdict, announce
+from producers.decisions import Decision, Parked, announce
 from producers.replay import replay
 from schemas.contract.catalog import catalog, contract_in
 from schemas.contract.model import Contract
@@ -274,16 +274,16 @@ def test_a_decision_counts_once_however_often_it_is_taken_and_whatever_is_killed
         [place] = served.execute(
             "select attempt, parked_partition, parked_offset from letters_clicks_letters where id = ?", [letter]
         ).fetchall()
-    parked, verdict = Parked(letter, *place), Verdict("approve", "ann", "twice", datetime.now(UTC))
+    parked, decision = Parked(letter, *place), Decision("approve", "ann", "twice", datetime.now(UTC))
     for _ in range(2):
-        announce(contract, mine, [parked], verdict)
+        announce(contract, mine, [parked], decision)
     now = datetime.now(UTC)
     report = replay(contract, mine, now=now, schema_exists=lambda _: False)  # and killed before it records its moves
     assert (report.retried, report.repeated) == (1, 1)
-    announce(contract, mine, [parked], verdict)
+    announce(contract, mine, [parked], decision)
     counts = replayed("late")
     assert (counts["retried"], counts["repeated"], resent(letter)) == (0, 1, 1)
-    announce(contract, mine, [parked], Verdict("discard", "bob", "too late", datetime.now(UTC)))
+    announce(contract, mine, [parked], Decision("discard", "bob", "too late", datetime.now(UTC)))
     counts = replayed("later")
     assert (counts["discarded"], counts["repeated"], resent(letter)) == (0, 1, 1)
     pipeline.run()

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from producers.letters import Decision, decide
+from producers.replay_policy import Outcome, outcome
 from schemas.contract.model import Backoff, ErrorClass
 from schemas.dead_letter import DECISION, PARKED_BECAUSE, Letter, instant
 
@@ -37,8 +37,8 @@ def letter(
     return Letter(0, 1, b"k", body, 1000, (*FOREIGN, *((k, v.encode()) for k, v in headers.items())))
 
 
-def decision(of: Letter, known: bool = False, now: datetime = NOW) -> Decision:
-    return decide(of, POLICY, now, lambda number: known and number == 5)
+def decision(of: Letter, known: bool = False, now: datetime = NOW) -> Outcome:
+    return outcome(of, POLICY, now, lambda number: known and number == 5)
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_looks_for_a_schema_back_off_and_end() -> None:
     while (found := decision(current, now=now)).fate == "wait":
         due = datetime.fromisoformat(found.letter.header("dl-next-due-at") or "")
         waits.append((due - now) / timedelta(minutes=1))
-        assert decision(found.letter, now=due - timedelta(seconds=1)) == Decision("wait", found.letter)
+        assert decision(found.letter, now=due - timedelta(seconds=1)) == Outcome("wait", found.letter)
         current, now = found.letter, due
     assert found.fate == "park"
     assert waits == [2, 4, 5]
@@ -118,8 +118,8 @@ def test_the_registry_is_asked_only_for_unknown_schemas() -> None:
     def never(number: int) -> bool:
         raise AssertionError("asked")
 
-    assert decide(letter("transient"), POLICY, NOW, never).fate == "retry"
-    assert decide(letter("unknown_schema", "4"), POLICY, NOW, never).fate == "park"
+    assert outcome(letter("transient"), POLICY, NOW, never).fate == "retry"
+    assert outcome(letter("unknown_schema", "4"), POLICY, NOW, never).fate == "park"
 
 
 @pytest.mark.parametrize(

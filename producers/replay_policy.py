@@ -1,4 +1,4 @@
-"""Dead letters and what becomes of them: reading their headers, and the policy of replay as a pure function.
+"""The policy of replay as a pure function: what becomes of a dead letter, from its headers and the time.
 
 The rule, per error class of the contract's `dead_letters.policy` (`attempts`, `base`, `cap`, `jitter`):
 
@@ -40,20 +40,20 @@ from schemas.wire import schema_id
 Fate = Literal["retry", "wait", "park", "discard", "drop"]
 
 
-class Decision(NamedTuple):
+class Outcome(NamedTuple):
     """A letter's `fate`, and the `letter` to send: with changed headers, or the very same. `drop` is the fate of a
-    copy; `decide`, which sees one letter at a time, never says so."""
+    copy; `outcome`, which sees one letter at a time, never gives it."""
 
     fate: Fate
     letter: Letter
 
 
-def decide(
+def outcome(
     letter: Letter, policy: Mapping[ErrorClass, Backoff], now: datetime, schema_exists: Callable[[int], bool]
-) -> Decision:
-    """What becomes of `letter` at `now` (UTC), by the rule of this module. `schema_exists` is asked only for letters
-    of class `unknown_schema`; what it raises is passed on."""
-    headers = dict(letter.headers)  # of repeated ones the last
+) -> Outcome:
+    """Returns what becomes of `letter` at `now` (UTC), by the rule of this module. `schema_exists` is asked only for
+    letters of class `unknown_schema`; what it raises is passed on."""
+    headers = dict(letter.headers)  # the last one counts where a header is repeated
     number, attempt = text(headers.get(ID)), attempts(headers)
     if DECISION in headers and number and attempt is not None:
         return _obeyed(letter, text(headers[DECISION]), attempt)
@@ -70,34 +70,34 @@ def decide(
         if schema is None:
             return _park(letter, "its value names no schema")
         if not schema_exists(schema):
-            return _looked(letter, number, attempt, backoff, now) if now >= due else Decision("wait", letter)
+            return _looked(letter, number, attempt, backoff, now) if now >= due else Outcome("wait", letter)
     elif now < due:
-        return Decision("wait", letter)
+        return Outcome("wait", letter)
     return _retry(letter, attempt)
 
 
-def _obeyed(letter: Letter, verb: str | None, attempt: int) -> Decision:
+def _obeyed(letter: Letter, verb: str | None, attempt: int) -> Outcome:
     if verb in ("approve", "edit"):
         return _retry(letter, attempt)
     if verb == "discard":
-        return Decision("discard", letter)
+        return Outcome("discard", letter)
     return _park(letter, f"there is no decision {verb!r}")
 
 
-def _retry(letter: Letter, attempt: int) -> Decision:
-    return Decision("retry", letter.with_headers({ATTEMPT: str(attempt + 1)}))
+def _retry(letter: Letter, attempt: int) -> Outcome:
+    return Outcome("retry", letter.with_headers({ATTEMPT: str(attempt + 1)}))
 
 
-def _looked(letter: Letter, number: str, attempt: int, backoff: Backoff, now: datetime) -> Decision:
+def _looked(letter: Letter, number: str, attempt: int, backoff: Backoff, now: datetime) -> Outcome:
     attempt += 1
     if attempt >= backoff.attempts:
         return _park(letter.with_headers({ATTEMPT: str(attempt)}), f"no such schema after {attempt} looks")
     due = instant(now + backoff.due_after(attempt, number))
-    return Decision("wait", letter.with_headers({ATTEMPT: str(attempt), NEXT_DUE_AT: due}))
+    return Outcome("wait", letter.with_headers({ATTEMPT: str(attempt), NEXT_DUE_AT: due}))
 
 
-def _park(letter: Letter, because: str) -> Decision:
-    return Decision("park", letter.with_headers({PARKED_BECAUSE: because}))
+def _park(letter: Letter, because: str) -> Outcome:
+    return Outcome("park", letter.with_headers({PARKED_BECAUSE: because}))
 
 
 _CLASSES: Mapping[bytes | None, ErrorClass] = {known.encode(): known for known in get_args(ErrorClass)}
