@@ -88,10 +88,10 @@ with DAG(
     @duty
     def audit(params: Any = None) -> dict[str, Any]:
         """Returns how many records bronze lacks and Kafka has, and how many of them were sent again."""
-        from infra.operations.backfill import send_missing
+        from infra.operations.backfill import repair_selected
         from infra.settings import settings
 
-        missing, sent = send_missing(settings(), params["stream"], params["records"], dry_run=params["dry_run"])
+        missing, sent = repair_selected(settings(), params["stream"], params["records"], dry_run=params["dry_run"])
         return {"missing": missing, "sent": sent}
 
     audit() >> Backfill(job="reconcile", task_id="backfill", report=published)

@@ -105,7 +105,7 @@ with DAG(
         """Returns, by stream, how its offsets are accounted for, also when it fails."""
         import logging
 
-        from infra.operations.repair import send_missing
+        from infra.operations.repair import repair_and_wait
         from infra.settings import settings
         from schemas.contract.catalog import contract_in
         from schemas.errors import MillraceError, TerminalError, TransientError
@@ -123,7 +123,7 @@ with DAG(
                 contract = contract_in(config.contracts, stream)
                 account = conservation_audit.audit(config, contract, run_id, accept=bool(asked.get("accept")))
                 if asked.get("repair") and account.residual:
-                    send_missing(config, contract, account)
+                    repair_and_wait(config, contract, account)
                     account = conservation_audit.audit(config, contract, run_id, accept=bool(asked.get("accept")))
                 audit_log.record(config.lake_uri, account)
                 found[stream] = {"offsets": account.offsets, "gaps": account.gaps, "residual": account.residual}

@@ -1,5 +1,5 @@
-"""Airflow as an operator's program sees it: unpause, trigger, wait, last run. Everything goes through the public API
-(`apache-airflow-client`), so it works against any Airflow 3, not only the embedded one."""
+"""A client of Airflow for an operator's program: unpause, trigger, wait, last run. Everything goes through the public
+API (`apache-airflow-client`), so it works against any Airflow 3, not only the embedded one."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class RunFailed(TerminalError):
 
 @dataclass(frozen=True)
 class Run:
-    """One DAG run. Times are UTC; `ended` is None while it runs."""
+    """A DAG run. Times are UTC; `started` is None while it is queued, `ended` while it runs."""
 
     dag_id: str
     run_id: str
@@ -74,7 +74,8 @@ class Airflow:
         self._xcoms = x_com_api.XComApi(client)
 
     def wait_for_dags(self, dag_ids: Iterable[str], timeout: float = 120) -> None:
-        """Block until the DAG processor has parsed every one of `dag_ids`."""
+        """Blocks until the DAG processor has parsed every one of `dag_ids`. Raises `TransientError` after `timeout`
+        seconds."""
         wanted = set(dag_ids)
 
         @retry(
@@ -90,12 +91,15 @@ class Airflow:
             raise TransientError(f"Airflow did not parse {sorted(left)} within {timeout:.0f} s: see its import errors")
 
     def unpause(self, dag_id: str) -> None:
+        """Switches the DAG on; does nothing if it is on."""
         self._dags.patch_dag(dag_id, DAGPatchBody(is_paused=False))
 
     def pause(self, dag_id: str) -> None:
+        """Switches the DAG off: no further run begins; what runs goes on."""
         self._dags.patch_dag(dag_id, DAGPatchBody(is_paused=True))
 
     def is_paused(self, dag_id: str) -> bool:
+        """Whether the DAG is switched off."""
         return bool(self._dags.get_dag(dag_id).is_paused)
 
     def runbook(self, dag_id: str) -> str:
@@ -103,16 +107,17 @@ class Airflow:
         return str(self._dags.get_dag_details(dag_id).doc_md or "")
 
     def trigger(self, dag_id: str, conf: dict[str, Any] | None = None) -> Run:
-        """Start a run now. `logical_date` is null: a triggered run stands for no interval."""
+        """Starts a run now and returns it. `logical_date` is null: a triggered run stands for no interval."""
         now = datetime.now(UTC)
         body = TriggerDAGRunPostBody(dag_run_id=f"manual__{now:%Y-%m-%dT%H%M%S.%f}Z", conf=conf or {})
         return _run(self._runs.trigger_dag_run(dag_id, body))
 
     def run(self, dag_id: str, run_id: str) -> Run:
+        """Returns the run as it is now."""
         return _run(self._runs.get_dag_run(dag_id, run_id))
 
     def runs(self, dag_id: str, limit: int = 1) -> list[Run]:
-        """The newest runs first; empty when the DAG never ran or is not known."""
+        """Returns the last `limit` runs, the newest first; none when the DAG never ran or is not known."""
         try:
             found = self._runs.get_dag_runs(dag_id, limit=limit, order_by=["-run_after"])
         except NotFoundException:
@@ -120,13 +125,13 @@ class Airflow:
         return [_run(run) for run in found.dag_runs]
 
     def task_states(self, run: Run) -> dict[str, str]:
-        """Task id to state, of one run."""
+        """Returns the state of each task of `run`, by task id."""
         tasks = self._tasks.get_task_instances(run.dag_id, run.run_id).task_instances
         return {task.task_id: str(getattr(task.state, "value", task.state)) for task in tasks}
 
     def last_words(self, run: Run, task_id: str) -> list[str]:
-        """The exceptions in the log of the task's newest try, else its last lines, `LAST_WORDS` at most; empty if the
-        log cannot be had."""
+        """Returns the exceptions in the log of the task's newest try, else its last lines, `LAST_WORDS` at most; an
+        empty list if the log cannot be had."""
         try:
             newest = self._tasks.get_task_instance(run.dag_id, run.run_id, task_id).try_number
             # The client's own model of an entry drops what its exception said.
@@ -136,16 +141,16 @@ class Airflow:
             entries = json.loads(answer.read())["content"]
         except (ApiException, HTTPError, ValueError, KeyError):
             return []
-        told: list[dict[str, Any]] = [{"event": one} if isinstance(one, str) else one for one in entries]
+        logged: list[dict[str, Any]] = [{"event": it} if isinstance(it, str) else it for it in entries]
         errors = [
             f"{error.get('exc_type')}: {error.get('exc_value')}"
-            for entry in told
+            for entry in logged
             for error in entry.get("error_detail") or ()
         ]
-        return (errors or [str(entry.get("event")) for entry in told])[-LAST_WORDS:]
+        return (errors or [str(entry.get("event")) for entry in logged])[-LAST_WORDS:]
 
     def xcom(self, run: Run, task_id: str, key: str = "return_value") -> Any:
-        """What a task of `run` returned; None when it returned nothing."""
+        """Returns what a task of `run` pushed under `key`, by default its result; None when it pushed nothing."""
         try:
             entry = self._xcoms.get_xcom_entry(run.dag_id, task_id, run.run_id, key, deserialize=False)
         except NotFoundException:
@@ -153,7 +158,7 @@ class Airflow:
         return getattr(entry.actual_instance, "value", None)
 
     def wait(self, run: Run, timeout: float = 600, on_change: Callable[[dict[str, str]], None] | None = None) -> Run:
-        """Block until `run` has ended. `on_change` sees the task states each second.
+        """Blocks until `run` has ended and returns it. `on_change` is called each second with the task states.
 
         Raises `RunFailed` when the run failed or did not end within `timeout` seconds.
         """

@@ -32,7 +32,7 @@ PRINCIPALS: tuple[Principal, ...] = ("admin", "provision", "producer", "stream",
 
 
 Transport = dict[str, str | bool | float | dict[str, float]]
-"""As OpenLineage's clients take it."""
+"""The options of an OpenLineage transport, as OpenLineage's clients take them."""
 
 
 class SettingsError(TerminalError):
@@ -44,7 +44,8 @@ class NoCheckout(TerminalError):
 
 
 def of_checkout(path: str) -> Path:
-    """A file or folder of the project that is not part of the wheel. Raises `NoCheckout` in an installed copy."""
+    """Returns a file or folder of the project that is not part of the wheel; `path` is relative to the checkout. Raises
+    `NoCheckout` in an installed copy."""
     found = PROJECT / path
     if not found.exists():
         raise NoCheckout(
@@ -117,7 +118,7 @@ class Settings(BaseSettings):
     )
     openlineage: str = Field(
         "",
-        description="Where lineage is told as OpenLineage events: a file to which they are appended, a JSON document "
+        description="Where lineage is sent as OpenLineage events: a file to which they are appended, a JSON document "
         "each line, or the http(s) URL of a service such as Marquez; default nowhere.",
     )
     lease_seconds: float = Field(30.0, gt=0, description="Life of the driver's lease between renewals.")
@@ -154,23 +155,26 @@ class Settings(BaseSettings):
             raise ValueError("must be a file or an http(s) URL")
         return str(_absolute(Path(unquote(value.removeprefix("file:")))))
 
-    # -- places ------------------------------------------------------------------------------------------------
+    # -- folders and URIs --------------------------------------------------------------------------------------
 
     @property
     def lake_uri(self) -> str:
+        """The URI of the folder with the Delta tables, without a slash at its end."""
         return self.lake or f"file:{self.home / 'lake'}"
 
     @property
     def checkpoints_uri(self) -> str:
+        """The URI of the folder with the streaming checkpoints, without a slash at its end."""
         return self.checkpoints or f"file:{self.home / 'checkpoints'}"
 
     @property
     def catalog_file(self) -> Path:
+        """The DuckDB file with the served views."""
         return self.catalog or self.home / "catalog.duckdb"
 
     @property
     def run_dir(self) -> Path:
-        """Pid files, heartbeats and sockets."""
+        """The folder of pid files, heartbeats and sockets."""
         return self.home / "run"
 
     @property
@@ -180,14 +184,17 @@ class Settings(BaseSettings):
 
     @property
     def log_dir(self) -> Path:
+        """The folder of every program's log."""
         return self.home / "logs"
 
     @property
     def secrets_dir(self) -> Path:
+        """The folder of passwords, keys and certificates."""
         return self.home / "secrets"
 
     @property
     def data_docs_dir(self) -> Path:
+        """The folder of Great Expectations' Data Docs."""
         return self.home / "data_docs"
 
     # -- secrets -----------------------------------------------------------------------------------------------
@@ -208,6 +215,7 @@ class Settings(BaseSettings):
 
     @property
     def bootstrap(self) -> str:
+        """The broker list, as Kafka clients take it."""
         return self.kafka_bootstrap or f"127.0.0.1:{self.kafka_port}"
 
     def kafka_client(self, principal: Principal) -> dict[str, str | int | float | bool]:
@@ -256,7 +264,7 @@ class Settings(BaseSettings):
 
     @property
     def openlineage_transport(self) -> Transport | None:
-        """The transport of OpenLineage's clients, Airflow's and ours; None while nobody is told."""
+        """The transport of OpenLineage's clients, Airflow's and ours; None while lineage is sent nowhere."""
         if not self.openlineage:
             return None
         parts = urlsplit(self.openlineage)
@@ -264,7 +272,7 @@ class Settings(BaseSettings):
             return {"type": "file", "log_file_path": self.openlineage, "append": True}
         base: Transport = {
             "type": "http", "url": f"{parts.scheme}://{parts.netloc}",
-            "timeout": 5, "retry": {"total": 1, "backoff_factor": 0.5},  # nobody waits long to tell it
+            "timeout": 5, "retry": {"total": 1, "backoff_factor": 0.5},  # no job waits long for the service
         }  # fmt: skip
         return base | ({"endpoint": parts.path.strip("/")} if parts.path.strip("/") else {})
 
@@ -272,10 +280,12 @@ class Settings(BaseSettings):
 
     @property
     def airflow_url(self) -> str:
+        """The address of Airflow's user interface and API."""
         return f"http://127.0.0.1:{self.airflow_port}"
 
     @property
     def data_docs_url(self) -> str:
+        """The address of the Data Docs."""
         return f"http://127.0.0.1:{self.docs_port}"
 
 

@@ -483,7 +483,7 @@ MECHANISMS = (
          "::test_a_changed_query_is_refused_and_a_reset_makes_everything_again",),
     ),
     Mechanism(
-        "P6", "a halt is told while the driver lives", "dags/stream_supervisor.py",
+        "P6", "a halt is reported while the driver lives", "dags/stream_supervisor.py",
         'if event["reason"] in ("halted", "behind"):', 'if event["reason"] == "never":',
         ("tests/unit/infra/driver/test_process.py::test_a_halt_fails_the_task_and_leaves_the_driver_alone",),
     ),
@@ -504,7 +504,7 @@ MECHANISMS = (
         ("tests/unit/infra/driver/test_airflow_triggers.py::test_a_query_that_hangs_before_its_batch_is_stuck",),
     ),
     Mechanism(
-        "P6", "a stream that falls behind is told", "infra/driver/airflow_triggers.py",
+        "P6", "a stream that falls behind is reported", "infra/driver/airflow_triggers.py",
         "elif behind := progress.behind(queries, now, limit):", 'elif behind := "":',
         ("tests/unit/infra/driver/test_airflow_triggers.py::test_a_driver_that_falls_behind_lives",),
     ),

@@ -17,8 +17,8 @@ def answered(call: Callable[[], None], seconds: float) -> None:
     """Makes `call` and raises what it raises, or `Unanswered` after `seconds`: then it is left to itself, on a thread
     that does not keep the process alive.
 
-    For `send_offsets_to_transaction`, which does not look at its own timeout while it waits for a coordinator: it waits
-    for ever if that broker is killed at the wrong moment (librdkafka #5456, #5511)."""
+    It is made for `send_offsets_to_transaction`, which does not look at its own timeout while it waits for a
+    coordinator: it waits for ever if that broker is killed at the wrong moment (librdkafka #5456, #5511)."""
     answer: queue.Queue[BaseException | None] = queue.Queue()
 
     def ask() -> None:

@@ -12,16 +12,16 @@ from schemas.contract.model import Contract
 from schemas.errors import Halt, TransientError
 
 Offsets = dict[tuple[str, int], int]
-"""(topic, partition) to an offset."""
+"""Offsets by (topic, partition)."""
 
 
 def broker_offsets(
     settings: Settings, topics: Iterable[str], *, earliest: bool = False, principal: Principal = "admin"
 ) -> Offsets:
-    """The end (or with `earliest` the first retained) offset of every partition of those `topics` that exist.
+    """Returns the end (or with `earliest` the first retained) offset of every partition of those `topics` that exist.
 
-    The end is the last stable offset: records of open transactions are not yet part of a topic. Raises
-    `TransientError` when the broker cannot be reached. `principal` asks.
+    The end is the last stable offset: records of open transactions are not yet part of a topic. The question is asked
+    as `principal`. Raises `TransientError` when the broker cannot be reached.
     """
     spec = OffsetSpec.earliest() if earliest else OffsetSpec.latest()
     try:

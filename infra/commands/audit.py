@@ -24,7 +24,7 @@ def audit(
     ] = False,
     json_: Annotated[bool, typer.Option("--json", help="End with one JSON document.")] = False,
 ) -> None:
-    """Prove, per partition, that each offset is exactly one row of bronze; exit code 1 if one is not.
+    """Prove, per partition, that each offset is exactly one row of bronze; the exit code is 1 if an offset is not.
 
     Gaps are explained by reading them from Kafka: marks and records of transactions, compaction, earlier repairs. What
     nothing explains is the residual: offsets that are missing, and rows that are there twice. What is not ingested yet
@@ -51,29 +51,29 @@ def audit(
         else:
             _show(found[-1], console)
     problems = []
-    for one in found:
+    for account in found:
         try:
-            require_conserved(one)
+            require_conserved(account)
         except NotConserved as error:
             problems.append(str(error))
     for problem in problems:
         sys.stderr.write(f"millrace: {problem}\n")
     if json_:
-        about = {one.stream: _document(one) for one in found}
-        typer.echo(json.dumps({"residual": sum(one.residual for one in found), "streams": about}))
+        about = {account.stream: _document(account) for account in found}
+        typer.echo(json.dumps({"residual": sum(account.residual for account in found), "streams": about}))
     if problems:
         raise typer.Exit(1)
 
 
 def _audited(config: Settings, contract: Contract, repair: bool, console: Console) -> Audit:
-    from infra.operations.repair import send_missing
+    from infra.operations.repair import repair_and_wait
     from spark.conservation import audit as conservation_audit
 
     title = f"audit {contract.stream}"
     with console.status(title) as spinner:
         found = conservation_audit.audit(config, contract, "command")
         if repair and found.residual:
-            sent = send_missing(
+            sent = repair_and_wait(
                 config, contract, found,
                 on_progress=lambda done, total: spinner.update(f"{title}: stream ingests {done:,} of {total:,}"),
             )  # fmt: skip
@@ -90,36 +90,37 @@ def _show(found: Audit, console: Console) -> None:
     names = ("from", "to", "rows", "explained gaps", "missing", "doubled", "not ingested yet")
     rows = [
         (
-            f"{one.from_offset:,}", f"{one.to_offset:,}", f"{one.rows:,}",
-            ", ".join(f"{count:,} {reason}" for reason, count in one.gaps.items()) or "0",
-            f"{one.missing:,}", f"{one.doubled:,}", f"{one.not_ingested:,}",
+            f"{partition.from_offset:,}", f"{partition.to_offset:,}", f"{partition.rows:,}",
+            ", ".join(f"{count:,} {reason}" for reason, count in partition.gaps.items()) or "0",
+            f"{partition.missing:,}", f"{partition.doubled:,}", f"{partition.not_ingested:,}",
         )
-        for one in found.partitions
+        for partition in found.partitions
     ]  # fmt: skip
     # A column of noughts says nothing, and what is too wide for the terminal is folded, never cut.
-    shown = [place for place in range(len(names)) if any(row[place] != "0" for row in rows)]
+    shown = [column for column in range(len(names)) if any(row[column] != "0" for row in rows)]
     table = Table(title=title, title_justify="left", header_style="bold", box=SIMPLE_HEAD)
-    longest = max((len(_place(one)) for one in found.partitions), default=0)
+    longest = max((len(_title(partition)) for partition in found.partitions), default=0)
     table.add_column("partition", overflow="fold", min_width=min(longest, 30))
-    for place in shown:
-        table.add_column(names[place], justify="right", overflow="fold")
-    for one, row in zip(found.partitions, rows, strict=True):
-        table.add_row(_place(one), *(row[place] for place in shown))
+    for column in shown:
+        table.add_column(names[column], justify="right", overflow="fold")
+    for partition, row in zip(found.partitions, rows, strict=True):
+        table.add_row(_title(partition), *(row[column] for column in shown))
     console.print(table)
 
 
-def _place(one: PartitionAccount) -> str:
-    return f"{one.topic}/{one.partition}"
+def _title(partition: PartitionAccount) -> str:
+    return f"{partition.topic}/{partition.partition}"
 
 
 def _document(found: Audit) -> dict[str, Any]:
     partitions = [
-        vars(one) | {"residual": one.residual, "findings": [finding._asdict() for finding in one.findings]}
-        for one in found.partitions
+        vars(partition)
+        | {"residual": partition.residual, "findings": [finding._asdict() for finding in partition.findings]}
+        for partition in found.partitions
     ]
     return {
         "residual": found.residual,
         "through_batch": found.through_batch,
-        "not_ingested": sum(one.not_ingested for one in found.partitions),
+        "not_ingested": sum(partition.not_ingested for partition in found.partitions),
         "partitions": partitions,
     }

@@ -1,7 +1,7 @@
 """What people do to the running stream: stop, start, restart, deploy. Used by the command line and by a DAG.
 
-The driver is started by the supervisor alone (DAG `stream_supervisor`), so that there is one place that does it; here
-it is only asked to go, and waited for.
+The driver is started by the supervisor alone (DAG `stream_supervisor`), so that nothing else has to know how; this
+module only asks it to leave, and waits for the next one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Action = Literal["stop", "start", "restart", "deploy", "close-breaker"]
 ACTIONS: tuple[Action, ...] = get_args(Action)
 
 PATIENCE = 60.0
-"""Seconds that the driver gets to finish its batch."""
+"""Seconds that the driver gets to finish its micro-batch."""
 STARTING = 180.0
 """Seconds within which the supervisor must have a driver running."""
 
@@ -46,8 +46,9 @@ class Done:
 
 
 def operate(settings: Settings, action: Action, by: str, because: str) -> Done:
-    """Does `action`. Raises `NotOperated`, `NotStarted`, `driver.DriverError`, and for a deployment what is wrong with
-    the contracts or which stream would be refused."""
+    """Does `action` and returns what it did. `by` and `because` say who wanted it and why. Raises `NotOperated`,
+    `NotStarted`, `process.DriverError`, and for a deployment what is wrong with the contracts or which stream would be
+    refused."""
     if action == "stop":
         restart_policy.hold(settings, by, because)
         before = process.running(settings)
@@ -118,7 +119,8 @@ def _require_supervisor(settings: Settings) -> None:
 
 
 def _require_topics(settings: Settings) -> None:
-    """A stream without topics would only halt itself, but who deploys it wants it to run."""
+    """Raises `NotProvisioned` if a stream lacks topics: it would only halt itself, but who deploys it wants it to
+    run."""
     from infra.broker.offsets import require_topics
     from schemas.contract.catalog import catalog
 

@@ -2,8 +2,8 @@
 ends.
 
 A life is judged by progress, not by the process alone: a driver that lives but no longer beats, or beats but no longer
-finishes batches while records wait, is as good as dead. One that finishes batches and still falls behind is told to
-people: another driver would be no quicker.
+finishes micro-batches while records wait, is as good as dead. A driver that finishes them and still falls behind is
+reported to people: another one would be no quicker.
 """
 
 from __future__ import annotations
@@ -25,14 +25,15 @@ from infra.settings import Settings
 
 Reason = Literal["exited", "stalled", "failed", "stopped", "lag", "behind", "halted"]
 Event = dict[str, Any]
-"""{reason, detail, epoch, at}: why the life ended, in words, of which driver, and when it was noticed (ISO, UTC)."""
+"""{reason, detail, epoch, at}: why the life ended, in words, which driver's it was, and when it was noticed (ISO-8601,
+UTC)."""
 
 EVERY = 1.0
 """Seconds between looks."""
 
 SLOW = 5
-"""A batch may take so many times `stall_after`, if its stream's contract says nothing else: the beat shows that the
-driver lives, and killing it in the middle of a batch that is only slow would make it begin again, and again."""
+"""How many times `stall_after` a micro-batch may take, if its stream's contract says nothing else. The heartbeat shows
+that the driver lives, and a slow batch would only begin again, and again, if its driver were killed in the middle."""
 
 
 class MayStart(BaseTrigger):
@@ -121,7 +122,7 @@ class DriverWatch(BaseTrigger):
         return {"reason": reason, "detail": detail, "epoch": self.epoch, "at": now.isoformat()}
 
     def _halted(self, queries: dict[str, Any]) -> str:
-        """What the streams that halted after `since` wait for, or ''. An earlier watch has told of the others."""
+        """What the streams that halted after `since` wait for, or ''. An earlier watch has reported the others."""
         since = datetime.fromisoformat(self.since) if self.since else None
         halts = [query["halted"] for query in queries.values() if query.get("halted")]
         return "; ".join(h["why"] for h in halts if since is None or datetime.fromisoformat(h["since"]) > since)
@@ -129,15 +130,16 @@ class DriverWatch(BaseTrigger):
 
 @dataclass
 class Progress:
-    """Since when the driver has been silent, and each stream at its present batch. The clock is the caller's."""
+    """Remembers since when the driver has been silent, and since when each stream is at its present micro-batch. The
+    caller says what time it is."""
 
     _since: dict[str, tuple[Any, datetime]] = field(default_factory=dict)
     _least: dict[str, tuple[int, datetime]] = field(default_factory=dict)
     _sign: tuple[str, datetime] | None = None
 
     def silence(self, sign: str, now: datetime) -> float:
-        """Seconds since the driver's last `sign` of life (ISO-8601): since it came, whatever the clock was then. The
-        first one that is seen may be old already."""
+        """Returns the seconds since the driver's last `sign` of life (ISO-8601) was seen here, whatever the driver's
+        clock was then. The first sign that is seen may be old already, so its own time counts."""
         if self._sign is None:
             self._sign = sign, min(now, datetime.fromisoformat(sign))
         elif self._sign[0] != sign:
@@ -145,9 +147,9 @@ class Progress:
         return (now - self._sign[1]).total_seconds()
 
     def stuck(self, queries: dict[str, Any], now: datetime, limit: float) -> str:
-        """The streams that have the same batch for more than their limit of seconds (`limit`, if they have none of
-        their own), though records wait or they were busy whenever somebody looked, as text; or ''. A batch that waits
-        for the schema registry is not stuck: another driver would wait as well."""
+        """Returns, as text, the streams that have been at the same micro-batch for longer than their limit (`limit`
+        seconds, if they have none of their own), though records wait or they were busy at each look; '' if there are
+        none. A batch that waits for the schema registry is not stuck: another driver would wait as well."""
         late = []
         for stream, query in queries.items():
             batch, since = self._since.get(stream, (None, now))
@@ -160,8 +162,9 @@ class Progress:
         return "; ".join(late)
 
     def behind(self, queries: dict[str, Any], now: datetime, limit: float) -> str:
-        """The streams that finish batches, but for more than their limit of seconds had never as few records waiting as
-        at its begin, as text; or ''."""
+        """Returns, as text, the streams that finish micro-batches but for which, at each look during more than their
+        limit (`limit` seconds, if they have none of their own), more records waited than at its beginning; '' if there
+        are none."""
         late = []
         for stream, query in queries.items():
             lag = query.get("lag") or 0

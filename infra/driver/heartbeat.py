@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 
 def heartbeat(folder: Path, epoch: int | None = None) -> dict[str, Any] | None:
-    """The last heartbeat in the streaming driver's folder, if `epoch` is given of the driver that has it; None before
-    its first one."""
+    """Returns the last heartbeat in the streaming driver's `folder`; with `epoch` only if that driver wrote it. None
+    before the first one."""
     beat = json_files.read(folder / "heartbeat.json")
     return beat if beat and epoch in (None, beat.get("epoch")) else None
 

@@ -47,15 +47,15 @@ class DriverError(TransientError):
 
 
 class _NotYet(DriverError):
-    """Starting; raised to the caller only when the time is over."""
+    """The driver is still starting. The caller sees this error only when the time is over."""
 
 
 @dataclass(frozen=True)
 class Driver:
     """A started driver. `created` is when the process was created, in seconds after the machine's boot, which no
-    setting of its clock moves; it tells the process from another one that got the same id later. `started_at` is UTC;
-    `crashes` is the number of drivers right before it that died young, one after the other (-1: also its own death is
-    forgiven)."""
+    setting of its clock moves; it distinguishes the process from another one that got the same id later. `started_at`
+    is UTC (ISO-8601); `crashes` is the number of drivers right before it that died young, one after the other (-1 says
+    that its own death is forgiven too)."""
 
     epoch: int
     pid: int
@@ -108,8 +108,8 @@ def recorded(folder: Path) -> Driver | None:
 
 
 def running(settings: Settings) -> Driver | None:
-    """The living driver, if there is one: the process recorded at its start, with the creation time recorded then.
-    A driver that has said it has failed or stopped does not count, even if its process lingers."""
+    """Returns the living driver: the process recorded at its start, with the creation time recorded then; None if there
+    is none. A driver that has said it has failed or stopped does not count, even if its process lingers."""
     driver = recorded(place(settings))
     if driver is None or not driver.alive:
         return None
@@ -118,8 +118,8 @@ def running(settings: Settings) -> Driver | None:
 
 
 def submit_command(conf: Mapping[str, str], epoch: int) -> list[str]:
-    """The driver's `spark-submit` command, made by the Spark provider from the connection `spark_stream` and Spark's
-    `conf`. Only inside an Airflow task, which alone may read connections."""
+    """Returns the driver's `spark-submit` command, made by the Spark provider from the connection `spark_stream` and
+    Spark's `conf`. It works only inside an Airflow task, which alone may read connections."""
     from airflow.providers.apache.spark.hooks.spark_submit import SparkSubmitHook
 
     hook = SparkSubmitHook(
@@ -132,13 +132,14 @@ def submit_command(conf: Mapping[str, str], epoch: int) -> list[str]:
 
 
 def holder(settings: Settings) -> str:
-    """The lease's holder. It tells installations apart, which wait for each other; the same one takes over from itself
-    at once."""
+    """Returns this installation's name as a holder of the lease. Installations wait for each other; the same one takes
+    over from itself at once."""
     return f"{socket.gethostname()}:{settings.home}"
 
 
 def ensure(settings: Settings, lease: Lease, command: Callable[[int], Sequence[str]]) -> Driver:
-    """The running driver if it still owns the lease; else clears up, takes the lease and starts `command(epoch)`.
+    """Returns the running driver if it still owns the lease; else clears up, takes the lease and starts
+    `command(epoch)`.
 
     Raises `LeaseHeld` while another installation owns the lease, `LeaseUnreachable`, `DriverError`."""
     found = running(settings)
@@ -234,8 +235,8 @@ def stop(settings: Settings, timeout: float = 60, epoch: int | None = None) -> b
 
 
 def deaths(folder: Path) -> int:
-    """Number of drivers, up to and with the last one, that died before they were healthy, one after the other.
-    A driver that stopped on purpose, and one that is alive, ends the count."""
+    """Returns how many drivers, up to and with the last one, died before they were healthy, one after the other. A
+    driver that stopped on purpose, and one that is alive, ends the count."""
     driver = recorded(folder)
     if driver is None or driver.alive:
         return 0
@@ -251,8 +252,8 @@ def last_sign(folder: Path, driver: Driver) -> datetime:
 
 
 def is_healthy(folder: Path, driver: Driver) -> bool:
-    """Whether the driver lives, or lived, for `HEALTHY_LIFE`, and no stream of it is in its first batch still: one that
-    it dies of each time may take longer. (One that waits for the registry will take as long as that.)"""
+    """Whether the driver lives, or lived, for `HEALTHY_LIFE`, and has no stream that is still in its first micro-batch:
+    a batch that kills it each time may take longer. (A stream that waits for the registry does not count.)"""
     queries = ((heartbeat(folder, driver.epoch) or {}).get("queries") or {}).values()
     if any(query.get("lag") and query.get("batch_id") is None and not query.get("waiting") for query in queries):
         return False
@@ -279,12 +280,13 @@ def log_end(settings: Settings, lines: int = 25) -> str:
 
 
 def _created(process: psutil.Process) -> float:
-    """Seconds from the boot to the start of the process: what psutil adds the boot's time by the clock of now to."""
+    """Seconds from the boot to the start of the process. psutil adds the time of the boot by the present clock, which
+    is taken off again."""
     return float(process.create_time() - psutil.boot_time())
 
 
 def _lives(process: psutil.Process) -> bool:
-    """False for a zombie: it has ended and only waits for a parent that may never look."""
+    """Whether the process runs. A zombie does not: it has ended, and waits for a parent that may never look."""
     try:
         return bool(process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
@@ -292,7 +294,8 @@ def _lives(process: psutil.Process) -> bool:
 
 
 def _gone(driver: Driver, timeout: float) -> bool:
-    """Whether nothing of the session lives within `timeout` seconds; the dead that nobody buries yet do not count."""
+    """Waits until no process of the session lives, `timeout` seconds at most; returns whether that is so. Zombies do
+    not count."""
     asked = Retrying(
         retry=retry_if_result(bool),
         wait=wait_fixed(0.05),

@@ -3,7 +3,7 @@
 Everything is derived from the driver's own files, so it survives Airflow, reboots and DAG runs, and every reader says
 the same:
 
-- A driver that dies young (`driver.is_healthy`), and not for the first time, is started again after a pause that
+- A driver that dies young (`process.is_healthy`), and not for the first time, is started again after a pause that
   doubles with each such death.
 - After `BACKOFF.attempts` of them, one right after the other, the circuit breaker is *open*: nothing is started for
   `COOL_DOWN`. Then it is *half-open*: one more is started. If that one lives, the breaker is *closed*; if it dies
@@ -24,7 +24,9 @@ from infra.settings import Settings
 from schemas.contract.model import Backoff
 
 BACKOFF = Backoff(attempts=5, base=timedelta(seconds=2), cap=timedelta(minutes=5), jitter=0.5)
+"""The pauses between drivers that die young, and how many such deaths open the breaker."""
 COOL_DOWN = timedelta(minutes=10)
+"""How long an open breaker starts no driver."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ def breaker(settings: Settings, now: datetime) -> Breaker:
     if deaths >= BACKOFF.attempts:
         until = died + COOL_DOWN
         return Breaker("open" if now < until else "half-open", deaths, until if now < until else None)
-    # None after a first early death. How much of the jitter is taken depends on the epoch: the same for every reader.
+    # No pause after a first early death. The epoch decides how much of the jitter is taken, so all readers agree.
     until = died if deaths == 1 else died + BACKOFF.due_after(deaths - 2, f"epoch {last.epoch}")
     return Breaker("closed", deaths, until if now < until else None)
 
@@ -75,7 +77,7 @@ def close_breaker(settings: Settings) -> bool:
 
 
 def hold(settings: Settings, by: str, because: str) -> None:
-    """No driver is started from now on. What runs is left alone."""
+    """Records that somebody stopped the stream: no driver is started from now on. What runs is left alone."""
     json_files.swap(_held_file(settings), asdict(Held(by, because, datetime.now(UTC).isoformat())))
 
 

@@ -1,4 +1,4 @@
-"""Waiting for the streaming driver: until it runs, until it has ingested what is on the broker at the moment."""
+"""Waits for the streaming driver: until it runs, and until it has ingested what the broker holds at the moment."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class NotIngested(TransientError):
 
 
 def wait_until_running(settings: Settings, timeout: float = 180, streams: Collection[str] = ()) -> None:
-    """Block until the driver says that its queries run, those of `streams` among them. Raises `NotRunning` after
-    `timeout` seconds."""
+    """Blocks until the driver says that its queries run, and that the queries of `streams` are among them. Raises
+    `NotRunning` after `timeout` seconds."""
 
     @retry(wait=wait_fixed(0.5), stop=stop_after_delay(timeout), retry=retry_if_result(lambda runs: not runs))
     def state() -> bool:
@@ -44,7 +44,7 @@ def wait_until_ingested(
     timeout: float = 300,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
-    """Block until every record that the broker holds now on the streams' topics went through a finished micro-batch.
+    """Blocks until every record that the broker holds now on the streams' topics went through a finished micro-batch.
 
     `on_progress(done, total)` is called each half second with counts of offsets. Raises `NotIngested` after `timeout`
     seconds.

@@ -25,7 +25,8 @@ _PROXIES = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")
 
 
 def program_environment() -> Mapping[str, str]:
-    """What programs inherit: little, so that neither secrets nor stray settings of the caller's shell leak into them.
+    """Returns the environment that programs inherit. It is small, so that neither secrets nor stray settings of the
+    caller's shell leak into them.
 
     `PATH` starts with this Python's folder, so that `spark-submit`, `airflow` and `python` are the environment's own.
     """

@@ -49,6 +49,7 @@ class Jar:
 
     @property
     def extension(self) -> str:
+        """The file's extension, without a dot."""
         return self.coordinate.partition("@")[2] or "jar"
 
     @property
@@ -59,6 +60,7 @@ class Jar:
 
     @property
     def file_name(self) -> str:
+        """The file's name in the cache, as Maven repositories name it."""
         _, artifact, version, classifier = self.parts
         return f"{artifact}-{version}{'-' + classifier if classifier else ''}.{self.extension}"
 
@@ -101,7 +103,7 @@ def registry_home(on_progress: Progress | None = None) -> Path:
 
 
 def fetch(configured: Settings, jars: Iterable[Jar], on_progress: Progress | None = None) -> list[Path]:
-    """The files of `jars` in the cache, in order, each with the SHA-256 of the lock.
+    """Returns the files of `jars` in the cache, in order, each with the SHA-256 of the lock.
 
     Missing and corrupted files are fetched, once. Raises `JarUnavailable` when Ivy cannot fetch a file and `JarError`
     when what it fetched is not what the lock says. Safe to call from several processes at once.
@@ -172,8 +174,9 @@ def _write_stamp(path: Path, sha256: str) -> None:
     scratch.replace(_stamp(path))
 
 
-def _admit(arrived: Path, place: Path, jar: Jar) -> None:
-    """Moves a file that has just arrived to its place in the cache, if it is the locked one."""
+def _admit(arrived: Path, target: Path, jar: Jar) -> None:
+    """Moves a file that has just arrived to `target` in the cache, if it is the locked one. Raises `JarUnavailable` if
+    there is no such file, and `JarError` if it is another one."""
     if not arrived.is_file():
         raise JarUnavailable(f"{jar.coordinate} did not arrive; try again, or set MILLRACE_MAVEN_REPOSITORY")
     actual = _sha256(arrived)
@@ -184,20 +187,26 @@ def _admit(arrived: Path, place: Path, jar: Jar) -> None:
             "It was not put into the cache. The repository or a proxy served something else: try again, or choose "
             "another repository with MILLRACE_MAVEN_REPOSITORY."
         )
-    arrived.replace(place)
-    _write_stamp(place, jar.sha256)
+    arrived.replace(target)
+    _write_stamp(target, jar.sha256)
 
 
 @contextmanager
 def only_one(folder: Path) -> Iterator[None]:
-    """Holds the folder's lock file: other processes wait here and then find the files."""
+    """Holds the folder's lock file inside the block: other processes wait here and then find the files."""
     with (folder / ".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 def _download(configured: Settings, jars: list[Jar], folder: Path, on_progress: Progress | None) -> None:
-    """Fetches exactly these files into `folder` with Ivy, without looking at any POM."""
+    """Fetches exactly these files into `folder` with Ivy, without looking at any POM. Raises `JarUnavailable`."""
+    _write_ivy_files(configured, jars, folder)
+    _run_ivy(configured, folder, len(jars), on_progress)
+
+
+def _write_ivy_files(configured: Settings, jars: list[Jar], folder: Path) -> None:
+    """Writes into `folder` which repository Ivy asks (`settings.xml`) and for which files (`ivy.xml`)."""
     root = f" root={quoteattr(configured.maven_repository.rstrip('/') + '/')}" if configured.maven_repository else ""
     (folder / "settings.xml").write_text(
         f"<ivysettings><settings defaultResolver='maven'/><caches defaultCacheDir={quoteattr(str(folder))} "
@@ -217,6 +226,10 @@ def _download(configured: Settings, jars: list[Jar], folder: Path, on_progress: 
         f"<info organisation='millrace' module='jars'/><dependencies>{''.join(dependencies)}</dependencies>"
         "</ivy-module>"
     )
+
+
+def _run_ivy(configured: Settings, folder: Path, total: int, on_progress: Progress | None) -> None:
+    """Lets Ivy fetch the `total` files that `ivy.xml` in `folder` names. Raises `JarUnavailable` with its reasons."""
     command: list[str | Path] = [
         java_executable(configured),
         "-Xmx128m",
@@ -233,7 +246,7 @@ def _download(configured: Settings, jars: list[Jar], folder: Path, on_progress: 
             for line in ivy.stdout:
                 lines.append(line.strip())
                 if on_progress and line.startswith("downloading "):
-                    on_progress(line.split(" ...")[0].rsplit("/", 1)[-1], done, len(jars))
+                    on_progress(line.split(" ...")[0].rsplit("/", 1)[-1], done, total)
                 done += "[SUCCESSFUL ]" in line
         except BaseException:
             ivy.kill()
@@ -245,7 +258,7 @@ def _download(configured: Settings, jars: list[Jar], folder: Path, on_progress: 
             "Ivy says:\n  " + "\n  ".join(reasons or lines[-20:])
         )
     if on_progress:
-        on_progress("", len(jars), len(jars))
+        on_progress("", total, total)
 
 
 def _ivy() -> Path:

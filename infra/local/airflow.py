@@ -48,11 +48,12 @@ class AirflowNotReady(TransientError):
 
 
 def home(settings: Settings) -> Path:
+    """The folder of Airflow's configuration and state (`AIRFLOW_HOME`)."""
     return settings.home / "airflow"
 
 
 def prepare(settings: Settings) -> list[Program]:
-    """Writes Airflow's configuration and its user's password."""
+    """Writes Airflow's configuration and its user's password, and returns the programs of its components."""
     passwords = write_private(
         settings.secrets_dir / "airflow-passwords.json", json.dumps({USER: settings.secret("airflow-admin")})
     )
@@ -73,7 +74,7 @@ def prepare(settings: Settings) -> list[Program]:
 
 
 def environment(settings: Settings, passwords: Path) -> dict[str, str]:
-    """What every component and task has in its environment: Airflow's options, connections and our settings."""
+    """Returns the environment of every component and task: Airflow's options, connections and our settings."""
     java_home = java_executable(settings).resolve().parent.parent
     given = {name: str(getattr(settings, name)) for name in sorted(settings.model_fields_set)}
     return {
@@ -94,7 +95,7 @@ def environment(settings: Settings, passwords: Path) -> dict[str, str]:
 
 
 def options(settings: Settings, passwords: Path) -> dict[str, str]:
-    """Airflow's configuration: `section__option` → value."""
+    """Returns Airflow's configuration, by `section__option`."""
     return {
         "core__executor": "infra.local.executor.LocalExecutor",
         "core__parallelism": "4",
@@ -137,7 +138,7 @@ def options(settings: Settings, passwords: Path) -> dict[str, str]:
 
 
 def _openlineage(settings: Settings) -> dict[str, str]:
-    """Whom the OpenLineage provider tells of runs of DAGs and tasks. Without a transport it stays off."""
+    """Options of the OpenLineage provider: where it sends runs of DAGs and tasks. Without a transport it stays off."""
     transport = settings.openlineage_transport
     if transport is None:
         return {"openlineage__disabled": "True"}
@@ -150,7 +151,7 @@ def _openlineage(settings: Settings) -> dict[str, str]:
 
 
 def connections(settings: Settings) -> dict[str, dict[str, object]]:
-    """Airflow connections, all derived from the settings: id → what Airflow reads as JSON."""
+    """Returns Airflow's connections by id, as Airflow reads them as JSON. All are derived from the settings."""
 
     def kafka(principal: Principal) -> dict[str, object]:
         return {"conn_type": "kafka", "extra": settings.kafka_client(principal)}
@@ -217,12 +218,12 @@ def _with_environment(file: Path, module: tuple[str, ...]) -> str:
 
 
 def _fernet_key(settings: Settings) -> str:
-    """Fernet wants exactly 32 bytes, URL-safe base64."""
+    """The key of Airflow's encryption. Fernet wants exactly 32 bytes, in URL-safe base64."""
     return base64.urlsafe_b64encode(hashlib.sha256(settings.secret("airflow-fernet").encode()).digest()).decode()
 
 
 def _jwt_secret(settings: Settings) -> str:
-    """SHA-512 signatures want a key of at least 64 bytes."""
+    """The key of Airflow's tokens. SHA-512 signatures want at least 64 bytes."""
     return hashlib.sha512(settings.secret("airflow-jwt").encode()).hexdigest()
 
 

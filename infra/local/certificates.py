@@ -27,12 +27,12 @@ BROKER_NAME = "broker"
 
 
 def broker_keystore(settings: Settings) -> Path:
-    """Where the broker's private key (PKCS#8) and certificate are (PEM, one file)."""
+    """The file with the broker's private key (PKCS#8) and its certificate (PEM)."""
     return settings.secrets_dir / "broker.pem"
 
 
 def ensure_certificates(settings: Settings, now: datetime | None = None) -> bool:
-    """Makes the authority (`settings.ca_file`) and the broker's keystore; returns whether anything was made anew.
+    """Makes the authority (`settings.ca_file`) and the broker's keystore; returns whether they were made anew.
 
     Both are left alone while they belong together and are valid for another 30 days after `now` (UTC). All files have
     mode 0600. The authority's key is thrown away after signing: whoever reads the secrets later cannot sign with it.
@@ -41,6 +41,12 @@ def ensure_certificates(settings: Settings, now: datetime | None = None) -> bool
     if _good_until(settings, moment + RENEW_BEFORE):
         return False
     settings.secrets_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    _make(settings, moment)
+    return True
+
+
+def _make(settings: Settings, moment: datetime) -> None:
+    """Signs the broker's certificate by a new authority, both valid from `moment`, and writes the two files."""
     authority_key = ec.generate_private_key(ec.SECP256R1())
     authority_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Millrace local authority")])
     authority = (
@@ -68,7 +74,6 @@ def ensure_certificates(settings: Settings, now: datetime | None = None) -> bool
     key = broker_key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     write_private(broker_keystore(settings), key + broker.public_bytes(pem))
     write_private(settings.ca_file, authority.public_bytes(pem))
-    return True
 
 
 def _good_until(settings: Settings, moment: datetime) -> bool:

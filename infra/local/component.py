@@ -1,4 +1,4 @@
-"""A component of Airflow that is started again after a `kill -9`: clears up after its predecessor, then becomes it.
+"""Starts a component of Airflow after a `kill -9`: clears up after its predecessor, then becomes the component.
 
 python -m infra.local.component scheduler|triggerer [Airflow's arguments]
 
@@ -28,7 +28,7 @@ JOBS = {"scheduler": "SchedulerJob", "triggerer": "TriggererJob"}
 
 
 def orphaned_workers(session: int) -> list[psutil.Process]:
-    """Workers in `session` that wait for tasks of a scheduler that no longer lives."""
+    """Returns the workers in `session` that wait for tasks of a scheduler that no longer lives."""
     found = []
     for process in psutil.process_iter(["cmdline"]):
         title = " ".join(process.info["cmdline"] or ())
@@ -57,7 +57,7 @@ def end_predecessor(configured: Settings, component: str) -> int:
 
 
 def main(component: str, *arguments: str) -> None:
-    """Does not return: the process becomes Airflow's."""
+    """Clears up after the predecessor of `component` and becomes Airflow's program of that name: it does not return."""
     if component == "scheduler":
         end(orphaned_workers(os.getsid(0)), seconds=5)
     try:

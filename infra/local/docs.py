@@ -16,7 +16,8 @@ class DocsNotReady(TransientError):
 
 
 def prepare(settings: Settings) -> Program:
-    """Makes the folder that is served, if Great Expectations did not do so yet."""
+    """Makes the folder that is served, if Great Expectations did not do so yet, and returns the web server's
+    program."""
     settings.data_docs_dir.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "http.server", str(settings.docs_port), "--bind", "127.0.0.1"]
     command += ["--directory", str(settings.data_docs_dir)]

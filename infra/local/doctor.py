@@ -1,4 +1,4 @@
-"""Is this machine fit to run the stack? Each finding says what is wrong, where, and what to do."""
+"""Checks whether this machine is fit to run the stack. Each finding says what is wrong, where, and what to do."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from infra.settings import PROJECT, Settings, of_checkout
 from schemas.errors import MillraceError, TerminalError
 
 FREE_BYTES = 5 * 2**30
+"""Bytes of disk that a home needs."""
 MEMORY_BYTES = 6 * 2**30
+"""Bytes of memory that the whole stack needs."""
 
 
 class Unfit(TerminalError):
@@ -39,7 +41,7 @@ class Finding:
 
 
 def ports(settings: Settings) -> dict[str, dict[str, int]]:
-    """The ports of each service: setting → port."""
+    """Returns the ports of each service, by the name of their setting."""
     return {
         "postgres": {"MILLRACE_POSTGRES_PORT": settings.postgres_port},
         "kafka": {
@@ -53,7 +55,8 @@ def ports(settings: Settings) -> dict[str, dict[str, int]]:
 
 
 def examine(settings: Settings, starting: Collection[str], thorough: bool = False) -> list[Finding]:
-    """Checks what `starting` services need. `thorough` also reads every byte of the jar cache."""
+    """Checks what the services in `starting` need, and returns a finding for each check. `thorough` also reads every
+    byte of the jar cache."""
     checks: list[tuple[str, Callable[[], str]]] = [
         ("python", _python),
         ("java", lambda: _java(settings)),
@@ -113,17 +116,17 @@ def _home(settings: Settings) -> str:
 
 def _disk(settings: Settings) -> str:
     lines = []
-    for place, setting in ((settings.home, "MILLRACE_HOME"), (settings.jar_cache, "MILLRACE_JAR_CACHE")):
-        existing = next(folder for folder in (place, *place.parents) if folder.exists())
+    for wanted, setting in ((settings.home, "MILLRACE_HOME"), (settings.jar_cache, "MILLRACE_JAR_CACHE")):
+        existing = next(folder for folder in (wanted, *wanted.parents) if folder.exists())
         free = shutil.disk_usage(existing).free
         # The cache needs room only until it is full, which takes 0.4 GiB.
         needed = FREE_BYTES if setting == "MILLRACE_HOME" else 2**29
         if free < needed and not (setting == "MILLRACE_JAR_CACHE" and _cache_is_full(settings)):
             raise Unfit(
                 f"{existing} has {free / 2**30:.1f} GiB of free space, but {needed / 2**30:.1f} GiB are needed: free "
-                f"some, or choose another place with {setting}"
+                f"some, or choose another folder with {setting}"
             )
-        lines.append(f"{free / 2**30:.0f} GiB free at {place}")
+        lines.append(f"{free / 2**30:.0f} GiB free at {wanted}")
     return ", ".join(dict.fromkeys(lines))
 
 
@@ -177,7 +180,7 @@ def _is_taken(port: int) -> bool:
 
 
 def _by_whom(port: int) -> str:
-    """` by python3 (pid 42, user ann)`, or what can be said."""
+    """Who has the port, as ` by python3 (pid 42, user ann)`, or as much of it as the system lets us see."""
     try:
         connections = psutil.net_connections(kind="tcp")
     except psutil.AccessDenied:  # macOS lets only root see other processes' sockets

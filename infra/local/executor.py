@@ -11,6 +11,8 @@ from airflow.executors import local_executor
 
 
 class LocalExecutor(local_executor.LocalExecutor):
+    """Airflow's LocalExecutor, whose scheduler ends when one of its workers was killed."""
+
     def _check_workers(self) -> None:
         """Raises SystemExit if a worker was killed, after the others have ended too: tasks of theirs are given to the
         next scheduler, which starts them again."""

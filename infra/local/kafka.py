@@ -2,8 +2,8 @@
 
 Clients speak SASL_SSL with SCRAM-SHA-512. Inter-controller SCRAM is not supported by Kafka, so the controller listener
 is SSL with client certificates. The users are seeded when the storage is formatted. When a principal is added later, or
-a secret was lost and made anew, `reseed` tells the broker. For that the passwords that the broker knows are kept beside
-its data too: whoever loses one of the two copies, also that of `admin`, loses nothing.
+a secret was lost and made anew, `reseed` gives the broker the new password. For that the passwords that the broker
+knows are kept beside its data too: whoever loses one of the two copies, also of `admin`'s, loses nothing.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ from infra.settings import PRINCIPALS, Settings
 from schemas.errors import TerminalError, TransientError
 
 HEAP = "400m"
+"""Largest heap of the broker's JVM."""
 _BROKER_USER = "broker"  # logs in to its own listener for what Kafka calls inter-broker traffic
 
 
@@ -53,11 +54,12 @@ class KafkaNotReady(TransientError):
 
 
 def data_dir(settings: Settings) -> Path:
+    """The folder of the broker's log segments and metadata."""
     return settings.home / "data" / "kafka"
 
 
 def server_properties(settings: Settings, logs: Path) -> dict[str, str]:
-    """The broker's configuration with its data in `logs`."""
+    """Returns the broker's configuration, with its data in the folder `logs`."""
     keystore, authority = str(broker_keystore(settings)), str(settings.ca_file)
     return {
         "process.roles": "broker,controller",
@@ -190,7 +192,8 @@ def reseed(settings: Settings) -> list[str]:
 
 
 def _operator(settings: Settings, password: str) -> AdminClient:
-    """The admin principal. A refused password is an error at once; refused connections are expected while it starts."""
+    """Returns a client of the principal `admin`. A refused password is a `KafkaError` at once; refused connections are
+    expected while the broker starts."""
     refusals: list[str] = []
     options: dict[str, Any] = {**settings.kafka_client("admin"), "sasl.password": password, "log_level": 0}
     options["error_cb"] = lambda error: _remember_refusal(error, refusals)
@@ -213,12 +216,13 @@ def _remember_refusal(error: Any, refusals: list[str]) -> None:
 
 
 def _format(settings: Settings, java: Path, options: list[str]) -> None:
-    """Formats into a folder beside the data and moves it in place: a format that was cut off leaves nothing."""
-    place = data_dir(settings)
-    place.parent.mkdir(parents=True, exist_ok=True)
+    """Formats a folder beside the data's and renames it: a format that was cut off leaves nothing. Raises
+    `KafkaError`."""
+    data = data_dir(settings)
+    data.parent.mkdir(parents=True, exist_ok=True)
     settings.run_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=settings.run_dir) as scratch:
-        logs = place.with_name(".kafka-formatting")
+        logs = data.with_name(".kafka-formatting")
         shutil.rmtree(logs, ignore_errors=True)
         configuration = write_private(
             Path(scratch) / "format.properties", _properties(server_properties(settings, logs))
@@ -234,7 +238,7 @@ def _format(settings: Settings, java: Path, options: list[str]) -> None:
         tool = ["-Xmx128m", *options, "kafka.tools.StorageTool", *what]
         _run(java, java_arguments(Path(scratch) / "args", [*tool, *seeds]), "format Kafka's storage")
         write_private(_known_file(settings), json.dumps(users(settings)))
-        logs.rename(place)
+        logs.rename(data)
 
 
 def _run(java: Path, arguments: Path, purpose: str) -> None:
@@ -258,5 +262,5 @@ def _known(settings: Settings) -> dict[str, str]:
 
 
 def _properties(values: Mapping[str, str]) -> str:
-    """Java properties; backslashes (of paths) are the only characters of ours that need care."""
+    """`values` as a file of Java properties. Backslashes, in paths, are the only characters of ours to be escaped."""
     return "".join(f"{key}={value}\n".replace("\\", "\\\\") for key, value in values.items())

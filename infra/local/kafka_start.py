@@ -1,6 +1,7 @@
-"""Starts the embedded broker, after a crash with its old registration ended first: `python -P kafka_start.py CLEAN
-FENCING BROKER`, where CLEAN is the file that Kafka leaves when it was stopped properly, and the other two are
-argument files for `java`: of the same node as a controller alone, and of the whole.
+"""Starts the embedded broker; after a crash it ends the old registration first.
+
+`python -P kafka_start.py CLEAN FENCING BROKER`: CLEAN is the file that Kafka leaves when it was stopped properly; the
+other two are argument files for `java`, one for the same node as a controller alone, one for the whole node.
 
 A broker that was killed is still registered, as alive, when it is started again. Its coordinator then begins to end the
 transactions that the crash left half ended, but cannot reach the broker, which must wait until its old registration has
@@ -26,7 +27,8 @@ from infra.jvm.java import java_executable
 from infra.settings import settings
 
 ENDED = "Fencing broker 1 "
-"""How the controller's log (org.apache.kafka.controller at INFO) says it."""
+"""The words by which the controller's log (org.apache.kafka.controller at INFO) says that the registration has
+ended."""
 
 COMMIT = 1.0
 """Seconds from these words until their record is surely committed: the words come first, and one node needs little."""
@@ -67,6 +69,7 @@ def _die_with_parent() -> None:
 
 
 def main(clean: Path, fencing: Path, broker: Path) -> None:
+    """Ends the old registration if the broker crashed, then becomes the broker: it does not return."""
     java = java_executable(settings())
     if not clean.exists():
         end_registration(java, fencing)

@@ -16,12 +16,12 @@ MARK = "MILLRACE_PROGRAM"
 
 
 def session_file(settings: Settings) -> Path:
-    """Holds the session id of the last supervisord, which its programs share."""
+    """The file with the session id of the last supervisord, which its programs share."""
     return settings.run_dir / "session"
 
 
 def leftovers(settings: Settings) -> list[psutil.Process]:
-    """Running processes that this home's stack started, directly or not, in any session."""
+    """Returns the running processes that this home's stack started, directly or not, in any session."""
     try:
         session = int(session_file(settings).read_text())
     except (OSError, ValueError):

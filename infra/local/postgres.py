@@ -32,11 +32,13 @@ class PostgresNotReady(TransientError):
 
 
 def data_dir(settings: Settings) -> Path:
+    """The folder of the database cluster."""
     return settings.home / "data" / "postgres"
 
 
 def prepare(settings: Settings) -> Program:
-    """Makes the database cluster if it is missing and writes its configuration. Raises `PostgresError`."""
+    """Makes the database cluster if it is missing, writes its configuration, and returns the server's program. Raises
+    `PostgresError`."""
     data = data_dir(settings)
     if not data.exists():
         _initialise(settings, data)
@@ -86,7 +88,8 @@ def ensure_databases(settings: Settings) -> None:
 
 
 def _configuration(settings: Settings) -> str:
-    """Small memory, and TCP on the loopback only: a Unix socket's path would limit how deep a checkout may lie."""
+    """The server's configuration: little memory, and TCP on the loopback alone, since the path of a Unix socket would
+    limit how deep a checkout may lie."""
     return "\n".join(
         [
             "listen_addresses = '127.0.0.1'",
@@ -105,7 +108,8 @@ def _configuration(settings: Settings) -> str:
 
 
 def _initialise(settings: Settings, data: Path) -> None:
-    """Runs initdb beside the final place and moves the result there: one that was cut off leaves nothing behind."""
+    """Runs initdb in a folder beside `data` and renames it: an initdb that was cut off leaves nothing. Raises
+    `PostgresError`."""
     data.parent.mkdir(parents=True, exist_ok=True)
     scratch = data.with_name(".postgres-initialising")
     shutil.rmtree(scratch, ignore_errors=True)
@@ -124,7 +128,7 @@ def _initialise(settings: Settings, data: Path) -> None:
 
 
 def _as_unprivileged() -> list[str | Path]:
-    """The start of a command that gives up root; empty for other users."""
+    """The beginning of a command that gives up root's rights; empty for other users. Raises `PostgresError`."""
     if os.geteuid() != 0:
         return []
     setpriv = shutil.which("setpriv")

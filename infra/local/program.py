@@ -1,4 +1,4 @@
-"""What supervisor runs: a program, the private files it reads, and how to tell that it is healthy."""
+"""What supervisor runs: a program, and the private files that it reads."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from infra.private_files import write_private
 
 @dataclass(frozen=True)
 class Program:
-    """One supervised process. `files` are its configuration: when their content changes, `up` restarts it."""
+    """A supervised process. `files` are its configuration: when their content changes, `up` restarts it."""
 
     name: str
     command: Sequence[str | Path]
@@ -27,11 +27,12 @@ class Program:
 
     @property
     def command_line(self) -> str:
+        """The command, quoted for supervisord."""
         return shlex.join(str(part) for part in self.command)
 
     @property
     def fingerprint(self) -> str:
-        """Changes when any configuration file does."""
+        """A hash of the configuration files, which changes when any of them does."""
         digest = hashlib.sha256()
         for path in self.files:
             digest.update(path.read_bytes())
@@ -39,9 +40,7 @@ class Program:
 
 
 def java_arguments(path: Path, arguments: Sequence[str | Path]) -> Path:
-    """Writes arguments of `java` (options, main class and its arguments) as a file for `java @file`.
-
-    So neither passwords nor a class path of fifty jars appear in the process list.
-    """
+    """Writes arguments of `java` (options, main class and its arguments) as a file for `java @file`, so that neither
+    passwords nor a class path of fifty jars appear in the process list. Returns the file."""
     quoted = ['"' + str(part).replace("\\", "\\\\").replace('"', '\\"') + '"' for part in arguments]
     return write_private(path, "\n".join(quoted) + "\n")

@@ -15,6 +15,7 @@ from infra.settings import Settings
 from schemas.errors import TransientError
 
 HEAP = "200m"
+"""Largest heap of the registry's JVM."""
 
 
 class RegistryNotReady(TransientError):
@@ -22,7 +23,8 @@ class RegistryNotReady(TransientError):
 
 
 def prepare(settings: Settings, on_progress: jars.Progress | None = None) -> Program:
-    """Fetches and unpacks the registry and writes its configuration. Raises what `jars.fetch` raises."""
+    """Fetches and unpacks the registry, writes its configuration, and returns its program. Raises what `jars.fetch`
+    raises."""
     home = jars.registry_home(on_progress)
     database = urlsplit(settings.postgres("registry"))
     values = {

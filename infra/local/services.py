@@ -1,4 +1,4 @@
-"""The services of the embedded stack: what each consists of, needs, and how to tell that it is healthy."""
+"""The services of the embedded stack: what each consists of, what it needs, and how its health is checked."""
 
 from __future__ import annotations
 
@@ -66,17 +66,18 @@ SERVICES: dict[str, Service] = {
         patience=240,
     ),
 }
-"""In the order in which they are started; they are stopped in the opposite order."""
+"""All services, in the order in which they are started; they are stopped in the opposite order."""
 
 
 def replaced(settings: Settings) -> set[str]:
-    """The services in whose place the settings name a server of the user's own: they are not started."""
+    """Returns the services that are not started because the settings name a server of the user's own instead."""
     own = {"postgres": settings.postgres_url, "kafka": settings.kafka_bootstrap, "registry": settings.registry_url}
     return {name for name, url in own.items() if url}
 
 
 def with_needs(names: Collection[str]) -> list[str]:
-    """`names` and what they need, in starting order; all services if `names` is empty. Raises `UnknownService`."""
+    """Returns the services `names` and what they need, in starting order; all services if `names` is empty. Raises
+    `UnknownService`."""
     unknown = sorted(set(names) - set(SERVICES))
     if unknown:
         raise UnknownService(f"no service {', '.join(unknown)}; there are: {', '.join(SERVICES)}")

@@ -26,7 +26,7 @@ Report = Callable[[str], object]
 
 
 LIVES = 5
-"""A service whose programs died this often before it became healthy will not become healthy."""
+"""How often a service's programs may die before it becomes healthy; after that it is given up."""
 
 
 class StackError(TerminalError):
@@ -44,7 +44,7 @@ def up(settings: Settings, services: Collection[str] = (), on_progress: Report |
     wanted = [name for name in with_needs(services) if name not in replaced(settings)]
     supervisor = Supervisor(settings)
     if supervisor.process() is None:
-        end(leftovers(settings))  # of a supervisor that was killed: they hold ports and data
+        end(leftovers(settings))  # a supervisor that was killed leaves programs that hold ports and data
     running = _running(supervisor)
     doctor.require_fit(settings, [name for name in wanted if name not in running])
     local_spark = any(master.startswith("local") for master in (settings.spark_master, settings.spark_batch_master))
@@ -91,13 +91,13 @@ def down(settings: Settings, on_progress: Report | None = None, patience: float 
 
 
 def examine(settings: Settings) -> list[doctor.Finding]:
-    """Everything `millrace doctor` looks at, with the ports of the services that do not run yet."""
+    """Returns everything that `millrace doctor` finds, with the ports of the services that do not run yet."""
     running = _running(Supervisor(settings))
     return doctor.examine(settings, [name for name in SERVICES if name not in running], thorough=True)
 
 
 def status(settings: Settings) -> dict[str, str]:
-    """State of each program that is configured (`RUNNING`, `STOPPED`, `BACKOFF`, …); empty if nothing runs."""
+    """Returns the state of each configured program (`RUNNING`, `STOPPED`, `BACKOFF`, …); none if nothing runs."""
     return Supervisor(settings).states()
 
 
@@ -112,7 +112,7 @@ def _runs(state: str | None) -> bool:
 
 
 def _fetching(report: Report) -> Progress:
-    """Reports the arrival of JVM parts: each tenth of them is enough for a person."""
+    """Returns a function that reports the arrival of JVM parts, each tenth of them, which is enough for a person."""
 
     def on_file(name: str, done: int, total: int) -> None:
         if name and done % max(1, total // 10) == 0:
@@ -194,7 +194,9 @@ def _stop_driver(settings: Settings, report: Report, patience: float) -> None:
 
 @contextmanager
 def _archived_classes(settings: Settings, needed: bool, report: Report) -> Iterator[None]:
-    """Makes the archive of Spark's classes beside what happens inside the block, once for each environment."""
+    """Makes the archive of Spark's classes, if it is `needed` and missing, while the block runs, on a thread of its
+    own.
+    """
 
     def make() -> None:
         try:
@@ -247,7 +249,7 @@ def stopped_on_interrupt(settings: Settings, report: Report) -> Iterator[None]:
 
 @contextmanager
 def _deaf_to_interrupts() -> Iterator[None]:
-    """A second Ctrl-C must not stop the cleaning up after the first."""
+    """Ignores signals inside the block: a second Ctrl-C must not stop the cleaning up after the first."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

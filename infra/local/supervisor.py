@@ -31,7 +31,8 @@ class SupervisorError(TerminalError):
 
 
 class Supervisor:
-    """One supervisord, at home in `<home>/run`. Programs are started one by one with `start`, never by themselves."""
+    """The supervisord of a home, whose files are in `<home>/run`. It starts programs when `start` asks for them, never
+    by itself."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -103,11 +104,12 @@ class Supervisor:
     # -- programs ------------------------------------------------------------------------------------------------
 
     def states(self) -> dict[str, str]:
-        """State of each program (`RUNNING`, `STOPPED`, `STARTING`, `BACKOFF`, `FATAL`, …); empty if nothing runs."""
+        """Returns the state of each program (`RUNNING`, `STOPPED`, `STARTING`, `BACKOFF`, `FATAL`, …), none if nothing
+        runs."""
         return {name: info["statename"] for name, info in self.information().items()}
 
     def information(self) -> dict[str, dict[str, Any]]:
-        """What supervisord knows of each program: `statename`, `pid`, `start`, `description`, `spawnerr`, …"""
+        """Returns what supervisord knows of each program: `statename`, `pid`, `start`, `description`, `spawnerr`, …"""
         if self.process() is None:
             return {}
         return {info["name"]: info for info in self._call("getAllProcessInfo")}
@@ -123,7 +125,7 @@ class Supervisor:
         return True
 
     def stop(self, name: str) -> None:
-        """Asks a program to stop; does not wait."""
+        """Asks a program to stop and does not wait for its end."""
         try:
             self._call("stopProcess", name, False)
         except xmlrpc.client.Fault:  # it does not run, or is not known
@@ -194,5 +196,5 @@ class Supervisor:
 
 
 def _escaped(value: Any) -> str:
-    """supervisord expands `%(name)s` in every value."""
+    """A value for supervisord's configuration, in which `%(name)s` would be expanded."""
     return str(value).replace("%", "%%")

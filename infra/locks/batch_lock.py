@@ -1,8 +1,9 @@
-"""One at a time over processes and machines: a lock that PostgreSQL holds for as long as its owner is connected.
+"""The batch lock: PostgreSQL holds it for as long as its owner is connected, so batch runs of all processes and
+machines take turns.
 
-The pool of Airflow lets the batch jobs take turns; this holds for those that somebody starts by hand as well. A process
-that dies, by whatever signal, gives it up with its connection; one that is paused keeps it, and one whose connection
-was cut is told before its next commit.
+The pool of Airflow lets the batch jobs take turns; the lock covers jobs that somebody starts by hand as well. A process
+that dies, by whatever signal, gives it up with its connection; one that is paused keeps it; and one whose connection
+was cut finds that out before its next commit.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from schemas.errors import TransientError
 log = logging.getLogger("millrace.exclusive")
 
 PATIENCE = 600.0
+"""Seconds that a run waits for another one's end, if the caller says nothing else."""
 
 
 class Busy(TransientError):
@@ -28,13 +30,13 @@ class Busy(TransientError):
 
 
 class LockLost(TransientError):
-    """The connection that held the lock is gone, so another process may be at work: this one must not commit."""
+    """The connection that held the lock is gone, so another process may be at work, and this one must not commit."""
 
 
 @contextmanager
 def exclusive(settings: Settings, name: str, patience: float = PATIENCE) -> Iterator[Callable[[], None]]:
-    """Holds the lock `name` inside of the block, waiting `patience` seconds for it. Gives a function that raises
-    `LockLost` when it is no longer held: call it before each commit. Raises `Busy`."""
+    """Holds the lock `name` inside the block, and waits `patience` seconds for it. Gives the block a function that
+    raises `LockLost` when the lock is no longer held: call it before each commit. Raises `Busy`."""
     try:
         connection = psycopg2.connect(
             settings.postgres("millrace"), connect_timeout=5, application_name=f"millrace-{name}-{os.getpid()}",
@@ -71,6 +73,7 @@ def exclusive(settings: Settings, name: str, patience: float = PATIENCE) -> Iter
 
 
 def _owner(cursor: psycopg2.extensions.cursor, key: dict[str, int]) -> str:
+    """The application name of the connection that holds the lock, in words for people."""
     cursor.execute(
         "select application_name from pg_locks join pg_stat_activity using (pid) "
         "where locktype = 'advisory' and granted and (classid::bigint << 32 | objid::bigint) = %(key)s",

@@ -61,9 +61,9 @@ class LeaseUnreachable(TransientError):
 
 
 class Lease:
-    """The lease `name`, living `seconds` after each renewal. One connection, opened on first use and again after a
-    failure; safe to share between threads. Every method is one short statement in its own transaction and raises
-    `LeaseUnreachable` when the server does not answer."""
+    """The lease `name`, which lives for `seconds` after each renewal. It has one connection, opened on first use and
+    again after a failure, and is safe to share between threads. Every method is one short statement in its own
+    transaction and raises `LeaseUnreachable` when the server does not answer."""
 
     def __init__(self, settings: Settings, name: str = "stream", seconds: float | None = None) -> None:
         self._url = settings.postgres("millrace")
@@ -86,7 +86,7 @@ class Lease:
         )
 
     def renew(self, epoch: int) -> None:
-        """Moves the expiry. Raises `LeaseLost` when `epoch` is not the newest."""
+        """Moves the expiry to `seconds` from now. Raises `LeaseLost` when `epoch` is not the newest."""
         if self._one(_RENEW, epoch=epoch, seconds=self._seconds) is None:
             raise self._lost(epoch)
 
@@ -100,6 +100,7 @@ class Lease:
         self._one(_RELEASE, epoch=epoch)
 
     def close(self) -> None:
+        """Closes the connection. The lease stays with its holder until it expires."""
         with self._lock:
             self._drop()
 

@@ -1,7 +1,7 @@
 """A backfill: what bronze lacks is sent again from Kafka, and past hours are computed again from bronze.
 
-Both steps are those of every day: the repair of the conservation audit, and a reconciliation with hours forced into
-its plan.
+Neither step is new: the first is the repair of the conservation audit, the second a reconciliation with hours forced
+into its plan. The command and the DAG `backfill` both do their work here.
 """
 
 from __future__ import annotations
@@ -28,41 +28,43 @@ _OFFSETS = re.compile(r"(?P<topic>[\w.-]+)/(?P<partition>\d+):(?P<first>\d+)-(?P
 
 
 class WrongSelection(TerminalError):
-    """Records are selected by something that is no range of offsets and no time."""
+    """Records cannot be selected by a text that is neither a range of offsets nor of times; the message says how."""
 
 
 def backfill(
     settings: Settings, stream: str, hours: Hours, records: Sequence[str] = (), *, dry_run: bool = True
 ) -> dict[str, Any]:
-    """Does both steps and returns the summary of the second (`Reconciliation.run`, or `survey` if `dry_run`), with
-    `missing` and `sent` records and `applied`. Raises what the two raise, and `NotConserved` if records stay missing
-    that were not left out on purpose: numbers that lack them must not become final."""
+    """Does both steps for the `hours` of event time, and returns the summary of the second (`Reconciliation.run`, or
+    `survey` if `dry_run`), with the number of `missing` and of `sent` records, and `applied`. `records` narrows what is
+    sent again, as in `selected`. Raises what the two steps raise, and `NotConserved` if records stay missing that were
+    not left out on purpose: numbers that lack them must not become final."""
     from spark.batch.reconciliation import reconcile
 
     run_id = f"backfill__{datetime.now(UTC):%Y-%m-%dT%H%M%S.%f}Z"
-    found, sent = send_missing(settings, stream, records, dry_run=dry_run)
+    found, sent = repair_selected(settings, stream, records, dry_run=dry_run)
     done = reconcile(settings, stream, run_id, hours, dry_run=dry_run)
     return done | {"missing": found, "sent": sent, "applied": not dry_run}
 
 
-def send_missing(settings: Settings, stream: str, records: Sequence[str], *, dry_run: bool) -> tuple[int, int]:
-    """The number of selected records that bronze lacks and Kafka has, and how many of them were sent again: all, none
-    in a `dry_run`. Raises as `backfill` does."""
+def repair_selected(settings: Settings, stream: str, records: Sequence[str], *, dry_run: bool) -> tuple[int, int]:
+    """Sends the selected records that bronze lacks and Kafka has again, none in a `dry_run`. Returns how many there
+    are, and how many were sent. Raises as `backfill` does."""
     contract = contract_in(settings.contracts, stream)
     found = selected(settings, audit.audit(settings, contract, "backfill"), records)
-    missing = sum(f.range.size for one in found.partitions for f in one.findings if f.reason == "missing")
+    findings = [finding for partition in found.partitions for finding in partition.findings]
+    missing = sum(finding.range.size for finding in findings if finding.reason == "missing")
     if dry_run:
         return missing, 0
-    sent = repair.send_missing(settings, contract, found) if missing else 0
+    sent = repair.repair_and_wait(settings, contract, found) if missing else 0
     if not records:
         audit.require_conserved(audit.audit(settings, contract, "backfill") if sent else found)
     return missing, sent
 
 
 def selected(settings: Settings, found: Audit, records: Sequence[str]) -> Audit:
-    """`found` with only those missing records that are in one of the ranges `records`: `topic/partition:first-last`, or
-    `from..to`, times of Kafka's records. All of them if there is none. Raises `WrongSelection`, and `TransientError`
-    while Kafka does not answer."""
+    """Returns `found` with the missing records that are in one of the ranges `records`, and no others. A range is
+    `topic/partition:first-last`, or `from..to`, times of Kafka's records (ISO-8601, UTC unless they say else). Without
+    a range all of them stay. Raises `WrongSelection`, and `TransientError` while Kafka does not answer."""
     if not records:
         return found
     partitions = [partition.topic_partition for partition in found.partitions]
@@ -73,7 +75,8 @@ def selected(settings: Settings, found: Audit, records: Sequence[str]) -> Audit:
     return replace(
         found,
         partitions=tuple(
-            replace(one, findings=tuple(_only(one.findings, ranges[one.topic_partition]))) for one in found.partitions
+            replace(partition, findings=tuple(_only(partition.findings, ranges[partition.topic_partition])))
+            for partition in found.partitions
         ),
     )
 
@@ -106,7 +109,8 @@ def _ranges(settings: Settings, partitions: Sequence[Partition], text: str) -> M
 
 
 def _offsets_at(settings: Settings, partitions: Sequence[Partition], milliseconds: int) -> dict[Partition, int]:
-    """The first offset of each partition whose record is not older; its end if there is none."""
+    """Returns, for each partition, the first offset whose record is not older than `milliseconds` since 1970 UTC; the
+    partition's end if all are older."""
     consumer = Consumer(settings.kafka_client("audit") | {"group.id": f"audit.{partitions[0][0]}"})
     try:
         asked = [TopicPartition(topic, partition, milliseconds) for topic, partition in partitions]
@@ -118,6 +122,6 @@ def _offsets_at(settings: Settings, partitions: Sequence[Partition], millisecond
             for it in answers
         }
     except KafkaException as error:
-        raise TransientError(f"Kafka does not tell offsets by time: {error.args[0].str()}") from error
+        raise TransientError(f"Kafka does not answer which offsets a time has: {error.args[0].str()}") from error
     finally:
         consumer.close()

@@ -1,4 +1,4 @@
-"""The platform's metrics for Prometheus: what `millrace status` knows, as numbers. Every scrape asks anew."""
+"""The platform's metrics for Prometheus: what `millrace status` knows, as numbers. Every scrape reads it anew."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ BREAKER = ("closed", "half-open", "open")
 
 
 def registry(facts: Callable[[], dict[str, Any]]) -> CollectorRegistry:
-    """A registry whose metrics are those of `facts()`, a document of `infra.commands.status`, at each collection."""
+    """Returns a registry of metrics that calls `facts`, which gives a document of `infra.commands.status`, at each
+    collection."""
     found = CollectorRegistry()
     found.register(_Facts(facts))
     return found
@@ -26,15 +27,22 @@ class _Facts(Collector):
         self._facts = facts
 
     def describe(self) -> list[Metric]:
-        return []  # else to register it would ask everything
+        return []  # else registering the collector would collect everything
 
     def collect(self) -> Iterator[Metric]:
         return families(self._facts())
 
 
 def families(document: Mapping[str, Any]) -> Iterator[Metric]:
-    """The metrics of a document. What is unknown (a broker that is away, a stream that was never reconciled) has no
-    sample. Times are seconds since 1970, UTC."""
+    """Yields the metrics of a document of `infra.commands.status`. What is unknown (a broker that is away, a stream
+    that was never reconciled) has no sample. Times are seconds since 1970, UTC."""
+    yield from _driver_families(document)
+    yield from _stream_families(document["streams"])
+    yield from _run_families(document["runs"])
+
+
+def _driver_families(document: Mapping[str, Any]) -> Iterator[Metric]:
+    """Services, the streaming driver and its circuit breaker."""
     yield _gauge("service_up", "Whether a server of the local stack runs.", ["service"], (
         ([name], state == "RUNNING") for name, state in document["services"].items()
     ))  # fmt: skip
@@ -45,7 +53,9 @@ def families(document: Mapping[str, Any]) -> Iterator[Metric]:
     breaker.add_metric([], {state: driver["breaker"]["state"] == state for state in BREAKER})
     yield breaker
 
-    streams = document["streams"]
+
+def _stream_families(streams: Mapping[str, dict[str, Any]]) -> Iterator[Metric]:
+    """Rows, lag, horizon and the last results of each stream."""
 
     def each(name: str, about: str, value: Callable[[dict[str, Any]], Any]) -> Metric:
         return _gauge(name, about, ["stream"], (([stream], value(facts)) for stream, facts in streams.items()))
@@ -55,7 +65,7 @@ def families(document: Mapping[str, Any]) -> Iterator[Metric]:
 
     yield each("events", "Accepted rows of bronze.", lambda s: s["events"])
     yield each("dead_letters", "Rejected rows of bronze.", lambda s: s["dead_letters"])
-    yield each("alerts", "Alerts that were told.", lambda s: s["alerts"])
+    yield each("alerts", "Alerts in the alert log.", lambda s: s["alerts"])
     yield each("lag_records", "Records on the broker that are not ingested yet.", lambda s: s["lag"])
     yield each("halted", "Whether the stream, or its alert lane, waits for somebody's decision.",
                lambda s: bool(s["halted"] or s.get("lane_halted")))  # fmt: skip
@@ -80,7 +90,10 @@ def families(document: Mapping[str, Any]) -> Iterator[Metric]:
         ([name, cause], count) for name, facts in streams.items() for cause, count in facts["ledger"].items()
     ))  # fmt: skip
 
-    runs = {dag: run for dag, run in document["runs"].items() if isinstance(run, dict)}
+
+def _run_families(last_runs: Mapping[str, Any]) -> Iterator[Metric]:
+    """The last run of each DAG; none while Airflow cannot be reached."""
+    runs = {dag: run for dag, run in last_runs.items() if isinstance(run, dict)}
     yield _gauge("dag_run_failed", "Whether the last run of a DAG failed.", ["dag"], (
         ([dag], run["state"] == "failed") for dag, run in runs.items()
     ))  # fmt: skip

@@ -1,7 +1,7 @@
 """Makes what a contract asks for: Kafka topics and registry subjects. Running it again changes nothing.
 
-Every function returns, one readable line each, what it found different and what it did about it. What cannot be put
-right without losing or moving data is a `Drift`, raised before anything is changed.
+Every function returns readable lines, one for each difference that it found, with what it did about it. A difference
+that cannot be put right without losing or moving data is a `Drift`, which is raised before anything is changed.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from schemas.contract.model import Contract
 from schemas.errors import MillraceError, TerminalError, TransientError
 
 TIMEOUT = 30.0
+"""Seconds that Kafka may take for an answer."""
 
 LARGEST_RECORD = 1_048_588
 """`max.message.bytes` of the main topic unless the contract sets it: Kafka's own default, whatever the brokers' is."""
@@ -70,7 +71,7 @@ class TopicSpec:
 
 
 def topic_specs(contract: Contract) -> list[TopicSpec]:
-    """The stream's topics. All have the main topic's partitions and replication.
+    """Returns the stream's topics. All have the main topic's partitions and replication.
 
     `.retry`, `.dlq` and `.parked` keep their records forever and take larger ones. A dead letter travels with the
     timestamp of its first failure, and Kafka deletes by timestamp: with the stream's own retention, a letter that a
@@ -96,8 +97,8 @@ def topic_specs(contract: Contract) -> list[TopicSpec]:
 
 def require_deployed(settings: Settings, contract: Contract) -> None:
     """Raises `NotDeployed` while a driver runs that does not read all fields of the contract. A driver decodes by the
-    contract of its start and keeps no bytes of what it accepts: what a version adds that is registered, and produced,
-    before the driver knows it would be null in the lake for ever. A stream that no driver has begun to read has time.
+    contract of its start and keeps no bytes of what it accepts. A field that is registered, and produced, before the
+    driver knows it would be null in the lake for ever. A stream that no driver has begun to read may be provisioned.
     """
     from spark.speed.checkpoint import ingest_start
 
@@ -211,7 +212,7 @@ def _set_configs(admin: AdminClient, spec: TopicSpec) -> list[str]:
         f"topic {spec.name}: {key} {entries[key].value if key in entries else 'unset'} -> {wanted}"
         for key, wanted in sorted(wrong.items())
     ]
-    # Set on the topic by somebody, but the contract is silent: said, and left, for brokers and operators set some too.
+    # A config on the topic that the contract does not name is reported and left: brokers and operators set some too.
     foreign = sorted(
         key
         for key, entry in entries.items()

@@ -1,4 +1,4 @@
-"""Sending again what bronze lacks and Kafka still has."""
+"""The repair that follows an audit: sends again what bronze lacks and Kafka still has, and waits for its ingestion."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from spark.conservation.audit_log import Audit
 log = logging.getLogger(__name__)
 
 
-def send_missing(
+def repair_and_wait(
     settings: Settings,
     contract: Contract,
     found: Audit,
     timeout: float = 300,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> int:
-    """Sends what `found` is missing and Kafka still has to the retry topic, waits until the stream has ingested it, and
-    returns the number of records. Raises `RepairError`, and `NotIngested` after `timeout` seconds."""
+    """Sends the records that are `missing` by the audit `found`, which Kafka still has, to the retry topic, waits until
+    the stream has ingested them, and returns their number. `on_progress` is called with counts of offsets, as by
+    `wait_until_ingested`. Raises `RepairError`, and `NotIngested` after `timeout` seconds."""
     missing = {
         partition.topic_partition: [finding.range for finding in partition.findings if finding.reason == "missing"]
         for partition in found.partitions

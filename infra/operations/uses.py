@@ -1,5 +1,5 @@
-"""The uses: contracts in `schemas/uses` that lie ready. One runs when its folder is among the contracts, like any other
-stream, so what nobody uses costs nothing: no topics, no tables, no queries, no tasks."""
+"""The uses: contracts in `schemas/uses` that lie ready. A use runs when its folder is among the contracts, like any
+other stream, so what nobody uses costs nothing: no topics, no tables, no queries, no tasks."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ ALL = "all"
 
 
 class NoSuchUse(TerminalError):
-    """There is no use of that name; the message lists those that there are."""
+    """There is no use of that name; the message lists the uses."""
 
 
 def named(text: str) -> list[str]:
-    """The streams in a list with commas, or every use for `all`. Raises `NoSuchUse`."""
+    """Returns the uses that `text` names, separated by commas, or every use for `all`. Raises `NoSuchUse`."""
     there = [folder.name for folder in folders(USES)]
     wanted = there if text == ALL else [name.strip() for name in text.split(",") if name.strip()]
     if unknown := [name for name in wanted if name not in there]:

@@ -29,7 +29,7 @@ from tenacity import retry, retry_if_result, stop_after_delay, wait_fixed
 
 from infra.broker.offsets import broker_offsets
 from infra.broker.ranges import Range
-from infra.operations.backfill import WrongSelection, selected, send_missing
+from infra.operations.backfill import WrongSelection, repair_selected, selected
 from infra.operations.provisioning import provision_topics
 from infra.settings import PROJECT, Settings
 from producers.repair import repair
@@ -451,7 +451,7 @@ def test_missing_records_are_selected_by_their_offsets_or_by_kafkas_time(stream:
     }  # fmt: skip
     with pytest.raises(WrongSelection, match="topic/partition:first-last"):
         chosen("yesterday")
-    assert send_missing(stream.settings, stream.name, [f"{stream.name}/0:0-5"], dry_run=True) == (3, 0)
+    assert repair_selected(stream.settings, stream.name, [f"{stream.name}/0:0-5"], dry_run=True) == (3, 0)
     assert len(stream.records(stream.contract.retry_topic)) == 0
 
 
