@@ -57,7 +57,7 @@ app = typer.Typer(
 )
 
 
-def _told(version: bool) -> None:
+def _print_version(version: bool) -> None:
     if version:
         typer.echo(f"millrace {metadata.version('millrace')}")
         raise typer.Exit
@@ -65,7 +65,9 @@ def _told(version: bool) -> None:
 
 @app.callback(help=MANUAL)
 def _options(
-    version: Annotated[bool, typer.Option("--version", callback=_told, is_eager=True, help="Show it.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.")
+    ] = False,
 ) -> None:
     pass
 
@@ -88,7 +90,7 @@ for panel, group, name in (
 
 
 def main() -> None:
-    """Runs the command line. Errors made for people are printed without a trace; the exit code is then 1."""
+    """Runs the command line. An error with a message for people is printed without a trace, and the exit code is 1."""
     # A closed terminal and a plain `kill` are cleaned up after as Ctrl-C is.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)

@@ -1,4 +1,4 @@
-"""`millrace backfill`: hours of a stream again, from Kafka into bronze where records are missing, and from bronze."""
+"""`millrace backfill`: computes past hours of a stream again, after sending again what bronze lacks."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ SHOWN = 20
 
 def backfill(
     stream: Annotated[str, typer.Argument(help="Stream whose hours are computed again.")],
-    since: Annotated[str, typer.Option("--from", help="First hour of event time, ISO 8601; UTC unless it says else.")],
+    since: Annotated[str, typer.Option("--from", help="First hour of event time, ISO-8601; UTC unless it says else.")],
     until: Annotated[str, typer.Option("--to", help="End of the hours, exclusive.")],
     apply: Annotated[bool, typer.Option("--apply", help="Do it; otherwise nothing is written.")] = False,
-    of: Annotated[
+    records: Annotated[
         list[str] | None,
         typer.Option(
             "--records",
-            help="Send again only these missing records: topic/partition:first-last, or the time "
-            "that Kafka has of them, from..to. May be given again.",
+            help="Send again only these missing records: topic/partition:first-last, or from..to, times of Kafka's "
+            "records. May be given again.",
         ),
     ] = None,
     json_: Annotated[bool, typer.Option("--json", help="End with one JSON document.")] = False,
@@ -39,7 +39,7 @@ def backfill(
     from rich.console import Console
 
     from infra.commands.produce import contract_of
-    from infra.operations.backfill import backfill as work
+    from infra.operations import backfill as operation
     from infra.settings import settings
     from spark.definitions.times import utc, whole_hours
 
@@ -50,7 +50,7 @@ def backfill(
     except ValueError as error:
         raise typer.BadParameter(f"{error}; a time is written 2026-01-31T12:00Z", param_hint="--from/--to") from error
     with console.status(f"backfill {stream}"):
-        done = work(settings(), stream, hours, of or [], dry_run=not apply)
+        done = operation.backfill(settings(), stream, hours, records or [], dry_run=not apply)
     _show(done, console)
     if json_:
         typer.echo(json.dumps(done))

@@ -1,4 +1,4 @@
-"""`millrace bench`: what the machine can do, measured beside what others would have written."""
+"""`millrace bench`: measures what the platform can do on this machine, some of it beside a textbook solution."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ bench = typer.Typer(no_args_is_help=True)
 
 @bench.callback()
 def about() -> None:
-    """Measure on this machine, with servers and data of its own that are gone afterwards."""
+    """Measure on this machine, with servers and data that are made for it and removed afterwards."""
 
 
 @bench.command()
 def ingest(
-    events: Annotated[int, typer.Option(min=1000, help="Events to be timed; as many more make the JVMs warm.")] = (
+    events: Annotated[int, typer.Option(min=1000, help="Events to be timed; as many more warm the JVMs up.")] = (
         4_000_000
     ),
     partitions: Annotated[int, typer.Option(min=1, max=64, help="Partitions of the topic.")] = 4,
@@ -49,7 +49,9 @@ def latency(
         typer.Option(min=1, max=200_000, help="Events a second; repeat it. Default 1000, 5000, 20000."),
     ] = None,
     seconds: Annotated[float, typer.Option(min=1, max=3600, help="Length of each measurement.")] = 180,
-    warm: Annotated[float, typer.Option(min=0.5, max=600, help="Seconds to get warm, before the first.")] = 120,
+    warm: Annotated[
+        float, typer.Option(min=0.5, max=600, help="Seconds to warm up before the first measurement.")
+    ] = 120,
     only: Annotated[
         Literal["alone", "beside"] | None, typer.Option(help="Measure only alone, or only beside the ingest.")
     ] = None,
@@ -82,7 +84,7 @@ def query(
 def freshness(
     rates: Annotated[list[int] | None, typer.Option("--rate", help="Events per second; may be repeated.")] = None,
     seconds: Annotated[float, typer.Option(min=1, help="How long each rate is measured.")] = 300,
-    warm: Annotated[float, typer.Option(min=0, help="Seconds at each rate before that.")] = 60,
+    warm: Annotated[float, typer.Option(min=0, help="Seconds to warm up at each rate.")] = 60,
     json_: Annotated[bool, typer.Option("--json", help="End with one JSON document.")] = False,
 ) -> None:
     """Time the way of an event from the producer to the served view, at a steady rate."""

@@ -1,4 +1,4 @@
-"""`millrace check`."""
+"""`millrace check`: validates the contracts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def check(
 ) -> None:
     """Validate the contracts: model, names, Avro compatibility of each version, good and bad examples.
 
-    Needs no server. Every problem is reported with file, line and field; the exit code is 1 when there is one.
+    No server is needed. Every problem is reported with file, line and field; the exit code is 1 when there are any.
     """
     from infra.settings import settings
     from schemas.contract.check import check as problems_of

@@ -1,4 +1,5 @@
-"""Programs of the checkout: benchmarks and the fault matrix stand on the tests' servers, which no wheel has."""
+"""Runs programs that only a checkout has: benchmarks and the fault matrix need the tests' servers, which no wheel
+has."""
 
 from __future__ import annotations
 
@@ -11,8 +12,8 @@ import typer
 
 
 def run(module: str, arguments: list[str]) -> NoReturn:
-    """Runs a module of the checkout as a program of its own and ends with its exit code. Raises `NoCheckout` where it
-    or what it stands on is not there."""
+    """Runs a module of the checkout as a program of its own and ends with its exit code. Raises `NoCheckout` where the
+    module or the development dependencies are missing."""
     from infra.settings import PROJECT, NoCheckout, of_checkout
 
     of_checkout(f"{module.replace('.', '/')}.py")

@@ -32,11 +32,11 @@ class DriverRuns(TerminalError):
 
 @checkpoint.command()
 def show(
-    stream: Annotated[str | None, typer.Argument(help="One stream; all of them if none is named.")] = None,
+    stream: Annotated[str | None, typer.Argument(help="Stream to show; all of them if none is named.")] = None,
     json_: Json = False,
 ) -> None:
-    """Generation, fingerprint, last planned and committed batch, offsets and lag, and whether the stream may start; and
-    the same of its velocity, sessions and joins, and of its alert lane."""
+    """Show generation, fingerprint, last planned and committed batch, offsets and lag, and whether the stream may
+    start, also for its velocity, sessions and joins and for its alert lane."""
     from infra.commands.produce import contract_of
     from infra.settings import settings
     from schemas.contract.catalog import catalog
@@ -59,7 +59,7 @@ def show(
         typer.echo(f"  {'lag':16}{lag}")
         typer.echo(f"  {'start':16}{facts['refused'] or 'may start'}")
         if facts["storm"]:
-            typer.echo(f"  {'storm':16}{_told(facts['storm'])}; `millrace checkpoint accept-storm {name}`")
+            typer.echo(f"  {'storm':16}{_described(facts['storm'])}; `millrace checkpoint accept-storm {name}`")
         for title, found in (facts["derived"] | lane).items():
             typer.echo(f"{title}: generation {found['generation']}, {found['place']}")
             committed = "no batch" if found["committed"] is None else f"batch {found['committed']}"
@@ -82,8 +82,9 @@ def reset(
     json_: Json = False,
 ) -> None:
     """Begin a new generation of the checkpoint, which goes on where bronze ends: nothing is lost and nothing doubled.
-    That of a velocity, sessions or join begins with the first row of bronze and makes everything again. That of an
-    alert lane begins before every record whose alerts may not have been told, and repeats others under the same ids.
+    The checkpoint of a velocity, sessions or join begins with the first row of bronze and makes everything again. The
+    checkpoint of an alert lane begins before every record whose alerts may not have been sent, and repeats others under
+    the same ids.
 
     The streaming driver must not run: `millrace stream stop` stops it. The old generation's files
     stay where they are.
@@ -128,8 +129,8 @@ def _reset_stateful_result(contract: Contract, name: str, config: Settings, json
     with _no_driver(config) as check:
         check()
         generation = stateful_start.reset(contract, known[name], config)
-    told = f"{contract.stream}.{name} begins generation {generation} with the first row of bronze at its next start"
-    typer.echo(json.dumps({"generation": generation}) if json_ else f"{told}: `millrace stream start`")
+    said = f"{contract.stream}.{name} begins generation {generation} with the first row of bronze at its next start"
+    typer.echo(json.dumps({"generation": generation}) if json_ else f"{said}: `millrace stream start`")
 
 
 def _reset_lane(contract: Contract, config: Settings, json_: bool) -> None:
@@ -142,8 +143,8 @@ def _reset_lane(contract: Contract, config: Settings, json_: bool) -> None:
     if json_:
         typer.echo(json.dumps({"generation": generation, "start": start.offsets}))
         return
-    told = f"{contract.alerts_topic} begins generation {generation} at its next start"
-    typer.echo(f"{told}: `millrace stream start`")
+    said = f"{contract.alerts_topic} begins generation {generation} at its next start"
+    typer.echo(f"{said}: `millrace stream start`")
     _show_start(flat(start.offsets))
 
 
@@ -164,12 +165,13 @@ def accept_storm(stream: Stream, json_: Json = False) -> None:
     from spark.speed.checkpoint import ingest_start
 
     accepted = _storm(ingest_start.accept_storm(contract_of(stream), settings()))
-    typer.echo(json.dumps(accepted) if json_ else f"accepted: {_told(accepted)}")
+    typer.echo(json.dumps(accepted) if json_ else f"accepted: {_described(accepted)}")
 
 
 def _facts(contract: Contract, config: Settings) -> dict[str, Any]:
-    """The document of one stream. `planned` and `committed` are batches of its generation, `bronze` and `unfinished`
-    name theirs; `offsets` are where it goes on after the last committed batch; `refused` is why it may not start."""
+    """Returns the document of a stream's checkpoint. `planned` and `committed` are batches of its generation, `bronze`
+    and `unfinished` are batches with their generation; `offsets` are where the stream goes on after the last committed
+    batch; `refused` is why it may not start. Parts that cannot be read leave their reason in `error`."""
     from infra.broker.offsets import broker_offsets, nested
     from schemas.errors import MillraceError
     from spark.lake import contents, names
@@ -177,10 +179,10 @@ def _facts(contract: Contract, config: Settings) -> dict[str, Any]:
 
     name = contract.stream
     generation = generations.generation(config, name)
-    place = generations.location(config, name, generation)
+    uri = generations.location(config, name, generation)
     facts: dict[str, Any] = {
         "generation": generation,
-        "place": place,
+        "place": uri,
         "planned": None,
         "committed": None,
         "bronze": _words(contents.newest_batch(names.bronze(config.lake_uri, name))),
@@ -196,7 +198,7 @@ def _facts(contract: Contract, config: Settings) -> dict[str, Any]:
     except ingest_start.CheckpointRefused as error:
         facts["refused"] = str(error)
     try:
-        log = spark_log.read(place)
+        log = spark_log.read(uri)
         facts |= {"planned": log.planned, "committed": log.committed}
         offsets = offsets if log.committed is None else log.ends[log.committed]
         facts["fingerprint"] = ingest_start.remembered(contract, config, generation).model_dump()
@@ -221,9 +223,9 @@ def _stateful_facts(contract: Contract, config: Settings) -> dict[str, dict[str,
     for one in contract.stateful_results:
         title = stateful_results.title(contract, one)
         generation = generations.generation(config, title)
-        place = generations.location(config, title, generation)
-        committed = max(spark_log.numbers(f"{place}/commits", r"(\d+)"), default=None)
-        facts: dict[str, Any] = {"generation": generation, "place": place, "committed": committed}
+        uri = generations.location(config, title, generation)
+        committed = max(spark_log.numbers(f"{uri}/commits", r"(\d+)"), default=None)
+        facts: dict[str, Any] = {"generation": generation, "place": uri, "committed": committed}
         facts |= {"fingerprint": {}, "refused": None}
         try:
             facts["fingerprint"] = stateful_start.remembered(contract, one, config, generation).model_dump()
@@ -235,17 +237,17 @@ def _stateful_facts(contract: Contract, config: Settings) -> dict[str, dict[str,
 
 
 def _lane_facts(contract: Contract, config: Settings) -> dict[str, Any] | None:
-    """The document of the stream's alert lane, None if its contract has no alerts; `committed` is a checkpoint of its
-    generation."""
+    """Returns the document of the stream's alert lane; None if its contract has no alerts. `committed` is the number of
+    the last checkpoint in its generation."""
     from spark.speed import alert_lane
     from spark.speed.checkpoint import generations, spark_log
 
     if not contract.alerts:
         return None
     generation = generations.generation(config, contract.alerts_topic)
-    place = generations.location(config, contract.alerts_topic, generation)
-    committed = max(spark_log.numbers(f"{place}/commits", r"(\d+)"), default=None)
-    facts: dict[str, Any] = {"generation": generation, "place": place, "committed": committed, "refused": None}
+    uri = generations.location(config, contract.alerts_topic, generation)
+    committed = max(spark_log.numbers(f"{uri}/commits", r"(\d+)"), default=None)
+    facts: dict[str, Any] = {"generation": generation, "place": uri, "committed": committed, "refused": None}
     try:
         alert_lane.opening(contract, config)
     except spark_log.Unreadable as error:
@@ -265,23 +267,25 @@ def _words(batch: int | None) -> str | None:
 
 
 def _storm(storm: Storm) -> dict[str, Any]:
+    """The document of a storm: its batch, the number of its records, and the bad ones by class and reason."""
     bad = [{"error_class": class_, "reason": reason, "records": n} for (class_, reason), n in storm.bad.items()]
     return {"batch": _words(storm.batch), "records": storm.records, "bad": bad}
 
 
-def _told(storm: dict[str, Any]) -> str:
-    """The batch, and its bad records by class and reason, the most frequent first; ten at most."""
-    bad = [f"\n  {one['records']:>10,}  {one['error_class']}: {one['reason']}" for one in storm["bad"]]
+def _described(storm: dict[str, Any]) -> str:
+    """A storm's document for people: its bad records by class and reason, the most frequent first, ten at most."""
+    bad = [f"\n  {kind['records']:>10,}  {kind['error_class']}: {kind['reason']}" for kind in storm["bad"]]
     more = [f"\n  and {len(bad) - 10} reasons more"] if len(bad) > 10 else []
-    count = sum(one["records"] for one in storm["bad"])
-    told = f"batch {storm['batch']}, {count:,} bad of {storm['records']:,} records:"
-    return "".join([told, *bad[:10], *more])
+    count = sum(kind["records"] for kind in storm["bad"])
+    summary = f"batch {storm['batch']}, {count:,} bad of {storm['records']:,} records:"
+    return "".join([summary, *bad[:10], *more])
 
 
 @contextmanager
 def _no_driver(config: Settings) -> Iterator[Callable[[], None]]:
-    """Takes the lease, so that no other driver commits; gives the check that it still has it. Raises `DriverRuns`,
-    `LeaseHeld` while another installation streams, and `LeaseUnreachable`."""
+    """Holds the lease inside the block, so that no driver commits. Gives the block a function that raises `LeaseLost`
+    when the lease is no longer held. Raises `DriverRuns`, `LeaseHeld` while another installation streams, and
+    `LeaseUnreachable`."""
     from infra.driver import process
     from infra.locks.driver_lease import Lease
 

@@ -37,7 +37,7 @@ NEXT = "the next replay does it: within five minutes, or now with `millrace dead
 
 
 class NoSuchLetter(TerminalError):
-    """There is no such letter, or it is not in a state in which it can be decided upon."""
+    """There is no such letter, or no decision can be taken about it; the message says why and what to do."""
 
 
 @app.command("list")
@@ -200,7 +200,7 @@ def edit(
 
 @app.command()
 def replay(json_: Json = False) -> None:
-    """Replay now instead of in five minutes: triggers the DAG replay_dead_letters (and switches it on), and waits."""
+    """Replay now instead of within five minutes: trigger the DAG replay_dead_letters and wait for its end."""
     from infra.airflow_client import Airflow
     from infra.settings import settings
 

@@ -1,4 +1,4 @@
-"""`millrace doctor`."""
+"""`millrace doctor`: checks the machine."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 
 
 def doctor(json_: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False) -> None:
-    """Is this machine fit? Checks Python, Java, places, disk, memory, ports and every byte of the JVM parts.
+    """Check whether this machine is fit: Python, Java, folders, disk, memory, ports and every byte of the JVM parts.
 
     Each finding says what to do. The exit code is 1 when anything is wrong.
     """

@@ -1,10 +1,10 @@
-"""`millrace down`."""
+"""`millrace down`: stops everything."""
 
 from __future__ import annotations
 
 
 def down() -> None:
-    """Stop everything, the streaming driver too. The data stays; `millrace up` resumes where it was."""
+    """Stop everything, the streaming driver too. The data stays, and `millrace up` goes on from there."""
     from rich.console import Console
 
     from infra.commands.progress import steps

@@ -1,4 +1,5 @@
-"""`millrace fault` and `millrace soak`: harm a platform of its own on purpose, and count what it lost or doubled."""
+"""`millrace fault` and `millrace soak`: start a platform for the purpose, harm it, and count what it lost or
+doubled."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from infra.commands import checkout
 
 fault = typer.Typer(
     no_args_is_help=True,
-    help="Kill, stop and starve a platform of its own under load, and count what it lost or doubled.",
+    help="Kill, stop and starve a platform that is started for it, under load, and count what it lost or doubled.",
 )
 
 Seed = Annotated[int, typer.Option(help="Seed of the moments and choices.")]
@@ -19,7 +20,7 @@ Json = Annotated[bool, typer.Option("--json", help="End with one JSON document."
 
 @fault.command("list")
 def list_() -> None:
-    """The faults there are."""
+    """List the faults."""
     _matrix("list")
 
 
@@ -29,30 +30,31 @@ def run(
     seed: Seed = 0,
     json_: Json = False,
 ) -> None:
-    """One fault; exit code 1 if anything was lost or doubled, or a published window is wrong."""
+    """Run one fault; the exit code is 1 if anything was lost or doubled, or a published window is wrong."""
     _matrix("run", name, "--seed", str(seed), *(["--json"] if json_ else []))
 
 
 @fault.command("all")
 def all_(
     seeds: Annotated[
-        int | None, typer.Option(min=1, help="Seeds of each fault, from 1. [default: 3, and 5 of the driver's kills]")
+        int | None, typer.Option(min=1, help="Seeds of each fault, from 1. [default: 3; 5 for the driver's kills]")
     ] = None,
     report: Annotated[bool, typer.Option("--report", help="Write the table into docs/reliability.md.")] = False,
     json_: Json = False,
 ) -> None:
-    """Every fault with several seeds: about a minute and a half each."""
+    """Run every fault with several seeds: about a minute and a half for each of them."""
     numbers = ["--seeds", *map(str, range(1, seeds + 1))] if seeds else []
     _matrix("all", *numbers, *(["--report"] if report else []), *(["--json"] if json_ else []))
 
 
 def soak(
-    minutes: Annotated[float, typer.Option(min=0.1, help="How long.")] = 30,
+    minutes: Annotated[float, typer.Option(min=0.1, help="Minutes under load.")] = 30,
     seed: Seed = 0,
     report: Annotated[bool, typer.Option("--report", help="Write the figures into docs/reliability.md.")] = False,
     json_: Json = False,
 ) -> None:
-    """Run a platform of its own under load with a random fault now and then; exit code 1 if anything was lost."""
+    """Run a platform that is started for it under load, with a random fault now and then; the exit code is 1 if
+    anything was lost or doubled."""
     extra = [*(["--report"] if report else []), *(["--json"] if json_ else [])]
     _matrix("soak", "--minutes", str(minutes), "--seed", str(seed), *extra)
 

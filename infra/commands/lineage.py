@@ -1,4 +1,4 @@
-"""`millrace lineage`: what is made of what."""
+"""`millrace lineage`: how data flows from topics to tables and views."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def lineage(
 ) -> None:
     """Show how data flows from topic to table to view, and which process or DAG makes each step.
 
-    It is derived from the contracts. Tables are named by their place in the lake, for example bronze/flights.
+    It is derived from the contracts. Tables are named by their folder in the lake, for example bronze/flights.
     """
     from infra.commands.query import print_table
     from infra.settings import settings

@@ -1,4 +1,4 @@
-"""`millrace logs`."""
+"""`millrace logs`: prints the end of a program's log."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long steps show on the console: one line when a step begins or ends, and a spinner with the clock between."""
+"""Shows long steps on the console: a line when a step begins or ends, and a spinner with a clock in between."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ QUIET = 10.0
 
 @contextmanager
 def steps(console: Console, title: str) -> Iterator[Callable[[str], None]]:
-    """A function to report steps with, while `title` stands at the spinner."""
+    """Gives the block a function that reports a step as a line of text, while `title` stands at the spinner."""
     began = time.monotonic()
     with console.status(title) as spinner:
 
@@ -32,8 +32,9 @@ def steps(console: Console, title: str) -> Iterator[Callable[[str], None]]:
 
 @contextmanager
 def narrated(console: Console) -> Iterator[Callable[[str, Callable[[Say], object]], None]]:
-    """A function `(title, work)` that does the work as one line of progress with a clock, which the work may retitle.
-    Where the output is no terminal, lines are printed as things happen, so that a log shows them at once."""
+    """Gives the block a function `(title, work)` that does the work and shows it as a line of progress with a clock,
+    which the work may retitle. Where the output is no terminal, lines are printed as things happen, so that a log shows
+    them at once."""
     if not console.is_terminal:
 
         def log(title: str, work: Callable[[Say], object]) -> None:

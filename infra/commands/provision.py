@@ -1,4 +1,4 @@
-"""`millrace provision`: topics, schemas and tables as the contracts say."""
+"""`millrace provision`: makes topics, schemas and tables as the contracts say."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 def provision() -> None:
     """Make the topics, schemas and tables of all streams as their contracts say, by a run of the DAG of that name.
 
-    What is there already stays as it is; what differs from its contract is told by the run, and fails it. A stream that
-    is new is waited for until Airflow has seen it.
+    What is there already stays as it is; what differs from its contract, and cannot be put right, fails the run, which
+    says what to do. The command waits until Airflow has seen a stream that is new.
     """
     from rich.console import Console
 

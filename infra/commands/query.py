@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 Format = Literal["table", "csv", "json", "parquet"]
 
 FEW_COLUMNS = 6
-"""So many are printed beside each other however long their values are: what is too long for its place is folded."""
+"""So many columns are printed beside each other however long their values are: a value too long for its column is
+folded."""
 
 
 def query(
@@ -111,7 +112,7 @@ def _write_parquet(cursor: duckdb.DuckDBPyConnection, file: IO[bytes]) -> None:
 
 
 def text(value: object) -> str:
-    """How a value is written that the format has no type for: times as ISO-8601, bytes as hex."""
+    """Returns the text of a value that the format has no type for: times as ISO-8601, bytes as hex."""
     from datetime import date, datetime
 
     if isinstance(value, (date, datetime)):
@@ -131,7 +132,8 @@ def _write_csv(names: list[str], rows: list[tuple[object, ...]], file: IO[str]) 
 
 
 def _shown(value: object) -> str:
-    """How people read a value: times without what all have, numbers without what nobody looks at."""
+    """Returns a value as people read it: a time without its zone, which is always UTC, and without seconds that are 0;
+    a number with three decimals at most."""
     from datetime import datetime
 
     if value is None or isinstance(value, str):
@@ -146,8 +148,9 @@ def _shown(value: object) -> str:
 def print_table(
     names: list[str], rows: list[tuple[object, ...]], limit: int = 1_000_000, file: IO[str] | None = None
 ) -> None:
-    """Rows as a table for people, `limit` of them at most, and their number, to `file` (default: standard output).
-    Many columns that the terminal has no room for are printed below each other, each row by itself."""
+    """Prints rows as a table for people, `limit` of them at most, and their number, to `file` (default: standard
+    output). Where the terminal has no room for many columns, each row is printed by itself, its columns below each
+    other."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

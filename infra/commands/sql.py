@@ -1,4 +1,4 @@
-"""`millrace sql`: DuckDB's own shell on the served views."""
+"""`millrace sql`: opens DuckDB's own shell on the served views."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`millrace status`: what the platform holds and how it does, from the tables, the broker and Airflow."""
+"""`millrace status`: shows what the platform holds and how it is, from the tables, the broker and Airflow."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import typer
 
 if TYPE_CHECKING:
     import duckdb
+    from rich.console import Console
     from rich.table import Table
 
     from infra.settings import Settings
@@ -19,13 +20,14 @@ if TYPE_CHECKING:
 
 
 def facts() -> dict[str, Any]:
-    """One JSON-ready document: services, streams, runs and addresses. Parts that cannot be reached say so in `error`.
+    """Returns a JSON-ready document: services, streams, runs and addresses. Parts that cannot be reached say so in
+    `error`.
 
-    Times are ISO-8601 UTC. `streams.<name>.lag` counts records on the broker that are not ingested yet, `ledger` its
-    rows by cause, those of its velocity, sessions and joins among them; `halted` says which decision the stream waits
-    for (null while it runs), `letters_to_decide` how many parked letters wait for a person's now, `alerts` counts them
-    (null for a stream that declares none), `lane_halted` says why its alert lane stands still. `stream_driver.breaker`
-    is the circuit breaker's state, `waits` why no driver is started (null if nothing keeps it).
+    Times are ISO-8601 UTC. `streams.<name>.lag` counts records on the broker that are not ingested yet; `ledger` counts
+    rows of the ledger by cause, also of the stream's velocity, sessions and joins; `halted` says which decision the
+    stream waits for (null while it runs); `letters_to_decide` counts parked letters that wait for a person's decision;
+    `alerts` counts alerts (null for a stream that declares none); `lane_halted` says why the alert lane stands still.
+    `stream_driver.breaker` is the circuit breaker's state, `waits` why no driver is started (null if one may be).
     """
     from infra.local import stack
     from infra.settings import settings
@@ -60,7 +62,7 @@ def _driver() -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Tables:
-    """What the tables say of each stream. `connection` has the served views of all of them."""
+    """Reads from the tables what there is to say of each stream. `connection` has the served views of all streams."""
 
     config: Settings
     connection: duckdb.DuckDBPyConnection
@@ -104,7 +106,7 @@ class _Tables:
         }
 
     def _ledger(self, stream: str) -> dict[str, int]:
-        """Rows by cause, those of what is made of the stream among them."""
+        """Rows of the ledger by cause, also of the stream's velocity, sessions and joins."""
         sql = "select cause, count(*) as rows from ledger where split_part(stream, '.', 1) = $stream group by 1"
         return {row["cause"]: row["rows"] for row in self._rows(sql, stream)}
 
@@ -128,8 +130,8 @@ class _Tables:
         return self._last("select recorded_at, read, retried, waiting, parked from replays", stream)
 
     def _to_decide(self, contract: Contract) -> dict[str, Any]:
-        """How many parked letters wait for a decision, without those whose decision is on its way, and why that is not
-        known if so."""
+        """How many parked letters wait for a decision. Letters whose decision is on its way do not count; `error` says
+        so where the pending decisions could not be read."""
         from producers.decisions import DecisionsUnknown, pending
         from spark.serving import letter_status
 
@@ -191,8 +193,8 @@ def _lags(config: Settings, contracts: Mapping[str, Contract]) -> dict[str, dict
     lags = {}
     for name, contract in contracts.items():
         ingested = ingested_offsets(config, name)
-        mine = {place: end for place, end in ends.items() if place[0] in contract.ingest_topics}
-        lags[name] = {"lag": sum(max(0, end - ingested.get(place, 0)) for place, end in mine.items())}
+        mine = {partition: end for partition, end in ends.items() if partition[0] in contract.ingest_topics}
+        lags[name] = {"lag": sum(max(0, end - ingested.get(partition, 0)) for partition, end in mine.items())}
     return lags
 
 
@@ -220,32 +222,47 @@ def _plain(value: Any) -> Any:
 
 
 def show(document: dict[str, Any]) -> None:
-    """Print `document` as the tables an operator reads: of as many streams beside each other as the console has room
-    for, at least two."""
+    """Prints `document` as the tables that an operator reads, with as many streams beside each other as the console has
+    room for, at least two."""
     from rich.console import Console
-    from rich.text import Text
-
-    from infra.settings import settings
 
     console = Console()
     streams = document["streams"]
     abreast = max(2, (console.width - 27) // 33)
     for first in range(0, len(streams), abreast):
         console.print(_table(dict(list(streams.items())[first : first + abreast]), "" if first else "Millrace"))
+    _show_driver(document["stream_driver"], console)
+    _show_halts(streams, console)
+    _show_services(document["services"], console)
 
-    driver = document["stream_driver"]
+
+def _show_driver(driver: dict[str, Any], console: Console) -> None:
+    """Prints how the driver is, and why none is started if so."""
+    from rich.text import Text
+
     console.print(
         f"Stream driver  {driver['state'] or 'not started'}" + (f": {driver['error']}" if driver["error"] else "")
     )
     if driver["breaker"]["state"] != "closed" or driver["waits"]:
         trying = f"The circuit breaker is {driver['breaker']['state']}: a driver is being tried"
         console.print(Text(driver["waits"] or trying, "red"), soft_wrap=True)
+
+
+def _show_halts(streams: dict[str, Any], console: Console) -> None:
+    """Prints what each halted stream, or alert lane, waits for."""
+    from rich.text import Text
+
     for name, stream in streams.items():
         if stream["halted"]:
             console.print(Text(f"{name} is halted: {stream['halted']}", "red"), soft_wrap=True)
         if stream.get("lane_halted"):
             console.print(Text(stream["lane_halted"], "red"), soft_wrap=True)
-    services = document["services"]
+
+
+def _show_services(services: dict[str, str], console: Console) -> None:
+    """Prints which services do not run, and the addresses of the user interfaces."""
+    from infra.settings import settings
+
     down = sorted(name for name, state in services.items() if state != "RUNNING")
     console.print(
         "Services       " + (f"[red]not running: {', '.join(down)}[/]" if down else f"all {len(services)} running")
@@ -260,7 +277,7 @@ def show(document: dict[str, Any]) -> None:
 
 
 def _table(streams: dict[str, Any], title: str) -> Table:
-    """What there is to say of `streams`, a column each."""
+    """The table of what there is to say of `streams`, a column for each."""
     from rich.table import Table
 
     table = Table(title=title or None, title_justify="left", header_style="bold")
@@ -270,9 +287,6 @@ def _table(streams: dict[str, Any], title: str) -> Table:
 
     def row(title: str, value: Any) -> None:
         table.add_row(title, *(str(value(stream)) for stream in streams.values()))
-
-    def when(moment: str | None) -> str:
-        return moment[:16].replace("T", " ") + " UTC" if moment else "never"
 
     row("events accepted", lambda s: f"{s['events']:,}")
     row("dead letters", lambda s: f"{s['dead_letters']:,}")
@@ -284,33 +298,34 @@ def _table(streams: dict[str, Any], title: str) -> Table:
         "windows served by speed",
         lambda s: f"{s['windows']['speed']:,}" + (f", {n:,} withheld" if (n := s["windows"]["withheld"]) else ""),
     )
-    row("final through", lambda s: when(s["final_through"]))
-    row("last reconciliation", lambda s: when((s["last_reconciliation"] or {}).get("published_at")))
+    row("final through", lambda s: _when(s["final_through"]))
+    row("last reconciliation", lambda s: _when((s["last_reconciliation"] or {}).get("published_at")))
     row("ledger rows by cause", lambda s: ", ".join(f"{k} {v:,}" for k, v in sorted(s["ledger"].items())) or "none")
-
-    def quality(stream: dict[str, Any]) -> str:
-        last = stream["last_quality"]
-        if not last:
-            return "never"
-        return f"{'passed' if last['success'] else 'FAILED'} ({last['evaluated'] - last['failed']}/{last['evaluated']})"
-
-    row("last quality result", quality)
-
-    def audit(stream: dict[str, Any]) -> str:
-        last = stream["last_audit"]
-        return f"{last['offsets']:,} offsets, residual {last['residual']:,}" if last else "never audited"
-
-    row("conservation", audit)
-
-    def replay(stream: dict[str, Any]) -> str:
-        last = stream["last_replay"]
-        if not last:
-            return "never"
-        return f"{last['retried']:,} retried, {last['waiting']:,} waiting, {last['parked']:,} parked"
-
-    row("last dead-letter replay", replay)
+    row("last quality result", lambda s: _quality(s["last_quality"]))
+    row("conservation", lambda s: _audit(s["last_audit"]))
+    row("last dead-letter replay", lambda s: _replay(s["last_replay"]))
     row("letters for a person", lambda s: f"{s['letters_to_decide']:,}")
     return table
+
+
+def _when(moment: str | None) -> str:
+    return moment[:16].replace("T", " ") + " UTC" if moment else "never"
+
+
+def _quality(last: dict[str, Any] | None) -> str:
+    if not last:
+        return "never"
+    return f"{'passed' if last['success'] else 'FAILED'} ({last['evaluated'] - last['failed']}/{last['evaluated']})"
+
+
+def _audit(last: dict[str, Any] | None) -> str:
+    return f"{last['offsets']:,} offsets, residual {last['residual']:,}" if last else "never audited"
+
+
+def _replay(last: dict[str, Any] | None) -> str:
+    if not last:
+        return "never"
+    return f"{last['retried']:,} retried, {last['waiting']:,} waiting, {last['parked']:,} parked"
 
 
 def status(json_: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False) -> None:

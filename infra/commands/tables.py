@@ -13,7 +13,7 @@ def tables(
 ) -> None:
     """Show rows, files and disk use of every Delta table, and the process that writes it.
 
-    `on disk` counts the files of all versions that can still be read, and the log; the DAG `maintain` removes the rest.
+    `on disk` counts the log and the files of all versions that can still be read; the DAG `maintain` removes the rest.
     """
     from infra.commands.query import print_table, text
     from infra.settings import settings
@@ -23,14 +23,14 @@ def tables(
     config = settings()
     found = usage(config.lake_uri, catalog(config.contracts).values())
     if json_:
-        typer.echo(json.dumps([vars(one) for one in found], default=text))
+        typer.echo(json.dumps([vars(table) for table in found], default=text))
         return
     rows: list[tuple[object, ...]] = [
-        (one.table, one.owner, f"{one.rows:,}", f"{one.files:,}", _size(one.bytes), _size(one.bytes_on_disk))
-        for one in found
+        (its.table, its.owner, f"{its.rows:,}", f"{its.files:,}", _size(its.bytes), _size(its.bytes_on_disk))
+        for its in found
     ]
     print_table(["table", "written by", "rows", "files", "newest", "on disk"], rows)
-    typer.echo(f"{_size(sum(one.bytes_on_disk for one in found))} on disk")
+    typer.echo(f"{_size(sum(table.bytes_on_disk for table in found))} on disk")
 
 
 def _size(count: int) -> str:

@@ -1,4 +1,4 @@
-"""`millrace up`."""
+"""`millrace up`: starts the servers."""
 
 from __future__ import annotations
 
