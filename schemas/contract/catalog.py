@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,13 @@ from schemas.contract.problem import ContractError, Problem
 
 __all__ = ["ContractError", "catalog", "contract_in", "load"]
 
-FROM_DISK = frozenset({"folder", "versions"})
+FROM_DISK = frozenset({"folder", "versions", "joined"})
 """Attributes of `Contract` that do not come from `stream.yaml`."""
 
 
 def catalog(root: Path | None = None) -> dict[str, Contract]:
-    """Returns every contract under `root` (default: `schemas/streams`) by stream, in the order of their names.
+    """Returns every contract under `root` (default: `schemas/streams`) by stream, in the order of their names. Each
+    file is read once: a contract has the contracts that it joins as they are in this catalog.
 
     Raises `ContractError` with the problems of all contracts, and if there is no contract at all.
     """
@@ -32,7 +35,7 @@ def catalog(root: Path | None = None) -> dict[str, Contract]:
     problems: list[Problem] = []
     for folder in folders(root):
         try:
-            contracts[folder.name] = load(folder)
+            contracts[folder.name] = _load_alone(folder)
         except ContractError as error:
             problems += error.problems
     if not contracts and not problems:
@@ -41,7 +44,7 @@ def catalog(root: Path | None = None) -> dict[str, Contract]:
         ]
     if problems:
         raise ContractError(problems)
-    return contracts
+    return {stream: _with_joined(contract, contracts) for stream, contract in contracts.items()}
 
 
 def contract_in(root: Path, stream: str) -> Contract:
@@ -50,12 +53,32 @@ def contract_in(root: Path, stream: str) -> Contract:
 
 
 def load(folder: Path) -> Contract:
-    """The contract in `folder`, whose name is the stream's. Raises `ContractError` with every problem of its shape and
-    of the names that its tables are made of; `schemas.contract.check` looks deeper."""
+    """The contract in `folder`, whose name is the stream's, with the contracts that it joins, which stand beside it.
+
+    Raises `ContractError` with every problem of its shape and of the names that its tables are made of;
+    `schemas.contract.check` looks deeper. A joined contract that cannot be read is no reason to raise: most of what is
+    done with a stream does not need it, and what does raises `ContractError` when it asks for it.
+    """
+    contract = _load_alone(folder)
+    others: dict[str, Contract] = {}
+    for join in contract.joins:
+        with suppress(ContractError):
+            others[join.other] = _load_alone(folder.parent / join.other)
+    return _with_joined(contract, others)
+
+
+def _load_alone(folder: Path) -> Contract:
+    """`load` without the contracts that it joins."""
     contract, document = load_with_lines(folder)
     if problems := list(check_names.problems(contract, document)):
         raise ContractError(problems)
     return contract
+
+
+def _with_joined(contract: Contract, others: Mapping[str, Contract]) -> Contract:
+    """The contract with those of `others` that it joins."""
+    joined = {join.other: others[join.other] for join in contract.joins if join.other in others}
+    return contract.model_copy(update={"joined": joined})
 
 
 def load_with_lines(folder: Path) -> tuple[Contract, Document]:

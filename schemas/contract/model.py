@@ -7,6 +7,7 @@ tasks) is derived from this model and nowhere else, so a new stream needs no cod
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -364,6 +365,9 @@ class Contract(_Strict):
     folder: Path = Field(exclude=True)
     versions: tuple[dict[str, Any], ...] = Field(
         exclude=True, min_length=1, description="Avro schemas v1.avsc, v2.avsc, … as parsed JSON, oldest first."
+    )
+    joined: Mapping[str, Contract] = Field(
+        {}, exclude=True, description="The contracts of the streams that `joins` name, as they were when it was loaded."
     )
 
     # -- names derived from the contract; nobody builds them by hand ------------------------------------------------

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from pyspark.sql.types import DataType, LongType, StringType, TimestampType
 
-from schemas.contract.catalog import load
 from schemas.contract.model import Contract, Join, Measure, Sessions, StatefulResult, Velocity
+from schemas.contract.problem import ContractError, Problem
 from spark.definitions import measures
 from spark.definitions.avro_types import scalar
 
@@ -23,8 +23,12 @@ def title(contract: Contract, result: StatefulResult) -> str:
 
 
 def other(contract: Contract, join: Join) -> Contract:
-    """The contract of the joined stream, which stands beside the contract's own. Raises `ContractError`."""
-    return load(contract.folder.parent / join.other)
+    """The contract of the joined stream, as it was when `contract` was loaded: a query that is tried again must not
+    take it anew from a disk where somebody changes it. Raises `ContractError` if it could not be read then."""
+    if join.other not in contract.joined:
+        message = f"the contract of {join.other!r} could not be read; `millrace check` says why"
+        raise ContractError([Problem(contract.folder / "stream.yaml", 1, f"joins.{join.name}.other", message)])
+    return contract.joined[join.other]
 
 
 def sources(contract: Contract, result: StatefulResult) -> tuple[Contract, ...]:

@@ -144,6 +144,19 @@ def test_the_way_out_leads_out(site: Site) -> None:
     assert stateful_start.opening(visits, visits.sessions[0], site.settings) == 2
 
 
+def test_a_query_that_is_tried_again_keeps_the_joined_contract_it_was_started_with(site: Site) -> None:
+    """Its own contract is as old: with another one beside it, it would be refused or join what nobody deployed."""
+    visits = contract_in(site.settings.contracts, "visits")
+    [offered] = [join for join in visits.joins if join.name == "offered"]
+    before = stateful_start.fingerprint(visits, offered)
+    site.change("offers", "lateness: 5m", "lateness: 1h")
+    assert stateful_start.opening(visits, offered, site.settings) == 1
+    (site.settings.contracts / "offers" / "stream.yaml").unlink()
+    assert stateful_start.opening(visits, offered, site.settings) == 1
+    stateful_start.remember(visits, offered, site.settings, 1)
+    assert stateful_start.remembered(visits, offered, site.settings, 1) == before
+
+
 def test_show_says_which_results_may_start(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     site.change("visits", "gap: 15m", "gap: 20m")
     monkeypatch.setenv("MILLRACE_HOME", str(site.settings.home))
