@@ -397,17 +397,17 @@ MECHANISMS = (
     ),
     Mechanism(
         "P6", "a checkpoint that does not fit bronze is refused", "spark/speed/checkpoint/ingest_start.py",
-        "    if misfit:\n", "    if False:\n",
+        "    check.require_fit(_misfit(contract, settings, generation, log, start))\n", "",
         ("tests/unit/spark/speed/checkpoint/test_ingest_start.py::test_an_old_copy_of_the_checkpoint_is_refused",),
     ),
     Mechanism(
         "P6", "a contract that changed what may not change is refused", "spark/speed/checkpoint/ingest_start.py",
-        "    changed = changes(before, fingerprint(contract))\n", "    changed = []\n",
+        "    check.require_unchanged(contract, before, fingerprint(contract), NEW_NAME)\n", "",
         ("tests/unit/spark/speed/checkpoint/test_ingest_start.py::test_the_fingerprint_is_noted_beside_the_checkpoint_and_remembers",),
     ),
     Mechanism(
         "P6", "a state that a changed contract would break is refused", "spark/speed/checkpoint/stateful_start.py",
-        "    changed = changes(before, fingerprint(contract, one))\n", "    changed = []\n",
+        "    check.require_unchanged(", "    (lambda *_: None)(",
         ("tests/unit/spark/speed/checkpoint/test_stateful_start.py"
          "::test_a_deployment_that_a_state_would_not_survive_is_refused_with_the_way_out",
          "tests/unit/spark/speed/checkpoint/test_stateful_start.py"
@@ -415,7 +415,7 @@ MECHANISMS = (
     ),
     Mechanism(
         "P6", "a state's checkpoint that does not fit its table is refused", "spark/speed/checkpoint/stateful_start.py",
-        "    if misfit:\n", "    if False:\n",
+        "    check.require_fit(", "    str(",
         ("tests/unit/spark/speed/checkpoint/test_stateful_start.py::test_an_old_copy_of_the_lake_is_refused",
          "tests/unit/spark/speed/checkpoint/test_stateful_start.py::test_an_old_copy_of_the_checkpoint_is_refused",
          "tests/unit/spark/speed/checkpoint/test_stateful_start.py::test_a_checkpoint_of_an_older_generation_is_refused"),
@@ -423,8 +423,8 @@ MECHANISMS = (
     Mechanism(
         "P6", "what a state's checkpoint lacks is noticed before its query starts",
         "spark/speed/checkpoint/stateful_start.py",
-        "log = spark_log.read(place, kafka=False)",
-        'log = spark_log.Log(max(spark_log.numbers(f"{place}/offsets", r"(\\d+)"), default=None))',
+        "log = check.readable(lambda: spark_log.read(location, kafka=False))",
+        'log = spark_log.Log(max(spark_log.numbers(f"{location}/offsets", r"(\\d+)"), default=None))',
         ("tests/unit/spark/speed/checkpoint/test_stateful_start.py::test_what_is_missing_or_broken_is_refused",),
     ),
     Mechanism(
@@ -460,7 +460,8 @@ MECHANISMS = (
     ),
     Mechanism(
         "P6", "a reset starts where bronze ends", "spark/speed/checkpoint/ingest_start.py",
-        "start = {place: max(end, first[place]) for place, end in ends.items() if place in first}", "start = {}",
+        "start = {partition: max(end, first[partition]) for partition, end in ends.items() if partition in first}",
+        "start = {}",
         ("tests/integration/test_restart.py"
          "::test_a_reset_loses_and_doubles_nothing_wherever_the_last_batch_ended",),
     ),
@@ -564,7 +565,7 @@ MECHANISMS = (
     ),
     Mechanism(
         "P6", "a state of before it was noted is refused if it has changed", "spark/speed/checkpoint/stateful_start.py",
-        '    if "within" in noted.query and "state" not in noted.query:', "    if False:",
+        '    if "within" in found.query and "state" not in found.query:', "    if False:",
         ("tests/unit/spark/speed/checkpoint/test_stateful_start.py::test_a_state_of_before_it_was_noted_is_refused_if_it_has_changed",),
     ),
     Mechanism(
@@ -690,26 +691,26 @@ MECHANISMS = (
         ("tests/integration/test_lane.py::test_a_schema_registered_before_the_lane_died_is_understood",),
     ),
     Mechanism(
-        "P1", "a lane that begins again goes back one interval", "spark/speed/alert_lane.py",
+        "P1", "a lane that begins again goes back one interval", "spark/speed/checkpoint/lane_start.py",
         "for batch in committed[1:]:", "for batch in committed:",
         ("tests/unit/spark/speed/test_alert_lane.py::test_a_lane_that_begins_again_goes_back_one_interval_and_not_to_where_the_ingest_is",
          "tests/integration/test_lane.py::test_a_schema_registered_before_the_lane_died_is_understood"),
     ),
     Mechanism(
-        "P1", "a lane that begins again does not begin where the ingest is", "spark/speed/alert_lane.py",
-        "    offsets = _told(settings, contract.alerts_topic)\n", "    offsets = None\n",
+        "P1", "a lane that begins again does not begin where the ingest is", "spark/speed/checkpoint/lane_start.py",
+        "    offsets = _alerted_offsets(settings, contract.alerts_topic)\n", "    offsets = None\n",
         ("tests/unit/spark/speed/test_alert_lane.py::test_a_lane_that_begins_again_goes_back_one_interval_and_not_to_where_the_ingest_is",
          "tests/unit/spark/speed/test_alert_lane.py::test_what_cannot_be_read_is_passed_over_for_what_is_older",
          "tests/unit/spark/speed/test_alert_lane.py::test_a_crash_before_the_start_is_noted_loses_no_alert"),
     ),
     Mechanism(
-        "P6", "what was settled before there were alerts alerts nobody", "spark/speed/alert_lane.py",
+        "P6", "what was settled before there were alerts alerts nobody", "spark/speed/checkpoint/lane_start.py",
         "        offsets = {} if settled is None else", "        offsets = {} if True else",
         ("tests/unit/spark/speed/test_alert_lane.py::test_a_first_lane_starts_where_the_ingest_has_settled",),
     ),
     Mechanism(
-        "P6", "a lane whose checkpoint is damaged says how to go on", "spark/speed/alert_lane.py",
-        "        spark_log.read(place)\n", "        pass\n",
+        "P6", "a lane whose checkpoint is damaged says how to go on", "spark/speed/checkpoint/lane_start.py",
+        "    check.readable(lambda: spark_log.read(location))\n", "",
         ("tests/unit/spark/speed/test_alert_lane.py::test_a_damaged_checkpoint_is_refused_with_the_way_out",
          "tests/integration/test_lane.py"
          "::test_a_lane_that_dies_after_each_start_is_told_and_a_reset_loses_no_alert"),

@@ -135,11 +135,11 @@ def _reset_stateful_result(contract: Contract, name: str, config: Settings, json
 
 def _reset_lane(contract: Contract, config: Settings, json_: bool) -> None:
     from infra.broker.offsets import flat
-    from spark.speed import alert_lane
+    from spark.speed.checkpoint import lane_start
 
     with _no_driver(config) as check:
         check()
-        generation, start = alert_lane.begin(contract, config)
+        generation, start = lane_start.begin(contract, config)
     if json_:
         typer.echo(json.dumps({"generation": generation, "start": start.offsets}))
         return
@@ -176,6 +176,7 @@ def _facts(contract: Contract, config: Settings) -> dict[str, Any]:
     from schemas.errors import MillraceError
     from spark.lake import contents, names
     from spark.speed.checkpoint import generations, ingest_start, spark_log
+    from spark.speed.checkpoint.start_check import CheckpointRefused
 
     name = contract.stream
     generation = generations.generation(config, name)
@@ -195,7 +196,7 @@ def _facts(contract: Contract, config: Settings) -> dict[str, Any]:
     try:
         opening = ingest_start.opening(contract, config)
         facts["unfinished"], offsets = _words(opening.unfinished), opening.start or {}
-    except ingest_start.CheckpointRefused as error:
+    except CheckpointRefused as error:
         facts["refused"] = str(error)
     try:
         log = spark_log.read(uri)
@@ -218,6 +219,7 @@ def _stateful_facts(contract: Contract, config: Settings) -> dict[str, dict[str,
     """The document of each stateful result of the stream, by its title; `committed` is a batch of its generation."""
     from spark.definitions import stateful_results
     from spark.speed.checkpoint import generations, spark_log, stateful_start
+    from spark.speed.checkpoint.start_check import CheckpointRefused
 
     found: dict[str, dict[str, Any]] = {}
     for one in contract.stateful_results:
@@ -230,7 +232,7 @@ def _stateful_facts(contract: Contract, config: Settings) -> dict[str, dict[str,
         try:
             facts["fingerprint"] = stateful_start.remembered(contract, one, config, generation).model_dump()
             stateful_start.opening(contract, one, config)
-        except (spark_log.Unreadable, stateful_start.CheckpointRefused) as error:
+        except (spark_log.Unreadable, CheckpointRefused) as error:
             facts["refused"] = str(error)
         found[title] = facts
     return found
@@ -239,8 +241,8 @@ def _stateful_facts(contract: Contract, config: Settings) -> dict[str, dict[str,
 def _lane_facts(contract: Contract, config: Settings) -> dict[str, Any] | None:
     """Returns the document of the stream's alert lane; None if its contract has no alerts. `committed` is the number of
     the last checkpoint in its generation."""
-    from spark.speed import alert_lane
-    from spark.speed.checkpoint import generations, spark_log
+    from spark.speed.checkpoint import generations, lane_start, spark_log
+    from spark.speed.checkpoint.start_check import CheckpointRefused
 
     if not contract.alerts:
         return None
@@ -249,8 +251,8 @@ def _lane_facts(contract: Contract, config: Settings) -> dict[str, Any] | None:
     committed = max(spark_log.numbers(f"{uri}/commits", r"(\d+)"), default=None)
     facts: dict[str, Any] = {"generation": generation, "place": uri, "committed": committed, "refused": None}
     try:
-        alert_lane.opening(contract, config)
-    except spark_log.Unreadable as error:
+        lane_start.opening(contract, config)
+    except CheckpointRefused as error:
         facts["refused"] = str(error)
     return facts
 

@@ -13,23 +13,20 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
 from pyspark.sql import SparkSession
 from pyspark.sql.streaming.query import StreamingQuery
 
-from infra.broker.offsets import Offsets, flat, nested
+from infra.broker.offsets import flat
 from infra.settings import Settings
 from schemas.contract import references
 from schemas.contract.model import Contract
 from schemas.errors import MillraceError
 from spark.speed import kafka_source
 from spark.speed.alert_log import AlertLog
-from spark.speed.checkpoint import generations, spark_log
-from spark.speed.checkpoint.generations import Start
-from spark.speed.checkpoint.spark_log import Unreadable
+from spark.speed.checkpoint import generations, lane_start
 from spark.speed.heartbeat import NO_PROGRESS
 from spark.speed.writer_schemas import Writers
 from spark.transforms.alerts import alerts
@@ -126,14 +123,14 @@ class Lane:
             self._started_at = self._clock()
 
     def _started(self, spark: SparkSession) -> StreamingQuery:
-        generation, start = opening(self.contract, self._settings)
+        generation, start = lane_start.opening(self.contract, self._settings)
         known = sorted(self._schemas)
         if start is None or start.schemas not in (None, known):
-            generation, start = begin(self.contract, self._settings)
+            generation, start = lane_start.begin(self.contract, self._settings)
             log.info("%s begins generation %d of its checkpoint, with the schemas %s", self._name, generation, known)
-        place = generations.location(self._settings, self._name, generation)
+        location = generations.location(self._settings, self._name, generation)
         if start.schemas is None:
-            _note(place, start.model_copy(update={"schemas": known}))
+            generations.put_start(location, start.model_copy(update={"schemas": known}))
         tables = {
             reference.name: spark.createDataFrame(references.table(self.contract, reference))
             for reference in self.contract.references
@@ -145,7 +142,7 @@ class Lane:
             alerts(records, self.contract, self._schemas, tables)
             .writeStream.queryName(self._name)
             .format("kafka")
-            .options(**connection, **_AT_ONCE, topic=self._name, checkpointLocation=place)
+            .options(**connection, **_AT_ONCE, topic=self._name, checkpointLocation=location)
             .outputMode("update")
             .trigger(realTime=f"{int(self._settings.alert_checkpoint)} seconds")  # type: ignore[call-overload]
             .start()
@@ -156,62 +153,6 @@ class Lane:
         """What tells that a reference file was changed: time and size of each."""
         found = [references.path(self.contract, reference).stat() for reference in self.contract.references]
         return [(file.st_mtime_ns, file.st_size) for file in found]
-
-
-def opening(contract: Contract, settings: Settings) -> tuple[int, Start | None]:
-    """The newest generation of the lane's checkpoint, and how it began: None before the first start, and after a crash
-    that came before it was noted. Changes nothing. Raises `Unreadable`, with the way out, when a file that the lane
-    needs to go on is missing or broken."""
-    name = contract.alerts_topic
-    generation = generations.generation(settings, name)
-    place = generations.location(settings, name, generation)
-    try:
-        spark_log.read(place)
-        return generation, generations.begun(place)
-    except Unreadable as error:
-        way_out = f"Begin a new generation, which loses no alert: `millrace checkpoint reset {name}`"
-        raise Unreadable(f"{error}. {way_out}") from error
-
-
-def begin(contract: Contract, settings: Settings) -> tuple[int, Start]:
-    """Makes the next generation of the lane's checkpoint, which tells every alert that older ones may not have told,
-    and notes where it starts before anything is read, for its first checkpoint comes late, and a crash may come before.
-    The lane must not run. Returns the generation and its start. Raises `Unreadable` if it is the first, and what the
-    ingest has settled cannot be read."""
-    offsets = _told(settings, contract.alerts_topic)
-    if offsets is None:
-        # What the ingest had settled when alerts came into the contract is history, and alerts nobody any more.
-        settled = generations.settled_batch(contract, settings)
-        offsets = {} if settled is None else generations.settled_offsets(contract, settings, settled)
-    generation = max(generations.generations(settings, contract.alerts_topic), default=0) + 1
-    start = Start(offsets=nested(offsets), after=None, finished=True)
-    _note(generations.location(settings, contract.alerts_topic, generation), start)
-    return generation, start
-
-
-def _told(settings: Settings, name: str) -> Offsets | None:
-    """Where the last checkpoint but one ends: the alerts of all before it have been told. Not the last: a record of a
-    new schema may have been read, and passed over, a moment before the schema was known here, with a checkpoint in
-    between; the ingest knew the schema, so nothing would bring the record back. What cannot be read is passed over for
-    what is older; nothing, so everything is told again, if no file can be read. None if no lane has run."""
-    ran = False
-    for generation in sorted(generations.generations(settings, name), reverse=True):
-        place = generations.location(settings, name, generation)
-        committed = sorted(spark_log.numbers(f"{place}/commits", r"(\d+)"), reverse=True)
-        for batch in committed[1:]:
-            with suppress(Unreadable):
-                return spark_log.offsets(f"{place}/offsets/{batch}")
-        try:
-            if (start := generations.begun(place)) is not None:
-                return flat(start.offsets)
-            ran = ran or bool(committed)
-        except Unreadable:
-            ran = True
-    return {} if ran else None
-
-
-def _note(place: str, start: Start) -> None:
-    spark_log.put(f"{place}/start.json", start.model_dump_json())
 
 
 def _words(error: BaseException) -> str:

@@ -40,9 +40,9 @@ from schemas.contract.verdict import Judge
 from spark.lake import names, tables
 from spark.serving.duck import connect
 from spark.session import QUICK_COMPILER
-from spark.speed.alert_lane import RETRY, TOLD_AFTER, Lane, begin
+from spark.speed.alert_lane import RETRY, TOLD_AFTER, Lane
 from spark.speed.alert_log import AlertLog
-from spark.speed.checkpoint import generations
+from spark.speed.checkpoint import generations, lane_start
 from tests.integration.test_produce import read
 from tests.support import stacks
 from tests.support.clicks import power_out
@@ -305,7 +305,7 @@ def test_a_lane_that_dies_after_each_start_is_told_and_a_reset_loses_no_alert(de
     assert life.lane.progress()["halted"]["why"].endswith("`millrace checkpoint reset damaged.alerts`")
 
     life.now += RETRY
-    begin(contract, desk.settings)
+    lane_start.begin(contract, desk.settings)
     try:
         assert life.tend().isActive
         life.wait_told("first", "meanwhile")

@@ -36,7 +36,7 @@ from schemas.contract.model import Contract
 from spark.lake import batch_numbers, names, tables
 from spark.session import QUICK_COMPILER, session
 from spark.speed import ingest_query
-from spark.speed.checkpoint import generations, ingest_start
+from spark.speed.checkpoint import generations, ingest_start, start_check
 from spark.speed.ingest import Ingest
 from tests.support.clicks import NOON, V1, V2, click, read, schema_id
 from tests.support.kafka_rows import wire
@@ -297,7 +297,7 @@ def test_a_reset_loses_and_doubles_nothing_wherever_the_last_batch_ended(
         site.crash(at=commit)
     damage(site.checkpoint)
     if refusal:
-        with pytest.raises(ingest_start.CheckpointRefused, match=refusal) as refused:
+        with pytest.raises(start_check.CheckpointRefused, match=refusal) as refused:
             ingest_start.opening(site.contract, site.stack)
         assert f"`millrace checkpoint reset {site.contract.stream}`" in str(refused.value)
         assert site.halt() == str(refused.value)
@@ -352,7 +352,7 @@ def test_a_reset_that_was_not_finished_is_refused_and_can_be_done_again(site: Si
     assert generations.generation(site.stack, site.contract.stream) == 1
     site.reset()
     (site.checkpoint / "start.json").unlink()  # as if it had died between its two files
-    with pytest.raises(ingest_start.CheckpointRefused, match=r"/g2 has no start.json: a reset was not finished"):
+    with pytest.raises(start_check.CheckpointRefused, match=r"/g2 has no start.json: a reset was not finished"):
         ingest_start.opening(site.contract, site.stack)
     assert site.reset().generation == 3
     site.send(range(20, 25))

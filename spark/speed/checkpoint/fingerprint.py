@@ -4,7 +4,7 @@ It holds what cannot change under a checkpoint or under rows already written. Ev
 change from one start to the next: rules, dead-letter policy and storm share, alerts, lateness, windows served, sink
 options, trigger interval, batch size, the size of the cluster. Names may come and go too (an optional field, a measure,
 an aggregate); a name that comes back must mean what it meant. The queries of velocity, sessions and joins have
-fingerprints of their own (`spark.speed.stateful_query`): key, identity, watermark and state are what theirs depend on.
+fingerprints of their own (`spark.speed.checkpoint.stateful_start`), which hold key, identity, watermark and state.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from schemas.contract.model import Contract
 from spark.definitions import measures
 from spark.lake import tables
+from spark.speed.checkpoint import spark_log
 
 
 class Fingerprint(BaseModel):
@@ -42,8 +43,8 @@ class Change(NamedTuple):
 
 
 def fingerprint(contract: Contract) -> Fingerprint:
-    """That of the contract's ingest: the topics it reads; event time and identity, the types of bronze's columns, the
-    dimensions of each aggregate and the types of its states."""
+    """The fingerprint of the contract's ingest: the topics it reads; event time and identity, the types of bronze's
+    columns, the dimensions of each aggregate and the types of its states."""
     found = {"event_time": contract.event_time, "event_id": ", ".join(contract.event_id)}
     found |= {f"column {field.name}": field.dataType.simpleString() for field in tables.bronze_schema(contract)}
     for aggregate in contract.aggregates:
@@ -53,6 +54,21 @@ def fingerprint(contract: Contract) -> Fingerprint:
             for state in measures.states(aggregate, contract)
         }
     return Fingerprint(query={"topics": ", ".join(contract.ingest_topics)}, tables=found)
+
+
+def noted(location: str) -> Fingerprint | None:
+    """The fingerprint noted beside the checkpoint at the URI `location`, None if there is none. Raises
+    `spark_log.Unreadable`."""
+    return spark_log.model(Fingerprint, _file(location))
+
+
+def note(location: str, known: Fingerprint) -> None:
+    """Notes the fingerprint beside the checkpoint at the URI `location`."""
+    spark_log.put(_file(location), known.model_dump_json(indent=1))
+
+
+def _file(location: str) -> str:
+    return f"{location}/fingerprint.json"
 
 
 def changes(before: Fingerprint, now: Fingerprint) -> list[Change]:

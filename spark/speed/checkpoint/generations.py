@@ -15,7 +15,7 @@ from schemas.contract.model import Contract
 from schemas.errors import TransientError
 from spark.lake import contents
 from spark.lake.batch_numbers import batch_number, generation_of
-from spark.speed.checkpoint.spark_log import Log, beginning, document, model, numbers, offsets
+from spark.speed.checkpoint.spark_log import Log, beginning, document, model, numbers, offsets, put
 
 
 class NothingSettled(TransientError):
@@ -25,8 +25,8 @@ class NothingSettled(TransientError):
 class Start(BaseModel):
     """What a reset notes in a generation's `start.json`: the `offsets` it starts from, nested as Spark does; the newest
     batch that bronze held then (`after`); and whether that one is `finished` (see
-    `spark.speed.checkpoint.ingest_start`). Of an alert lane: the ids of the `schemas` that its query knows, None until
-    it has run (see `spark.speed.alert_lane`)."""
+    `spark.speed.checkpoint.ingest_start`). An alert lane notes the ids of the `schemas` that its query knows as well,
+    None until it has run (see `spark.speed.alert_lane`)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -59,24 +59,29 @@ def application(stream: str, generation: int) -> str:
 def misfit(settings: Settings, stream: str, generation: int, log: Log, uri: str, table: str) -> str | None:
     """Why the checkpoint of `generation`, whose `log` is given, and the table at `uri`, to which each of its batches is
     one append, do not belong together; None if they do. The message calls it `table`."""
-    place = location(settings, stream, generation)
+    checkpoint = location(settings, stream, generation)
     newest = contents.newest_batch(uri)
     written = contents.newest_append(uri, application(stream, generation))
     if newest is not None and (found := generation_of(newest)) > generation:
-        return f"{table} holds batches of generation {found}, but the newest checkpoint is {place}"
+        return f"{table} holds batches of generation {found}, but the newest checkpoint is {checkpoint}"
     if written is not None and (log.planned is None or log.planned < written):
         has = "no batch" if log.planned is None else f"batches up to {log.planned}"
-        return f"{table} holds batch {written} of generation {generation}, but {place}/offsets has {has}"
+        return f"{table} holds batch {written} of generation {generation}, but {checkpoint}/offsets has {has}"
     if log.committed is not None and (written is None or written < log.committed):
         has = "none" if written is None else f"those up to {written}"
-        return f"{place}/commits has batch {log.committed}, but of generation {generation} {table} holds {has}"
+        return f"{checkpoint}/commits has batch {log.committed}, but of generation {generation} {table} holds {has}"
     return None
 
 
-def begun(place: str) -> Start | None:
-    """How a reset began the generation whose checkpoint is at `place`; None if no reset made it. Raises
-    `checkpoint_log.Unreadable`."""
-    return model(Start, f"{place}/start.json")
+def begun(location: str) -> Start | None:
+    """How a reset began the generation whose checkpoint is at the URI `location`; None if no reset made it. Raises
+    `spark_log.Unreadable`."""
+    return model(Start, f"{location}/start.json")
+
+
+def put_start(location: str, start: Start) -> None:
+    """Notes how the generation begins whose checkpoint is at the URI `location`."""
+    put(f"{location}/start.json", start.model_dump_json(indent=1))
 
 
 def settled_batch(contract: Contract, settings: Settings) -> int | None:
@@ -97,12 +102,12 @@ def settled_offsets(contract: Contract, settings: Settings, through: int) -> Off
     """How far the batches up to the settled batch `through` reach: the offset after the last record, of every partition
     that was read. A generation that began again from an earlier offset takes nothing back of what was covered, and
     where a reset found bronze's end, the files of the generation before are not needed. Raises
-    `checkpoint_log.Unreadable`."""
+    `spark_log.Unreadable`."""
     ends: Offsets = {}
 
     def reach(found: Offsets) -> None:
-        for place, end in found.items():
-            ends[place] = max(end, ends.get(place, 0))
+        for partition, end in found.items():
+            ends[partition] = max(end, ends.get(partition, 0))
 
     for number in generations(settings, contract.stream):
         start = begun(location(settings, contract.stream, number))

@@ -30,16 +30,19 @@ from deltalake import DeltaTable
 from infra.broker.offsets import Offsets, broker_offsets, flat, nested
 from infra.settings import Settings
 from schemas.contract.model import Contract
-from schemas.errors import Halt, TerminalError
+from schemas.errors import TerminalError
 from spark.lake import batch_numbers, contents, names
 from spark.speed.checkpoint import generations, spark_log
-from spark.speed.checkpoint.fingerprint import Fingerprint, changes, fingerprint
+from spark.speed.checkpoint.fingerprint import Fingerprint, fingerprint, note, noted
 from spark.speed.checkpoint.generations import Start
 from spark.speed.checkpoint.spark_log import Log, Unreadable
+from spark.speed.checkpoint.start_check import StartCheck
 
-
-class CheckpointRefused(Halt):
-    """A stream must not start from its checkpoint; the message says why and what to do."""
+NEW_NAME = (
+    "use a new name for the field, the aggregate or the stream: the rows already written stay as they are, and a reset "
+    "does not change them"
+)
+"""The way out of a change that a reset does not allow."""
 
 
 class ResetRefused(TerminalError):
@@ -87,26 +90,14 @@ def opening(contract: Contract, settings: Settings) -> Opening:
     """How the stream's ingest starts. Changes nothing. Raises `CheckpointRefused`."""
     stream = contract.stream
     generation = generations.generation(settings, stream)
-    place = generations.location(settings, stream, generation)
-    try:
-        log = spark_log.read(place)
-        start = generations.begun(place)
-        before = remembered(contract, settings, generation)
-    except Unreadable as error:
-        raise _refused(stream, f"{error}. Put the file back from a copy, or {_reset(stream)}") from error
-    misfit = _misfit(contract, settings, generation, log, start)
-    if misfit:
-        raise _refused(stream, f"{misfit}. Put the right checkpoint back from a copy, or {_reset(stream)}")
-    changed = changes(before, fingerprint(contract))
-    if changed:
-        told = "; ".join(f"{change.name}: {change.before!r} became {change.now!r}" for change in changed)
-        way_out = (
-            f"Undo it, or {_reset(stream)}"
-            if all(change.resettable for change in changed)
-            else "Undo it, or use a new name for the field, the aggregate or the stream: the rows already written stay "
-            "as they are, and a reset does not change them"
-        )
-        raise _refused(stream, f"{contract.folder / 'stream.yaml'} changed what may not change ({told}). {way_out}")
+    location = generations.location(settings, stream, generation)
+    reset_advice = f"go on where bronze ends, with nothing lost or doubled: `millrace checkpoint reset {stream}`"
+    check = StartCheck(f"stream {stream}", reset_advice)
+    log = check.readable(lambda: spark_log.read(location))
+    start = check.readable(lambda: generations.begun(location))
+    before = check.readable(lambda: remembered(contract, settings, generation))
+    check.require_fit(_misfit(contract, settings, generation, log, start))
+    check.require_unchanged(contract, before, fingerprint(contract), NEW_NAME)
     return Opening(
         generation,
         start=flat(start.offsets) if start and log.planned is None else None,
@@ -119,28 +110,28 @@ def remember(contract: Contract, settings: Settings, generation: int) -> None:
     before = remembered(contract, settings, generation)
     known = fingerprint(contract).after(before)
     if known != before:
-        _put_fingerprint(generations.location(settings, contract.stream, generation), known)
+        note(generations.location(settings, contract.stream, generation), known)
 
 
 def remembered(contract: Contract, settings: Settings, generation: int) -> Fingerprint:
     """The fingerprint noted beside the checkpoint of `generation`, an empty one if there is none. Raises
     `Unreadable`."""
-    return _fingerprint(generations.location(settings, contract.stream, generation)) or Fingerprint()
+    return noted(generations.location(settings, contract.stream, generation)) or Fingerprint()
 
 
 def unread(contract: Contract, settings: Settings) -> list[str]:
-    """The contract's fields that the stream's ingest did not know when it last started. None if it never did: the start
-    to come knows all of them."""
-    noted = _known(settings, contract.stream, generations.generation(settings, contract.stream)).tables
-    return [name for name in contract.fields if noted and f"column {name}" not in noted]
+    """The contract's fields that the stream's ingest did not know when it last started; an empty list if it never did,
+    as the start to come knows all of them."""
+    known = _known(settings, contract.stream, generations.generation(settings, contract.stream)).tables
+    return [name for name in contract.fields if known and f"column {name}" not in known]
 
 
 def finished(contract: Contract, settings: Settings, generation: int) -> None:
     """Notes that the batch before `generation` is complete."""
-    place = generations.location(settings, contract.stream, generation)
-    start = generations.begun(place)
+    location = generations.location(settings, contract.stream, generation)
+    start = generations.begun(location)
     if start is not None:
-        _put_start(place, start.model_copy(update={"finished": True}))
+        generations.put_start(location, start.model_copy(update={"finished": True}))
 
 
 def _misfit(contract: Contract, settings: Settings, generation: int, log: Log, start: Start | None) -> str | None:
@@ -150,21 +141,13 @@ def _misfit(contract: Contract, settings: Settings, generation: int, log: Log, s
     misfit = generations.misfit(settings, stream, generation, log, bronze, "bronze")
     if misfit or log.planned is not None:
         return misfit
-    place = generations.location(settings, stream, generation)
+    location = generations.location(settings, stream, generation)
     newest = contents.newest_batch(bronze)
     if start is None:
-        return f"bronze holds records, but {place} has no start.json: a reset was not finished" if newest else None
+        return f"bronze holds records, but {location} has no start.json: a reset was not finished" if newest else None
     if start.after != newest:
-        return f"bronze ends with batch {newest}, and ended with {start.after} when {place} was made"
+        return f"bronze ends with batch {newest}, and ended with {start.after} when {location} was made"
     return None
-
-
-def _refused(stream: str, why: str) -> CheckpointRefused:
-    return CheckpointRefused(f"stream {stream} does not start: {why}")
-
-
-def _reset(stream: str) -> str:
-    return f"go on where bronze ends, with nothing lost or doubled: `millrace checkpoint reset {stream}`"
 
 
 # -- reset ---------------------------------------------------------------------------------------------------------
@@ -184,29 +167,30 @@ def reset(
     ends = bronze_ends(contract, settings)
     first = broker_offsets(settings, contract.ingest_topics, earliest=True)
     last = broker_offsets(settings, contract.ingest_topics)
-    made_anew = [place for place in last if ends.get(place, 0) > last[place]]
+    made_anew = [partition for partition in last if ends.get(partition, 0) > last[partition]]
     if made_anew:
-        told = "; ".join(f"{_name(p)} ends at {last[p]}, bronze at {ends[p]}" for p in made_anew)
+        shown = "; ".join(f"{_name(p)} ends at {last[p]}, bronze at {ends[p]}" for p in made_anew)
         raise ResetRefused(
-            f"the topics of {stream} are not those that bronze was read from ({told}): new records would pass for old "
+            f"the topics of {stream} are not those that bronze was read from ({shown}): new records would pass for old "
             "ones. Give the stream a new name"
         )
     read = _read(contract, settings, before)
     # Behind bronze's last record there may be offsets without one (the ends of transactions), which retention took too.
     lost = {p: first[p] - end for p, end in ends.items() if p in first and max(end, read.get(p, 0)) < first[p]}
     if lost and not accept_loss:
-        told = "; ".join(f"{_name(p)} from {ends[p]} to {first[p] - 1}" for p in sorted(lost))
+        shown = "; ".join(f"{_name(p)} from {ends[p]} to {first[p] - 1}" for p in sorted(lost))
         raise ResetRefused(
-            f"Kafka has dropped records of {stream} before they were ingested ({told}): retention was shorter than the "
-            "stream's pause. They are lost; to go on without them, say so with --accept-loss"
+            f"Kafka has dropped records of {stream} before they were ingested ({shown}): retention was shorter than "
+            "the stream's pause. They are lost; to go on without them, say so with --accept-loss"
         )
-    start = {place: max(end, first[place]) for place, end in ends.items() if place in first}
+    start = {partition: max(end, first[partition]) for partition, end in ends.items() if partition in first}
     generation = max(before, batch_numbers.generation_of(after or 0)) + 1
-    place = generations.location(settings, stream, generation)
+    location = generations.location(settings, stream, generation)
     known = _known(settings, stream, before)
     may_write()
-    _put_fingerprint(place, Fingerprint(tables=known.tables))
-    _put_start(place, Start(offsets=nested(start), after=after))  # the last: without it the reset was not finished
+    note(location, Fingerprint(tables=known.tables))
+    # The last file: without it the reset was not finished.
+    generations.put_start(location, Start(offsets=nested(start), after=after))
     return Reset(generation, start, after, lost)
 
 
@@ -218,7 +202,8 @@ def bronze_ends(contract: Contract, settings: Settings) -> Offsets:
 
 
 def _read(contract: Contract, settings: Settings, generation: int) -> Offsets:
-    """Where the newest batch that bronze holds of `generation` ends, if its checkpoint can still tell; else nothing."""
+    """Where the newest batch that bronze holds of `generation` ends; empty if its checkpoint does not say it any
+    more."""
     bronze = names.bronze(settings.lake_uri, contract.stream)
     written = contents.newest_append(bronze, generations.application(contract.stream, generation))
     try:
@@ -229,10 +214,10 @@ def _read(contract: Contract, settings: Settings, generation: int) -> Offsets:
 
 
 def _known(settings: Settings, stream: str, generation: int) -> Fingerprint:
-    """The newest fingerprint that can be read, up to that of `generation`; an empty one if there is none."""
+    """The newest fingerprint that can be read, up to the one of `generation`; an empty one if there is none."""
     for number in range(generation, 0, -1):
         try:
-            found = _fingerprint(generations.location(settings, stream, number))
+            found = noted(generations.location(settings, stream, number))
         except Unreadable:
             continue
         if found:
@@ -278,19 +263,7 @@ def _accepted(settings: Settings, stream: str, batch: int) -> str:
     return f"{settings.checkpoints_uri}/{stream}/accepted/{batch}"
 
 
-# -- documents and bronze ------------------------------------------------------------------------------------------
-
-
-def _fingerprint(place: str) -> Fingerprint | None:
-    return spark_log.model(Fingerprint, f"{place}/fingerprint.json")
-
-
-def _put_fingerprint(place: str, known: Fingerprint) -> None:
-    spark_log.put(f"{place}/fingerprint.json", known.model_dump_json(indent=1))
-
-
-def _put_start(place: str, start: Start) -> None:
-    spark_log.put(f"{place}/start.json", start.model_dump_json(indent=1))
+# -- bronze --------------------------------------------------------------------------------------------------------
 
 
 def _bronze(contract: Contract, settings: Settings, query: str, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
@@ -303,5 +276,6 @@ def _bronze(contract: Contract, settings: Settings, query: str, parameters: dict
         return connection.execute(query, parameters).fetchall()
 
 
-def _name(place: tuple[str, int]) -> str:
-    return f"{place[0]}/{place[1]}"
+def _name(partition: tuple[str, int]) -> str:
+    topic, number = partition
+    return f"{topic}/{number}"

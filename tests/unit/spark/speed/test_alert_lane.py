@@ -19,9 +19,9 @@ from infra.settings import Settings, settings
 from schemas.contract.catalog import load
 from schemas.contract.folders import USES
 from spark.session import submit_conf
-from spark.speed import alert_lane as lanes
 from spark.speed.alert_lane import RETRY, TOLD_AFTER, Lane
-from spark.speed.checkpoint.spark_log import Unreadable
+from spark.speed.checkpoint import lane_start
+from spark.speed.checkpoint.start_check import CheckpointRefused
 from tests.support.checkpoints import SALES, spark_checkpoint
 
 
@@ -85,8 +85,8 @@ class Site:
 
     def begun(self) -> tuple[int, int | None]:
         """The generation that begins, and the offset of the topic from which it reads."""
-        generation, start = lanes.begin(SALES, self.settings)
-        assert lanes.opening(SALES, self.settings) == (generation, start)
+        generation, start = lane_start.begin(SALES, self.settings)
+        assert lane_start.opening(SALES, self.settings) == (generation, start)
         return generation, flat(start.offsets).get(("sales", 0))
 
 
@@ -131,17 +131,17 @@ def test_what_cannot_be_read_is_passed_over_for_what_is_older(site: Site) -> Non
 
 def test_a_crash_before_the_start_is_noted_loses_no_alert(site: Site) -> None:
     site.folder("sales.alerts", 2).mkdir()
-    assert lanes.opening(SALES, site.settings) == (2, None)
+    assert lane_start.opening(SALES, site.settings) == (2, None)
     assert site.begun() == (3, 30)
 
 
 def test_a_damaged_checkpoint_is_refused_with_the_way_out(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    lanes.opening(SALES, site.settings)
+    lane_start.opening(SALES, site.settings)
     (site.folder("sales.alerts") / "commits" / "3").write_text("")
     with pytest.raises(
-        Unreadable, match=r"commits/3 is cut short.*loses no alert: `millrace checkpoint reset sales\.al"
+        CheckpointRefused, match=r"commits/3 is cut short.*loses no alert: `millrace checkpoint reset sales\.al"
     ):
-        lanes.opening(SALES, site.settings)
+        lane_start.opening(SALES, site.settings)
 
     shutil.copytree(site.folder("sales.alerts"), site.folder("telemetry.alerts"))
     monkeypatch.setenv("MILLRACE_HOME", str(site.settings.home))

@@ -19,6 +19,7 @@ from infra.settings import Settings
 from spark.lake import batch_numbers, names, tables
 from spark.speed.checkpoint import generations, ingest_start, spark_log
 from spark.speed.checkpoint.fingerprint import fingerprint
+from spark.speed.checkpoint.start_check import CheckpointRefused
 from tests.support.checkpoints import SALES, spark_checkpoint
 from tests.support.feed import contract
 
@@ -49,7 +50,7 @@ class Site:
         return ingest_start.opening(SALES, self.settings)
 
     def refused(self) -> str:
-        with pytest.raises(ingest_start.CheckpointRefused) as refused:
+        with pytest.raises(CheckpointRefused) as refused:
             self.opening()
         assert "`millrace checkpoint reset sales`" in str(refused.value)
         return str(refused.value)
@@ -181,5 +182,5 @@ def test_the_fingerprint_is_noted_beside_the_checkpoint_and_remembers(site: Site
     ingest_start.remember(fewer, site.settings, 1)
     assert ingest_start.remembered(SALES, site.settings, 1) == fingerprint(SALES)
     other = contract(event_id=["id"])
-    with pytest.raises(ingest_start.CheckpointRefused, match=r"event_id: 'sold_at, id' became 'id'.*use a new name"):
+    with pytest.raises(CheckpointRefused, match=r"event_id: 'sold_at, id' became 'id'.*use a new name"):
         ingest_start.opening(other, site.settings)

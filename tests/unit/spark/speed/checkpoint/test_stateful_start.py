@@ -24,6 +24,7 @@ from schemas.contract.model import Contract, StatefulResult
 from schemas.errors import Halt
 from spark.lake import batch_numbers, names, tables
 from spark.speed.checkpoint import generations, stateful_start
+from spark.speed.checkpoint.start_check import CheckpointRefused
 from tests.support.visits import written
 
 
@@ -194,7 +195,7 @@ def test_a_state_of_before_it_was_noted_is_refused_if_it_has_changed(site: Site)
 def refused(site: Site) -> str:
     """Why `visits.bursts` does not start; its reset is offered, and leads out."""
     visits = contract_in(site.settings.contracts, "visits")
-    with pytest.raises(stateful_start.CheckpointRefused) as why:
+    with pytest.raises(CheckpointRefused) as why:
         stateful_start.opening(visits, visits.velocity[0], site.settings)
     assert str(why.value).startswith("visits.bursts does not start: ")
     assert str(why.value).endswith(
