@@ -39,7 +39,7 @@ from wiring import DEFAULTS, SparkJob, duty, hour_table, published, streams
 class Backfill(SparkJob):
     """The job `reconcile` with hours forced into its plan, for one stream; the job's summary is the task's result."""
 
-    def execute(self, context: Context) -> dict[str, Any]:
+    def execute(self, context: Context) -> Any:
         from infra.settings import settings
 
         asked = context["params"]

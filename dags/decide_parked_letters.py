@@ -126,7 +126,7 @@ with DAG(
 
     @task
     @duty
-    def decide(letters: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
+    def decide(letters: dict[str, Any], answer: Any) -> dict[str, Any]:
         """Returns the decision and the number of letters."""
         return decided(letters, answer)
 

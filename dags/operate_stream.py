@@ -47,7 +47,7 @@ with DAG(
 
     @task(execution_timeout=timedelta(minutes=6), retries=0)
     @duty
-    def operate(params: dict[str, Any], dag_run: Any = None) -> dict[str, Any]:
+    def operate(params: Any = None, dag_run: Any = None) -> dict[str, Any]:
         """Returns the action, what it did, the epochs and the gap."""
         from dataclasses import asdict
 

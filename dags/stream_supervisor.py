@@ -128,7 +128,7 @@ class Watch(BaseOperator):
         folder, epoch = process.place(settings()), int(self.epoch)
         for why in halts(heartbeat(folder, epoch)).values():
             self.log.error("still waiting for a decision: %s", why)
-        since = context["dag_run"].start_date.isoformat()
+        since = (context["dag_run"].start_date or datetime.now(UTC)).isoformat()
         self.defer(trigger=DriverWatch(str(folder), epoch, settings().stall_after, since), method_name="ended")
 
     def ended(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:

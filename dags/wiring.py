@@ -116,7 +116,7 @@ class SparkJob(SparkSubmitOperator):
         self.unneeded = unneeded
         self.withheld = withheld
 
-    def execute(self, context: Context) -> dict[str, Any]:
+    def execute(self, context: Context) -> Any:
         forced = bool((context["dag_run"].conf or {}).get("force"))
         withheld = {} if forced else self._withheld(context["run_id"])
         left_out = {stream: reason for stream in streams() if (reason := self._reason_against(stream, forced))}

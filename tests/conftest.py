@@ -43,7 +43,7 @@ def shared(nodeid: str) -> str | None:
     return next((name for name, places in SHARE.items() if nodeid.startswith(places)), None)
 
 
-class BySharing(LoadScopeScheduling):
+class BySharing(LoadScopeScheduling):  # type: ignore[misc]  # pytest-xdist says nothing of its types
     """Where tests run in several processes, those that share something run in one; the others, wherever there is time.
     (The groups of pytest-xdist 3.8 would say it by a mark; pytest 9 has no place for them any more.)"""
 

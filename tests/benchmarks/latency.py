@@ -51,7 +51,7 @@ PATIENCE = 60.0
 """Seconds that alerts are waited for, at the start and at the end."""
 CHECKPOINT = 60
 """Seconds between checkpoints of the lane, so that each measurement of its usual length has some."""
-SENDER = {"linger.ms": 5, "compression.type": "none"}
+SENDER: dict[str, str | int | float | bool] = {"linger.ms": 5, "compression.type": "none"}
 """Five milliseconds are the default of librdkafka and, since 4.0, of the Java client."""
 AGAIN = 20.0
 """Seconds to get used to another rate, at most."""

@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import datasketches
@@ -183,8 +184,12 @@ def measure(lake: Lake, times: int) -> list[Figures]:
     found = [_figures("open a connection", *timed(opened, max(3, times // 10)))]
     with connect(lake.settings, contracts, snapshot.now(lake.settings.lake_uri, contracts)) as served:
         served.execute("set threads = 2")
+
+        def rows(sql: str) -> int:
+            return int(served.execute(sql).to_arrow_table().num_rows)
+
         for name, sql in dashboards(lake).items():
-            found.append(_figures(name, *timed(lambda sql=sql: served.execute(sql).to_arrow_table().num_rows, times)))
+            found.append(_figures(name, *timed(partial(rows, sql), times)))
     return found
 
 

@@ -19,17 +19,19 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import numpy as np
 import psutil
 import pyarrow
 import pyarrow.compute
-import yaml
 from deltalake import write_deltalake
 from pyspark.sql.pandas.types import to_arrow_schema
+from pyspark.sql.types import StructType
 from rich.console import Console
 from rich.table import Table
+from ruamel.yaml import YAML
 
 from infra.settings import PROJECT, Settings
 from schemas.contract.catalog import load as load_contract
@@ -108,7 +110,7 @@ class Lake:
         commits.mkdir(parents=True, exist_ok=True)
         (commits / str(batch_id)).touch()
 
-    def _append(self, uri: str, rows: pyarrow.Table, schema: object) -> None:
+    def _append(self, uri: str, rows: pyarrow.Table, schema: StructType) -> None:
         wanted = to_arrow_schema(schema, timezone="UTC")
         columns = [
             rows[field.name].cast(field.type) if field.name in rows.column_names
@@ -258,13 +260,14 @@ def late_event(config: Settings, contract: Contract, days: int, each_hour: int, 
     return figures
 
 
-def bench(events: int, days: int, each_hour: int, console: Console) -> dict[str, object]:
+def bench(events: int, days: int, each_hour: int, console: Console) -> dict[str, Any]:
     """Runs the benchmark and returns its figures. Raises RuntimeError when a published number is wrong."""
     with stacks.running("millrace-bench-", readings.CONTRACTS, ["postgres"]) as config:
         path = config.contracts / readings.STREAM / "stream.yaml"
-        document = yaml.safe_load(path.read_text())
+        yaml = YAML(typ="safe")
+        document = yaml.load(path)
         document["aggregates"][0]["measures"] += MEASURES
-        path.write_text(yaml.safe_dump(document))
+        yaml.dump(document, path)
         contract = load_contract(path.parent)
         late = {}
         for history in (1, days):
@@ -284,7 +287,7 @@ def _forget(config: Settings) -> None:
         shutil.rmtree(names.local_path(uri))
 
 
-def show(result: dict[str, dict[str, object]], console: Console) -> None:
+def show(result: dict[str, Any], console: Console) -> None:
     table = Table(title="reconcile")
     for name in ("", "events", "seconds", "CPU seconds", "CPU µs per event", "peak MiB"):
         table.add_column(name, justify="right" if name else "left")
@@ -318,7 +321,7 @@ def main() -> None:
     if given.json:
         sys.stdout.write(json.dumps(result) + "\n")
     else:
-        show(result, console)  # type: ignore[arg-type]
+        show(result, console)
 
 
 if __name__ == "__main__":

@@ -45,6 +45,7 @@ def contract(stack: Settings) -> Iterator[Contract]:
 
 def bury(stack: Settings, contract: Contract, count: int) -> None:
     producer = Producer(stack.kafka_client("admin") | {"compression.type": "lz4", "linger.ms": 20})
+    same: list[tuple[str, str | bytes | None]]
     same = [("dl-error-class", b"transient"), ("dl-reason", b"the registry did not answer"), ("dl-attempt", b"0")]
     same += [("dl-first-failed-at", b"2013-06-01T11:00:00Z"), ("dl-next-due-at", b"2013-06-01T11:59:59.123456Z")]
     for number in range(count):

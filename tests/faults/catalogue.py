@@ -16,6 +16,7 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -197,9 +198,12 @@ def _clock_jumps(world: World, rng: Random) -> None:
         wait_for("the fenced driver leaves", lambda: not old.processes(), 60)
     finally:
         world.airflow.unpause("stream_supervisor")
+
+    def committed_since(before: int) -> bool:
+        return world.traces().committed > before
+
     for seconds in (rng.randrange(3600, 7200), 0):
-        done = world.traces().committed
-        wait_for("a batch begins", lambda done=done: world.traces().committed > done, 60)
+        wait_for("a batch begins", partial(committed_since, world.traces().committed), 60)
         clock.write_text(f"+{seconds}")
     world.harm_is_over()
     wait_for("the driver whose clock was set back ends", lambda: not faked.alive, 60)

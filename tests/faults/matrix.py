@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -220,7 +220,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.command == "report":
         report("matrix", [Cell(**one) for file in given.files for one in json.loads(file.read_text())])
         return 0
-    measured = {
+    measured: Callable[[], Iterator[Cell]] = {
         "run": lambda: run([(given.name, given.seed)]),
         "all": lambda: run(seeded(possible(given.only), given.seeds)),
         "soak": lambda: soak(given.minutes, given.seed),

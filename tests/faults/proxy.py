@@ -59,7 +59,7 @@ def _owner(port: int) -> int | None:
     """The process whose end of a connection to here has this port."""
     for connection in psutil.net_connections("tcp"):
         if connection.laddr.port == port and connection.pid:
-            return connection.pid
+            return int(connection.pid)
     return None
 
 

@@ -46,6 +46,7 @@ from spark.speed import delta_append
 from spark.speed.checkpoint import generations
 from tests.faults.load import START, STEP, Load, kind, record
 from tests.faults.network import Network
+from tests.support.topics import header_values
 
 CONTRACTS = Path(__file__).parent / "contracts"
 STREAM = "pulses"
@@ -395,7 +396,7 @@ def committed(settings: Settings, group: str, topic: str) -> dict[int, int]:
 
 
 def _identity(message: Message) -> tuple[str, int]:
-    headers: dict[str, bytes] = dict(message.headers() or [])  # type: ignore[arg-type]
+    headers = header_values(message)
     return headers["dl-id"].decode(), int(headers["dl-attempt"])
 
 

@@ -36,7 +36,7 @@ from producers.repair import repair
 from schemas.contract.catalog import load
 from schemas.contract.model import Contract
 from spark.conservation import audit_log
-from spark.conservation.accounting import Finding, PartitionAccount
+from spark.conservation.accounting import Fault, Finding, PartitionAccount, Proof
 from spark.conservation.audit import BronzeUnreadable, NotConserved, audit, require_conserved
 from spark.conservation.audit_log import Audit
 from spark.conservation.bronze_coordinates import BronzeCoordinates
@@ -44,6 +44,7 @@ from spark.lake import batch_numbers, names, tables
 from spark.serving.duck import connect
 from spark.speed.checkpoint import generations
 from tests.support.chance import fresh, octets
+from tests.support.topics import header_values
 
 STAMP = 1_767_225_600_123
 """Kafka's time of a stream's first record here, in milliseconds; each one after it is a second later."""
@@ -105,7 +106,7 @@ class Stream:
 
         for n in range(number):
             own = key or (b"\xff" if n % 2 else None)
-            both = [("trace", b"\0\xff"), *headers]
+            both: list[tuple[str, str | bytes | None]] = [("trace", b"\0\xff"), *headers]
             producer.produce(topic, octets(16), own, 0, timestamp=next(self._stamps), headers=both, on_delivery=arrived)
         assert producer.flush(30) == 0
         return offsets
@@ -121,8 +122,8 @@ class Stream:
         while True:
             message = consumer.poll(20)
             assert message is not None, f"{topic} is silent"
-            if message.error() is not None:
-                assert message.error().code() == KafkaError._PARTITION_EOF
+            if (error := message.error()) is not None:
+                assert error.code() == KafkaError._PARTITION_EOF
                 consumer.close()
                 return found
             found[message.offset() or 0] = message
@@ -164,7 +165,7 @@ class Stream:
         DeltaTable(self.path).delete(f"topic = '{topic or self.name}' and \"offset\" in ({chosen})")
 
     def _row(self, topic: str, offset: int, message: Message, batch_id: int) -> dict[str, Any]:
-        headers = dict(message.headers() or []) if topic == self.contract.retry_topic else {}
+        headers = header_values(message) if topic == self.contract.retry_topic else {}
         original = headers.get("dl-id")
         return {
             "topic": topic, "partition": 0, "offset": offset, "batch": batch_numbers.batch_number(1, batch_id),
@@ -220,8 +221,8 @@ def stream(stack: Settings, tmp_path: Path) -> Iterator[Stream]:
         future.result()
 
 
-def findings(*offsets: int, reason: str) -> set[Finding]:
-    return {Finding(offset, offset, reason) for offset in offsets}  # type: ignore[arg-type]
+def findings(*offsets: int, reason: Proof | Fault) -> set[Finding]:
+    return {Finding(offset, offset, reason) for offset in offsets}
 
 
 def test_transactions_leave_gaps_that_are_proved(stream: Stream) -> None:
@@ -473,7 +474,7 @@ def test_the_command_reports_and_fails_with_a_residual(stream: Stream) -> None:
             "MILLRACE_LAKE": stream.settings.lake, "MILLRACE_CHECKPOINTS": stream.settings.checkpoints,
             "MILLRACE_CONTRACTS": str(stream.settings.contracts),
         }  # fmt: skip
-        command = [Path(sys.executable).with_name("millrace"), "audit", *arguments, "--json"]
+        command = [str(Path(sys.executable).with_name("millrace")), "audit", *arguments, "--json"]
         done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
         return done.returncode, json.loads(done.stdout.splitlines()[-1]), done.stderr
 

@@ -36,7 +36,7 @@ from spark.serving.duck import connect
 from spark.session import session
 from tests.support.clicks import V1, Pipeline, click, made, schema_id, send
 from tests.support.kafka_rows import wire
-from tests.support.topics import read
+from tests.support.topics import header_list, header_values, read
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -131,7 +131,7 @@ def assert_conserved(pipeline: Pipeline) -> None:
 
 
 def foreign(message: Message) -> list[tuple[str, bytes | None]]:
-    return [header for header in message.headers() or [] if not header[0].startswith("dl-")]
+    return [header for header in header_list(message) if not header[0].startswith("dl-")]
 
 
 def test_letters_wait_and_the_replay_parks_what_a_person_must_decide(pipeline: Pipeline) -> None:
@@ -178,7 +178,7 @@ def test_an_approved_letter_goes_through_the_ingest_as_it_was_any_number_of_time
         parked = replayed(f"parked-{attempt}")
         assert (parked["returned"], parked["in_flight"], parked["parked"]) == (attempt, 0, 1)
         for topic in (contract.retry_topic, contract.parked_topic):
-            copies = [m for m in read(mine, topic) if dict(m.headers() or [])["dl-id"] == letter.encode()]
+            copies = [m for m in read(mine, topic) if header_values(m)["dl-id"] == letter.encode()]
             for copy in copies:
                 assert (copy.key(), copy.value(), copy.timestamp()) == (first.key(), first.value(), first.timestamp())
                 assert foreign(copy) == foreign(first)
@@ -244,7 +244,7 @@ def test_an_edited_letter_lands_and_its_original_is_kept(
     assert bytes.fromhex(shown["value"]) == before.value(), "the original is kept"
     with connect(mine, [contract]) as served:
         [(edited,)] = served.execute("select edited from moves where decision = 'edit'").fetchall()
-    sent = [m for m in read(mine, contract.retry_topic) if dict(m.headers() or [])["dl-id"] == letter.encode()]
+    sent = [m for m in read(mine, contract.retry_topic) if header_values(m)["dl-id"] == letter.encode()]
     assert [(m.key(), m.value()) for m in sent] == [(b"home", edited)]
 
 
@@ -267,7 +267,7 @@ def test_a_decision_counts_once_however_often_it_is_taken_and_whatever_is_killed
     pipeline: Pipeline, mine: Settings, contract: Contract
 ) -> None:
     def resent(letter: str) -> int:
-        return sum(dict(m.headers() or [])["dl-id"] == letter.encode() for m in read(mine, contract.retry_topic))
+        return sum(header_values(m)["dl-id"] == letter.encode() for m in read(mine, contract.retry_topic))
 
     letter = ids("no such page", "parked")[1]
     with connect(mine, [contract]) as served:

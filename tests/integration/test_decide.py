@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from airflow_client.client.models import UpdateHITLDetailPayload
+from airflow_client.client.models import TaskInstanceState, UpdateHITLDetailPayload
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient
 from tenacity import retry, retry_if_result, stop_after_delay, wait_fixed
@@ -80,7 +80,7 @@ def answer(airflow: Airflow, run: Run, answers: dict[str, str]) -> dict[str, Any
             if "test_decide" in one.subject:
                 asked[last] = one
             read_for = datetime.now(UTC) - task.start_date if task.start_date else timedelta()
-            waits = not one.response_received and str(task.state.value) == "awaiting_input"
+            waits = not one.response_received and task.state == TaskInstanceState.AWAITING_INPUT
             if waits and read_for > READING:
                 payload = UpdateHITLDetailPayload(
                     chosen_options=[answers[last] if "test_decide" in one.subject else "Leave"],

@@ -9,7 +9,6 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
-from confluent_kafka import Message
 from deltalake import DeltaTable
 from pybreaker import STATE_OPEN
 from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
@@ -29,6 +28,7 @@ from spark.speed.checkpoint import generations
 from spark.speed.writer_schemas import breaker
 from tests.support.clicks import NOON, NOW, V1, V2, V3, Pipeline, click, clicks, made, power_out, read, schema_id, send
 from tests.support.kafka_rows import wire
+from tests.support.topics import coordinates, header_list, header_values
 
 
 @pytest.fixture(scope="module")
@@ -55,14 +55,8 @@ def until(condition: Callable[[], Any]) -> None:
     )
 
 
-def place(message: Message) -> tuple[str, int, int]:
-    return message.topic(), message.partition(), message.offset()
-
-
 def assert_conserved(pipeline: Pipeline, lost: Collection[tuple[str, int, int]] = ()) -> None:
-    on_broker = Counter(
-        (m.topic(), m.partition(), m.offset()) for m in read(pipeline.stack, *pipeline.contract.ingest_topics)
-    )
+    on_broker = Counter(coordinates(m) for m in read(pipeline.stack, *pipeline.contract.ingest_topics))
     in_bronze = Counter((row["topic"], row["partition"], row["offset"]) for row in pipeline.bronze())
     assert in_bronze == on_broker - Counter(lost)
 
@@ -92,8 +86,8 @@ def test_crashes_before_each_commit_neither_lose_nor_double_anything(pipeline: P
         for message in read(stack, contract.stream)
     }
     for letter in letters:
-        headers = dict(letter.headers())
-        assert [pair for pair in letter.headers() if pair[0] == "trace"] == [("trace", b"\x01"), ("trace", b"\x02")]
+        headers = header_values(letter)
+        assert [pair for pair in header_list(letter) if pair[0] == "trace"] == [("trace", b"\x01"), ("trace", b"\x02")]
         assert (letter.value(), headers["dl-id"].decode()) in places
         assert headers["dl-attempt"] == b"0"
         assert headers["dl-first-failed-at"] == b"2024-06-01T09:30:00Z"
@@ -102,7 +96,7 @@ def test_crashes_before_each_commit_neither_lose_nor_double_anything(pipeline: P
             f"key {number}".encode(),
             int(NOON.timestamp() * 1000) + number,
         )
-    unknown = next(dict(letter.headers()) for letter in letters if letter.value() == bad[3])
+    unknown = next(header_values(letter) for letter in letters if letter.value() == bad[3])
     assert unknown["dl-error-class"] == b"unknown_schema"
     assert 0.9 < waits(unknown) <= 1  # minutes; up to a tenth is jitter
     assert unknown["dl-reason"] == b"schema id 2130706432 is not registered under ingest_clicks-value"
@@ -123,9 +117,9 @@ def test_a_replayed_record_speaks_for_its_original_and_fails_with_its_history(pi
     assert Counter(row["accepted"] for row in replayed) == {True: 1, False: 1}
     letters = read(stack, contract.dlq_topic)
     assert len(letters) == before + 1
-    [again] = [letter for letter in letters if ("trace", b"\x03") in letter.headers()]
-    assert dict(history).items() <= dict(again.headers()).items()
-    assert 0.9 * 4 < waits(dict(again.headers())) <= 4  # a minute, doubled twice
+    [again] = [letter for letter in letters if ("trace", b"\x03") in header_list(letter)]
+    assert dict(history).items() <= header_values(again).items()
+    assert 0.9 * 4 < waits(header_values(again)) <= 4  # a minute, doubled twice
 
 
 def test_a_version_registered_while_the_stream_runs_is_read_without_a_restart(pipeline: Pipeline) -> None:
@@ -171,7 +165,8 @@ def test_while_the_registry_is_away_known_schemas_go_on_and_a_batch_of_another_o
         until(lambda: breaker(stack.registry["url"]).current_state == STATE_OPEN)
         assert "is it up" in (running.writers.waiting or "")
         assert_conserved(
-            running, lost={place(m) for m in read(stack, newest.stream) if (m.value() or b"")[:5] == header(third)}
+            running,
+            lost={coordinates(m) for m in read(stack, newest.stream) if (m.value() or b"")[:5] == header(third)},
         )
     finally:
         supervisor.start("registry")

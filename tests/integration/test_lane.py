@@ -46,6 +46,7 @@ from spark.speed.checkpoint import generations, lane_start
 from tests.integration.test_produce import read
 from tests.support import stacks
 from tests.support.clicks import power_out
+from tests.support.topics import header_values
 
 LARGE = {
     "event_time": 1_767_603_600_000_000,
@@ -130,7 +131,9 @@ class Desk:
     def expected(self) -> set[str]:
         """The ids that the records on `transactions` and its retry topic must have raised."""
         client = registry(self.settings)
-        versions = [client.get_version(self.contract.subject, n) for n in client.get_versions(self.contract.subject)]
+        versions: list[Any] = [
+            client.get_version(self.contract.subject, n) for n in client.get_versions(self.contract.subject)
+        ]
         judge = Judge(self.contract, {v.schema_id: json.loads(v.schema.schema_str) for v in versions})
         alerts = Alerts(self.contract)
         found: set[str] = set()
@@ -138,7 +141,7 @@ class Desk:
             verdict = judge.verdict(message.value())
             if verdict.error_class is None and verdict.record is not None:
                 place = f"{message.topic()}/{message.partition()}/{message.offset()}"
-                place = dict(message.headers() or []).get("dl-id", place.encode()).decode()
+                place = header_values(message).get("dl-id", place.encode()).decode()
                 found |= {f"{place}/{alert.name}" for alert in alerts.raised(verdict.record)}
         return found
 
@@ -175,6 +178,7 @@ def test_accepted_records_alert_within_moments_and_no_others(desk: Desk) -> None
 def test_a_replayed_record_alerts_as_its_original(desk: Desk) -> None:
     codec = Codec(desk.contract, schema_id(desk.contract, registry(desk.settings)))
     producer = Producer(desk.settings.kafka_client("producer"))
+    headers: list[tuple[str, str | bytes | None]]
     headers = [("dl-id", b"transactions/1/777777"), ("dl-attempt", b"1")]
     producer.produce(desk.contract.retry_topic, codec.value(LARGE), b"account-00042", headers=headers)
     assert producer.flush(30) == 0
@@ -190,7 +194,9 @@ def test_a_schema_registered_while_it_runs_is_understood(desk: Desk) -> None:
     provision_subject(registry(desk.settings), newer)
     before = len(read(desk.settings, desk.contract.stream))
     desk.send(newer, *(LARGE | {"transaction": f"payment-newer-{number}", "terminal": "t1"} for number in range(3)))
-    places = [(m.partition(), m.offset()) for m in read(desk.settings, desk.contract.stream) if b"newer" in m.value()]
+    places = [
+        (m.partition(), m.offset()) for m in read(desk.settings, desk.contract.stream) if b"newer" in (m.value() or b"")
+    ]
     assert len(places) == 3
     assert len(read(desk.settings, desk.contract.stream)) == before + 3
     desk.wait_for({f"transactions/{partition}/{offset}/over_limit" for partition, offset in places})

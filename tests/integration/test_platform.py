@@ -14,10 +14,11 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from typing import Any, TypeVar
 
 import duckdb
 import psutil
@@ -36,7 +37,7 @@ from infra.driver import process
 from infra.driver.heartbeat import heartbeat
 from infra.driver.waiting import wait_until_ingested
 from infra.settings import PROJECT, Settings
-from producers.codec import Codec, registry
+from producers.codec import Codec, registry, schema_id
 from producers.inject import Faults
 from producers.produce import produce
 from producers.sources import source
@@ -46,11 +47,15 @@ from spark.lake.names import local_path
 from spark.serving.duck import connect
 from tests.support import oracle, tides
 from tests.support.chance import fresh
+from tests.support.topics import coordinates
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.usefixtures("every_service")]
 
 UNTIL = datetime(2013, 2, 1, tzinfo=UTC)
 """The story replays January; the whole year is `make run`'s."""
+
+Value = TypeVar("Value")
+Rows = list[tuple[Any, ...]]
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +81,7 @@ def truth(tmp_path_factory: pytest.TempPathFactory) -> duckdb.DuckDBPyConnection
     return connection
 
 
-def wait_for(condition, timeout: float = 120):  # type: ignore[no-untyped-def]
+def wait_for(condition: Callable[[], Value], timeout: float = 120) -> Value:
     """The first true value of `condition()`, looked at every half second; the last value when time is up."""
     return retry(
         wait=wait_fixed(0.5),
@@ -108,7 +113,7 @@ def offsets_on_the_broker(stack: Settings, topics: tuple[str, ...]) -> Counter[t
             if message.error():
                 open_partitions.discard((message.topic(), message.partition()))
             else:
-                seen[message.topic(), message.partition(), message.offset()] += 1
+                seen[coordinates(message)] += 1
     consumer.close()
     return seen
 
@@ -323,7 +328,7 @@ def test_letters_of_an_unknown_schema_come_back_once_it_is_registered(
     client = registry(stack)
     newer = json.loads(json.dumps(flights.schema_now))
     newer["fields"].append({"name": "gate", "type": ["null", "string"], "default": None})
-    known = [client.get_version(f"{name}-value", "latest").schema_id for name in contracts]
+    known = [client.get_version(f"{name}-value", "latest").schema_id or 0 for name in contracts]
     next_id = max(known) + 1
     flight = one_flight(9998, hour=12)
     value = Codec(flights.model_copy(update={"versions": (newer,)}), next_id).value(flight | {"gate": "C71"})
@@ -342,7 +347,7 @@ def test_letters_of_an_unknown_schema_come_back_once_it_is_registered(
     schema = Schema(json.dumps(newer), "AVRO")
     assert client.register_schema(flights.subject, schema) == next_id
 
-    def landed() -> list[tuple[object, ...]]:
+    def landed() -> Rows:
         run(airflow, "replay_dead_letters")
         wait_until_ingested(stack, [flights])
         with connect(stack) as served:
@@ -417,7 +422,7 @@ def test_rows_that_bronze_lost_are_found_and_come_back(
     learn(truth, later)
 
 
-def served_tides(stack: Settings, view: str, truth: duckdb.DuckDBPyConnection, where: str) -> tuple[list, list]:  # type: ignore[type-arg]
+def served_tides(stack: Settings, view: str, truth: duckdb.DuckDBPyConnection, where: str) -> tuple[Rows, Rows]:
     """What the view has `where`, and what the oracle says, in the oracle's columns."""
     expected = truth.execute(f"from ({tides.ORACLE[view]}) order by all")
     names = [column[0] for column in expected.description or []]
@@ -513,7 +518,7 @@ def test_a_poison_storm_halts_its_stream_alone_until_somebody_decides(
     before = heartbeat(stack.stream_dir) or {}
     live = airflow.runs("stream_supervisor")[0]
     assert live.state == "running"
-    codec = Codec(contract, registry(stack).get_version(contract.subject, "latest").schema_id)
+    codec = Codec(contract, schema_id(contract, registry(stack)))
     spikes = [tides.reading("east", timedelta(seconds=n), 99.0) for n in range(1500)]
     producer = Producer(stack.kafka_client("admin") | {"transactional.id": "test-storm"})
     producer.init_transactions(30)

@@ -89,7 +89,7 @@ def test_every_record_arrives_and_only_the_faults_wanted(stack: Settings, contra
     assert len(identities) == len(events)
     rejected = sum(report.by_kind[kind] for kind in ("bad_magic", "truncated", "unknown_schema", "rule_violation"))
     assert len(messages) - len(accepted) == rejected > 0
-    by_key = {}
+    by_key: dict[str | bytes | None, int | None] = {}
     for message in messages:
         assert by_key.setdefault(message.key(), message.partition()) == message.partition()
     assert abs(messages[-1].timestamp()[1] / 1000 - datetime.now(UTC).timestamp()) < 300, "Kafka's time is of sending"

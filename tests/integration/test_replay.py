@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
@@ -16,18 +16,21 @@ from confluent_kafka.admin import AdminClient, NewTopic
 
 from infra.settings import PROJECT, Settings
 from producers.replay import ReplayError, ReplayReport, replay
-from producers.transactions import Session
+from producers.transactions import Reader, Session
 from schemas.contract.catalog import catalog
 from schemas.contract.model import Contract
 from schemas.dead_letter import PARKED_BECAUSE, Letter
 from tests.support.chance import fresh
-from tests.support.topics import read
+from tests.support.topics import header_list, read
 
 NOW = datetime(2013, 6, 1, 12, 0, tzinfo=UTC)
 PAST = "2013-06-01T11:59:59Z"
 FUTURE = "2013-06-01T12:00:01Z"
 KAFKA_TIME = 1_356_998_400_123
 KNOWN, UNKNOWN = 7, 8
+
+Letters = Sequence[tuple[str, Letter]]
+"""Letters with the topics to which a session sends them."""
 
 
 def value(schema: int = KNOWN) -> bytes:
@@ -90,7 +93,7 @@ def bury(stack: Settings, contract: Contract) -> Callable[..., None]:
 
 
 def header(message: Message, name: str) -> str | None:
-    return next((v.decode() for k, v in reversed(message.headers() or []) if k == name), None)
+    return next((v.decode() for k, v in reversed(header_list(message)) if k == name and v is not None), None)
 
 
 def run(contract: Contract, stack: Settings, **options: object) -> ReplayReport:
@@ -129,7 +132,7 @@ def test_each_letter_goes_its_way(stack: Settings, contract: Contract, bury: Cal
 
 def test_a_letter_arrives_bit_by_bit_as_it_was(stack: Settings, contract: Contract, bury: Callable[..., None]) -> None:
     foreign = [("trace", b"\x00\xff"), ("empty", b""), ("null", None), ("trace", b"second"), ("ümlaut", b"x")]
-    letters = [
+    letters: list[dict[str, object]] = [
         {"dl-id": "plain", "foreign": foreign},
         {"dl-id": "null-value", "value": None, "foreign": foreign},
         {"dl-id": "empty-value", "value": b""},
@@ -151,8 +154,8 @@ def test_a_letter_arrives_bit_by_bit_as_it_was(stack: Settings, contract: Contra
             copy = copies[header(original, "dl-id")]
             assert (copy.key(), copy.value()) == (original.key(), original.value())
             assert copy.timestamp() == original.timestamp()
-            assert [h for h in copy.headers() or [] if h[0] != "dl-attempt"] == [
-                h for h in original.headers() or [] if h[0] != "dl-attempt"
+            assert [h for h in header_list(copy) if h[0] != "dl-attempt"] == [
+                h for h in header_list(original) if h[0] != "dl-attempt"
             ]
             assert header(copy, "dl-attempt") == attempt
 
@@ -181,7 +184,7 @@ def test_waiting_letters_do_not_hold_up_those_behind_them(
     bury({"dl-id": "due-1"}, partition=1)
     reports = [run(contract, stack, max_records=20) for _ in range(5)]
     assert max(report.read for report in reports) <= 20
-    retried = [header(m, "dl-id") for m in read(stack, contract.retry_topic)]
+    retried = [header(m, "dl-id") or "" for m in read(stack, contract.retry_topic)]
     assert sorted(retried) == ["due-0", "due-1"]
 
 
@@ -284,17 +287,18 @@ def _kill_at(moment: str) -> None:
             die(self)
         send(self, topic, letter)
 
-    def commits_with(self: Session, *offset: object) -> None:
-        commit_with(self, *offset)  # type: ignore[arg-type]
+    def commits_with(self: Reader, producer: Producer, partition: int, offset: int) -> None:
+        commit_with(self, producer, partition, offset)
         if moment == "before-it-commits" and transactions == 2:
+            assert isinstance(self, Session)
             die(self)
 
-    def transacts(self: Session, *of: object) -> None:
+    def transacts(self: Session, letters: Letters, offsets: Mapping[int, int] | None = None) -> None:
         nonlocal transactions
         transactions += 1
         if moment == "before-it-produces":
             die(self)
-        transaction(self, *of)  # type: ignore[arg-type]
+        transaction(self, letters, offsets)
         if moment == "after-it-committed" and transactions == 2:
             die(self)
 
@@ -311,10 +315,10 @@ def test_a_commit_without_an_answer_is_settled_by_the_next_session(
     transaction = Session.transaction
     failed = False
 
-    def unanswered(self: Session, letters: object, last: object) -> None:
+    def unanswered(self: Session, letters: Letters, offsets: Mapping[int, int] | None = None) -> None:
         nonlocal failed
         if failed or arrived:
-            transaction(self, letters, last)  # type: ignore[arg-type]
+            transaction(self, letters, offsets)
         if not failed:
             failed = True
             raise KafkaException(KafkaError(KafkaError._TIMED_OUT))

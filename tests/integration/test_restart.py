@@ -556,7 +556,7 @@ def test_a_storm_for_lack_of_a_schema_ends_when_it_is_registered(site: Site) -> 
     known = schema_id(site.stack, site.contract, 1)
     newer = V2 | {"fields": [*V2["fields"], {"name": site.contract.stream, "type": "int", "default": 0}]}
     later = client.register_schema("restart-elsewhere", Schema(json.dumps(newer | {"name": "Other"}), "AVRO")) + 1
-    record = {"referrer": None, site.contract.stream: 1}
+    record: dict[str, Any] = {"referrer": None, site.contract.stream: 1}
     values = [wire(known, V1, click(n)) for n in range(5)]
     lacking = [wire(later, newer, click(n, **record)) for n in range(5, 35)]
     site.put(values + lacking)

@@ -11,6 +11,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
+from typing import Any
 
 import httpx
 import psutil
@@ -72,7 +73,7 @@ def running_jobs(stack: Settings, component: str) -> int:
 
 def topics(stack: Settings, **changed: str) -> set[str]:
     """The topics as seen by the admin principal with some options changed. Raises `KafkaException`."""
-    client = {**stack.kafka_client("admin"), **changed, "log_level": 0, "error_cb": lambda _: None}
+    client: dict[str, Any] = {**stack.kafka_client("admin"), **changed, "log_level": 0, "error_cb": lambda _: None}
     return set(AdminClient(client).list_topics(timeout=4).topics)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from infra.operations.provisioning import provision_subject, provision_topics
 from infra.settings import Settings
 from producers.codec import registry
 from schemas.contract.model import Contract
+from schemas.dead_letter import Header
 from spark.lake import names, tables
 from spark.speed import kafka_source
 from spark.speed.checkpoint import generations
@@ -106,7 +107,8 @@ class Pipeline:
 
     def bronze(self) -> list[dict[str, Any]]:
         path = names.local_path(names.bronze(self.stack.lake_uri, self.contract.stream))
-        return DeltaTable(path).to_pyarrow_table().to_pylist()
+        found: list[dict[str, Any]] = DeltaTable(path).to_pyarrow_table().to_pylist()
+        return found
 
     def counted(self) -> int:
         path = names.local_path(names.speed(self.stack.lake_uri, self.contract.stream, "clicks_by_page"))
@@ -158,13 +160,11 @@ def click(number: int, page: str = "home", **more: Any) -> dict[str, Any]:
     return {"at": NOON + timedelta(seconds=number), "page": page, "number": number, **more}
 
 
-def send(
-    stack: Settings, topic: str, values: list[bytes | None], headers: list[tuple[str, bytes]] | None = None
-) -> None:
+def send(stack: Settings, topic: str, values: Sequence[bytes | None], headers: Sequence[Header] = ()) -> None:
     producer = Producer(stack.kafka_client("producer"))
     for number, value in enumerate(values):
         stamp = int(NOON.timestamp() * 1000) + number
-        producer.produce(topic, value, key=f"key {number}", headers=headers or [], timestamp=stamp)
+        producer.produce(topic, value, key=f"key {number}", headers=list(headers), timestamp=stamp)
     assert producer.flush(30) == 0
 
 

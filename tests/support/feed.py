@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pandas
 import pyarrow
 from deltalake import DeltaTable, write_deltalake
 from pyspark.sql import DataFrame, SparkSession
@@ -28,7 +29,7 @@ from spark.serving import duck, spark_views
 from spark.speed import delta_append
 from spark.transforms.aggregates import distinct_events, partials
 
-AVRO = {
+AVRO: dict[str, Any] = {
     "type": "record",
     "name": "Sale",
     "fields": [
@@ -100,7 +101,7 @@ def hours_of_sales(*hours: int, each: int = 6, first_id: int = 0) -> list[dict[s
     ]
 
 
-def passing(suite: str, frame: DataFrame, expectations: list[Expectation] | None) -> auditor.Outcome:
+def passing(suite: str, frame: DataFrame | pandas.DataFrame, expectations: list[Expectation] | None) -> auditor.Outcome:
     """For tests that are not about the audit."""
     return auditor.Outcome(suite, True, 0)
 
@@ -189,7 +190,8 @@ class Feed:
         return Reconciliation(self.store, self.contract, "survey", self.through, NOW, passing, forced).survey()
 
     def rows(self, uri: str) -> list[dict[str, Any]]:
-        return DeltaTable(names.local_path(uri)).to_pyarrow_table().to_pylist()
+        found: list[dict[str, Any]] = DeltaTable(names.local_path(uri)).to_pyarrow_table().to_pylist()
+        return found
 
     def served(self, sql: str) -> list[tuple[Any, ...]]:
         """What the views answer now, which is the same from DuckDB and from Spark."""

@@ -66,7 +66,10 @@ class Lake:
         return sorted(map(repr, DeltaTable(names.local_path(uri), version).to_pyarrow_table().to_pylist()))
 
     def files(self, uri: str) -> list[dict[str, Any]]:
-        return pa.table(DeltaTable(names.local_path(uri)).get_add_actions(flatten=True)).to_pylist()
+        found: list[dict[str, Any]] = pa.table(
+            DeltaTable(names.local_path(uri)).get_add_actions(flatten=True)
+        ).to_pylist()
+        return found
 
     def log(self, uri: str) -> list[Path]:
         return sorted(Path(names.local_path(uri), "_delta_log").glob("*.json"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from infra.settings import Settings
+from schemas.dead_letter import Header
 
 
 def read(settings: Settings, topic: str) -> list[Message]:
@@ -32,4 +33,29 @@ def read(settings: Settings, topic: str) -> list[Message]:
         else:
             raise KafkaException(error)
     consumer.close()
-    return sorted(found, key=lambda m: (m.partition(), m.offset()))
+    return sorted(found, key=coordinates)
+
+
+def coordinates(message: Message) -> tuple[str, int, int]:
+    """Topic, partition and offset of a record that a consumer has read."""
+    topic, partition, offset = message.topic(), message.partition(), message.offset()
+    assert topic is not None
+    assert partition is not None
+    assert offset is not None
+    return topic, partition, offset
+
+
+def header_list(message: Message) -> list[Header]:
+    """The headers of a record that a consumer has read, in order, also those whose name occurs twice."""
+    read_as = message.headers() or []
+    assert isinstance(read_as, list), "only a producer takes headers as a mapping"
+    found: list[Header] = []
+    for name, value in read_as:
+        assert not isinstance(value, str), "only a producer takes text"
+        found.append((name, value))
+    return found
+
+
+def header_values(message: Message) -> dict[str, bytes]:
+    """The last value of each header that is not null, by its name."""
+    return {name: value for name, value in header_list(message) if value is not None}

@@ -230,7 +230,8 @@ class Lake:
 
     def rows(self, layer: Any, name: str) -> list[dict[str, Any]]:
         uri = layer(self.settings.lake_uri, "visits", name)
-        return DeltaTable(names.local_path(uri)).to_pyarrow_table().to_pylist()
+        found: list[dict[str, Any]] = DeltaTable(names.local_path(uri)).to_pyarrow_table().to_pylist()
+        return found
 
     def ledger(self, name: str) -> list[dict[str, Any]]:
         table = DeltaTable(names.local_path(names.system(self.settings.lake_uri, "ledger")))

@@ -25,7 +25,7 @@ def drawn(folder: Path, *options: str) -> tuple[str, list[str]]:
     """The seed that pytest prints, and what the tests above drew."""
     (folder / "test_draws.py").write_text(DRAWS)
     pytest = [sys.executable, "-m", "pytest", "-s", "-p", "no:cacheprovider", "-p", "tests.support.seed"]
-    command = [*pytest, f"--rootdir={folder}", "--confcutdir", folder, *options, folder]
+    command = [*pytest, f"--rootdir={folder}", "--confcutdir", str(folder), *options, str(folder)]
     said = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True).stdout
     seed = re.search(r"--seed (\d+)", said)
     assert seed, said

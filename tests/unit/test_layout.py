@@ -15,7 +15,7 @@ PACKAGES = ("spark", "infra", "schemas", "producers")
 
 
 def lint_imports(checkout: Path) -> subprocess.CompletedProcess[str]:
-    command = [Path(sys.executable).with_name("lint-imports"), "--no-cache", "--config", checkout / "pyproject.toml"]
+    command = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache", f"--config={checkout}/pyproject.toml"]
     environment = os.environ | {"PYTHONPATH": str(checkout)}
     return subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, check=False)
 

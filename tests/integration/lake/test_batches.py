@@ -11,6 +11,7 @@ import pyarrow
 import pytest
 from deltalake import DeltaTable, Field, Schema
 from deltalake.exceptions import CommitFailedError
+from deltalake.schema import PrimitiveType
 from duckdb_extensions import import_extension
 from pyspark.sql import DataFrame, SparkSession
 
@@ -25,11 +26,12 @@ SCHEMA = "number bigint, at timestamp, name string, headers array<struct<key: st
 @pytest.fixture
 def table(tmp_path: Path) -> str:
     """An empty table with all of a bronze table's kinds of columns, which keeps statistics of three of them."""
-    fields = [Field("number", "long"), Field("at", "timestamp"), Field("name", "string")]
+    long, string = PrimitiveType("long"), PrimitiveType("string")
+    fields = [Field("number", long), Field("at", PrimitiveType("timestamp")), Field("name", string)]
     headers = '{"type":"array","elementType":{"type":"struct","fields":[{"name":"key","type":"string","nullable":true,'
     headers += '"metadata":{}},{"name":"value","type":"binary","nullable":true,"metadata":{}}]},"containsNull":true}'
     fields += [Field.from_json(f'{{"name":"headers","type":{headers},"nullable":true,"metadata":{{}}}}')]
-    fields += [Field("batch", "long"), Field("accepted", "boolean"), Field("gone", "string")]
+    fields += [Field("batch", long), Field("accepted", PrimitiveType("boolean")), Field("gone", string)]
     DeltaTable.create(
         str(tmp_path / "lake" / "t"),
         Schema(fields),
@@ -52,7 +54,8 @@ def committed(uri: str) -> DeltaTable:
 
 
 def files(uri: str) -> list[dict[str, Any]]:
-    return pyarrow.table(committed(uri).get_add_actions(flatten=True)).to_pylist()
+    found: list[dict[str, Any]] = pyarrow.table(committed(uri).get_add_actions(flatten=True)).to_pylist()
+    return found
 
 
 def in_spark(spark: SparkSession, uri: str, where: str = "true") -> list[int]:

@@ -13,6 +13,7 @@ from typing import Any
 import duckdb
 import pytest
 from deltalake import DeltaTable, Field
+from deltalake.schema import PrimitiveType
 from pyspark.errors.exceptions.base import StreamingQueryException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
@@ -159,7 +160,8 @@ def test_state_does_not_grow_with_time_and_a_batch_writes_its_changes_only(lake:
             lake.send(stream, [e | {"came": e["came"] + later, "id": 1000 * wave + e["id"]} for e in events])
         query = lake.query(name).query
         assert query is not None
-        rows.append(sum(operator["numRowsTotal"] for operator in query.lastProgress["stateOperators"]))
+        progress: Any = query.lastProgress
+        rows.append(sum(operator["numRowsTotal"] for operator in progress["stateOperators"]))
     assert max(rows) < 60, f"{rows}: a wave has 60 events, all six have 360"
     title = stateful_results.title(lake.visits, lake.one(name))
     assert [*Path(names.local_path(lake.settings.checkpoints_uri), title).rglob("*.changelog")]
@@ -389,9 +391,10 @@ def test_a_query_that_fails_halts_itself_and_goes_on_when_it_is_tried_again(lake
     assert query.error() is None
     # A column that bronze gains meanwhile is no obstacle either.
     bronze = DeltaTable(names.local_path(names.bronze(lake.settings.lake_uri, "visits")))
-    bronze.alter.add_columns([Field("gained", "long")])
+    bronze.alter.add_columns([Field("gained", PrimitiveType("long"))])
     power[0] = True
     query.start(lake.spark)
+    assert query.query is not None
     query.query.awaitTermination()
     query.finish()
     assert query.progress()["halted"] is None

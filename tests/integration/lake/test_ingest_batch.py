@@ -24,6 +24,7 @@ from spark.lake.batch_numbers import batch_number
 from spark.serving import spark_views
 from spark.serving.duck import connect
 from spark.speed import delta_append, ingest, small_files
+from spark.speed.dead_letters import Letters
 from spark.speed.ingest import Ingest, PoisonStorm
 from spark.speed.small_files import Upkeep, of_ingest
 from spark.speed.writer_schemas import Known
@@ -35,10 +36,11 @@ FLIGHTS = catalog()["flights"]
 MORNING = datetime(2013, 7, 4, 13, 0, tzinfo=UTC)
 
 
-class Outbox:
-    """Takes letters like `spark.speed.dead_letters.Letters`, which needs a broker (and is tested with one)."""
+class Outbox(Letters):
+    """Takes letters as its base class does, which needs a broker (and is tested with one)."""
 
     def __init__(self) -> None:
+        super().__init__(FLIGHTS, {}, "outbox")
         self.sent: list[Any] = []
         self._next = 0
 
@@ -87,7 +89,7 @@ class Pipeline:
             Known({1: json.dumps(contract.schema_now)}),
             self.outbox,
             self._may_commit,
-        )  # type: ignore[arg-type]
+        )
 
     def batch(self, batch_id: int, rows: list[Row]) -> None:
         self.commits = 0

@@ -216,11 +216,11 @@ def crash_at(step: str, monkeypatch: pytest.MonkeyPatch) -> None:
         real = getattr(BatchStore, name)
 
         def write(store: BatchStore, *arguments: Any) -> None:
-            if not dies(*arguments):
-                return real(store, *arguments)
-            if after:
+            dead = dies(*arguments)
+            if after or not dead:
                 real(store, *arguments)
-            raise Crash
+            if dead:
+                raise Crash
 
         monkeypatch.setattr(BatchStore, name, write)
 

@@ -16,9 +16,12 @@ def test_a_reader_sees_the_old_or_the_new_document_and_nothing_in_between(tmp_pa
     assert json_files.read(path) is None
     json_files.swap(path, {"number": 0, "filler": ""})
     with ThreadPoolExecutor(1) as writer:
-        writing = writer.submit(
-            lambda: [json_files.swap(path, {"number": n, "filler": "x" * 50_000}) for n in range(300)]
-        )
+
+        def write() -> None:
+            for number in range(300):
+                json_files.swap(path, {"number": number, "filler": "x" * 50_000})
+
+        writing = writer.submit(write)
         seen = []
         while not writing.done():
             document = json_files.read(path)

@@ -7,7 +7,7 @@ import stat
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 
@@ -58,7 +58,8 @@ def test_every_setting_that_is_a_path_or_a_file_s_uri_knows_the_user_s_folder(
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     assert {"home", "contracts", "java_home"} <= set(PATHS)
-    config = Settings(**{name: f"~/{name}" for name in PATHS}, openlineage="file:~/a%20b.jsonl")
+    given: dict[str, Any] = {name: f"~/{name}" for name in PATHS}
+    config = Settings(**given, openlineage="file:~/a%20b.jsonl")
     assert {name: getattr(config, name) for name in PATHS} == {name: tmp_path / name for name in PATHS}
     assert config.openlineage == str(tmp_path / "a b.jsonl")
     for uri in ("file:~/a%20b", "file://~/a%20b/"):

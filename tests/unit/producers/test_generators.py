@@ -21,7 +21,8 @@ DAY = 86_400
 
 
 def frame(events: Generated) -> pd.DataFrame:
-    return pa.concat_tables(events.tables()).to_pandas()
+    found: pd.DataFrame = pa.concat_tables(events.tables()).to_pandas()
+    return found
 
 
 def test_every_use_has_a_generator_and_the_other_way_round() -> None:

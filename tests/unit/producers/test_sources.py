@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import pandas as pd
@@ -34,6 +35,7 @@ def test_flights_are_at_the_scheduled_departure_in_new_york() -> None:
     """An independent way: zoneinfo, row by row, against the columns as they are in the file."""
     raw = pd.read_csv(DATA / "flights.csv.zip").sample(3000, random_state=1)
     table = flights().to_pandas().set_index(["carrier", "flight", "event_time"]).sort_index()
+    row: Any  # a named tuple of the file's columns
     for row in raw.itertuples():
         scheduled = datetime(row.year, row.month, row.day, row.hour, row.minute, tzinfo=NEW_YORK)
         ours = table.loc[(row.carrier, row.flight, scheduled.astimezone(UTC))]

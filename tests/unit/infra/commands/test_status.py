@@ -90,7 +90,8 @@ def test_the_last_reconciliation_is_none_of_maintenance_whatever_runs_are_called
 
 
 def test_the_views_are_made_once_for_all_streams(config: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, made = duck.create_views, []
+    real = duck.create_views
+    made: list[str] = []
 
     def counted(connection: Any, contracts: Any, *rest: Any, **more: Any) -> None:
         made.extend(contract.stream for contract in contracts)

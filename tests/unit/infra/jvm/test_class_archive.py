@@ -63,7 +63,7 @@ sys.stdout.write(str(class_archive.archive(Settings(home=Path({str(tmp_path)!r})
 """
     )
     command = [
-        SUBMIT,
+        str(SUBMIT),
         f"--conf=spark.driver.extraClassPath={spark_class_path()}",
         f"--driver-java-options={jvm}",
         str(job),

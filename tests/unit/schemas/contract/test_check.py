@@ -409,8 +409,7 @@ def test_reserved_and_repeated_field_names(root: Path) -> None:
     add_version(
         root,
         lambda fields: fields.extend(
-            {"name": name, "type": ["null", "int"], "default": None}
-            for name in ("batch", "Temp")  # type: ignore[misc]
+            {"name": name, "type": ["null", "int"], "default": None} for name in ("batch", "Temp")
         ),
     )
     found = {p.field: p.message for p in check(root)}

@@ -155,7 +155,7 @@ def test_a_checkpoint_of_an_older_generation_is_refused(site: Site) -> None:
 
 
 def test_bronze_that_grew_after_the_reset_is_refused(site: Site) -> None:
-    start = ingest_start.Start(offsets={"sales": {"0": 30}}, after=batch_numbers.batch_number(1, 2))
+    start = generations.Start(offsets={"sales": {"0": 30}}, after=batch_numbers.batch_number(1, 2))
     spark_log.put(f"file:{site.folder(2)}/start.json", start.model_dump_json())
     unfinished = batch_numbers.batch_number(1, 2)
     assert site.opening() == ingest_start.Opening(2, start={("sales", 0): 30}, unfinished=unfinished)
@@ -165,7 +165,7 @@ def test_bronze_that_grew_after_the_reset_is_refused(site: Site) -> None:
 
 def test_what_a_generation_finished_is_settled_before_its_first_batch(site: Site) -> None:
     assert generations.settled_batch(SALES, site.settings) == batch_numbers.batch_number(1, 1)
-    start = ingest_start.Start(offsets={}, after=batch_numbers.batch_number(1, 2))
+    start = generations.Start(offsets={}, after=batch_numbers.batch_number(1, 2))
     spark_log.put(f"file:{site.folder(2)}/start.json", start.model_dump_json())
     assert generations.settled_batch(SALES, site.settings) == batch_numbers.batch_number(1, 1)
     ingest_start.finished(SALES, site.settings, 2)
