@@ -120,8 +120,7 @@ def announce(
             }
         )
         for known, letter in _read(contract, settings, parked):
-            if edited is not None:
-                letter = letter._replace(key=edited[0], value=edited[1])
+            sent = letter if edited is None else letter._replace(key=edited[0], value=edited[1])
             # The letter's own headers may be unreadable, and the replay must know which letter is meant.
             who = {ID: known.id, ATTEMPT: str(known.attempt)}
             what = {
@@ -130,7 +129,7 @@ def announce(
                 DECIDED_BECAUSE: decision.because,
                 DECIDED_AT: instant(decision.at),
             }
-            send(producer, contract.dlq_topic, letter.with_headers(who | what))
+            send(producer, contract.dlq_topic, sent.with_headers(who | what))
         left = producer.flush(FLUSH_SECONDS)
     except (KafkaException, SessionError) as error:
         raise DecisionsNotSent(

@@ -191,7 +191,7 @@ _ready: Any = None
 
 
 def _prepare(ready: Any) -> None:
-    global _ready
+    global _ready  # noqa: PLW0603  # the only way from a pool's initializer to its tasks
     _ready = ready
 
 

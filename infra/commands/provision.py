@@ -38,7 +38,7 @@ def provisioned(airflow: Airflow, streams: list[str], say: Say) -> None:
 
     airflow.unpause("provision")
 
-    @retry(stop=stop_after_delay(300), retry=retry_if_result(lambda missing: bool(missing)))
+    @retry(stop=stop_after_delay(300), retry=retry_if_result(bool))
     def missing() -> set[str]:
         run = airflow.wait(airflow.trigger("provision"))
         left = set(streams) - set(airflow.task_states(run))

@@ -37,7 +37,7 @@ def java_executable(settings: Settings) -> Path:
 def java_version(executable: Path) -> int:
     """The feature version (8, 17, 25, …) of a Java runtime. Raises `JavaError` if it cannot be run or understood."""
     try:
-        done = subprocess.run([executable, "-version"], capture_output=True, text=True, timeout=60)
+        done = subprocess.run([executable, "-version"], capture_output=True, text=True, timeout=60, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise JavaError(f"{executable} cannot be run: {error}. {_ADVICE}") from error
     found = re.search(r'version "(?:1\.)?(\d+)', done.stderr + done.stdout)

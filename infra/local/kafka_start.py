@@ -48,7 +48,8 @@ def end_registration(java: Path, arguments: Path) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        preexec_fn=_die_with_parent,  # else it would keep its port from the next start
+        # Else it would keep its port from the next start. Safe here: this process has no other threads yet.
+        preexec_fn=_die_with_parent,  # noqa: PLW1509
     )
     enough = threading.Timer(PATIENCE, controller.send_signal, [signal.SIGTERM])
     enough.start()

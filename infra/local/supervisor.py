@@ -79,7 +79,13 @@ class Supervisor:
         self.socket.unlink(missing_ok=True)
         command = [sys.executable, "-m", "supervisor.supervisord", "-c", str(self.configuration)]
         done = subprocess.run(
-            command, capture_output=True, text=True, env=dict(program_environment()), start_new_session=True, timeout=60
+            command,
+            capture_output=True,
+            text=True,
+            env=dict(program_environment()),
+            start_new_session=True,
+            timeout=60,
+            check=False,
         )
         if done.returncode != 0:
             raise SupervisorError(f"supervisord did not start: {(done.stderr + done.stdout).strip()[-1000:]}")

@@ -100,24 +100,8 @@ def _dead_letters(contract: Contract, document: Document) -> Iterator[Problem]:
 
 def _quality(contract: Contract, document: Document) -> Iterator[Problem]:
     quality = contract.quality
-    for name, (least, greatest) in quality.ranges.items():
-        loc = ("quality", "ranges", name)
-        if name not in contract.fields:
-            yield document.problem(loc, unknown(contract, name))
-        elif kind(contract.fields[name]) not in NUMERIC:
-            yield document.problem(
-                loc, f"a range needs a number, but field {name!r} is of kind {kind(contract.fields[name])}"
-            )
-        if least is not None and greatest is not None and least > greatest:
-            yield document.problem(loc, f"the least value {least} is above the greatest {greatest}")
-    for name in quality.values:
-        loc = ("quality", "values", name)
-        if name not in contract.fields:
-            yield document.problem(loc, unknown(contract, name))
-        elif kind(contract.fields[name]) != "string":
-            yield document.problem(
-                loc, f"a list of values needs a string, but {name!r} is of kind {kind(contract.fields[name])}"
-            )
+    yield from _quality_ranges(contract, document)
+    yield from _quality_values(contract, document)
     for name in quality.references:
         if name not in {reference.name for reference in contract.references}:
             yield document.problem(("quality", "references", name), f"there is no reference {name!r}")
@@ -133,6 +117,30 @@ def _quality(contract: Contract, document: Document) -> Iterator[Problem]:
             yield document.problem(loc, f"{name!r} has no range that most of it could satisfy")
         if not 0 < share <= 1:
             yield document.problem(loc, f"must be a share above 0 and at most 1, not {share}")
+
+
+def _quality_ranges(contract: Contract, document: Document) -> Iterator[Problem]:
+    for name, (least, greatest) in contract.quality.ranges.items():
+        loc = ("quality", "ranges", name)
+        if name not in contract.fields:
+            yield document.problem(loc, unknown(contract, name))
+        elif kind(contract.fields[name]) not in NUMERIC:
+            yield document.problem(
+                loc, f"a range needs a number, but field {name!r} is of kind {kind(contract.fields[name])}"
+            )
+        if least is not None and greatest is not None and least > greatest:
+            yield document.problem(loc, f"the least value {least} is above the greatest {greatest}")
+
+
+def _quality_values(contract: Contract, document: Document) -> Iterator[Problem]:
+    for name in contract.quality.values:
+        loc = ("quality", "values", name)
+        if name not in contract.fields:
+            yield document.problem(loc, unknown(contract, name))
+        elif kind(contract.fields[name]) != "string":
+            yield document.problem(
+                loc, f"a list of values needs a string, but {name!r} is of kind {kind(contract.fields[name])}"
+            )
 
 
 def _rules(contract: Contract, document: Document) -> Iterator[Problem]:

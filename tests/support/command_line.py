@@ -17,4 +17,5 @@ def millrace(home: Path, *arguments: str, **environment: str) -> subprocess.Comp
         text=True,
         env={**os.environ, "MILLRACE_HOME": str(home), "COLUMNS": "200", **environment},
         cwd=home,
+        check=False,
     )

@@ -8,6 +8,7 @@ Usage: small_driver.py FOLDER EPOCH [--deaf | --slow] [--state STATE] [--beats N
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import signal
@@ -39,7 +40,7 @@ if arguments.slow:
         sys.exit(0)
 
     signal.signal(signal.SIGTERM, leave)
-beats = 0
+beats = itertools.count(1)
 child = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"])
 sys.stdout.write(f"small driver {arguments.epoch}\n")
 sys.stdout.flush()
@@ -55,9 +56,8 @@ def beat(state: str) -> None:
         "queries": {"flights": {"batch_id": 1, "lag": arguments.lag}},
     }
     if arguments.grows:
-        global beats
-        beats += 1
-        document["queries"] = {"flights": {"batch_id": beats, "lag": 100 + beats}}
+        number = next(beats)
+        document["queries"] = {"flights": {"batch_id": number, "lag": 100 + number}}
     if arguments.halted and (arguments.folder / "storm").exists():
         halted = {"why": "flights waits for a decision", "since": arguments.halted}
         document["queries"] = {"flights": {"batch_id": 1, "lag": arguments.lag, "halted": halted}}

@@ -107,7 +107,7 @@ def _remove(name: str) -> Callable[[Path], Any]:
         (_remove("commits"), "/g1/offsets ends with batch 2, but .*/g1/commits with batch None"),
         (_remove("commits/1"), "/g1/offsets ends with batch 2, but .*/g1/commits with batch 0"),
         (_write("commits/1", "v1"), "/g1/commits/1 is cut short"),
-        (lambda folder: shutil.rmtree(folder), "bronze holds batch 2 of generation 1, but .* has no batch"),
+        (shutil.rmtree, "bronze holds batch 2 of generation 1, but .* has no batch"),
         (lambda folder: shutil.rmtree(folder.parent), "bronze holds batch 2 of generation 1, but .* has no batch"),
         (_write("fingerprint.json", '{"query": 1}'), "/g1/fingerprint.json is broken"),
         (_write("start.json", "{"), "/g1/start.json is broken"),
