@@ -25,9 +25,10 @@ READ = {
     "dags": ("dags",),
     "schemas": ("schemas.contract.catalog",),
     "great_expectations": ("spark.quality.suites", "spark.quality.auditor"),
-    "docs": ("tests.unit.test_readme",),
-    "README.md": ("tests.unit.test_readme",),
-    "Makefile": ("tests.unit.test_readme",),
+    "docs": ("tests.unit.test_docs",),
+    "README.md": ("tests.unit.test_docs",),
+    "Makefile": ("tests.unit.test_docs", "tests.unit.test_git_hooks"),
+    ".pre-commit-config.yaml": ("tests.unit.test_git_hooks",),
 }
 """Files that are read rather than imported, by how their path begins, and the modules that stand for them."""
 

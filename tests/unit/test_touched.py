@@ -76,3 +76,8 @@ def test_committed_and_new_files_count_and_so_do_those_that_are_not_imported(
 def test_what_all_stands_on_touches_all(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (project / "pyproject.toml").write_text("")
     assert len(chosen(capsys)[0]) == 4
+
+
+def test_the_modules_that_stand_for_files_which_are_not_imported_exist() -> None:
+    known = {*touched.modules(), "dags"}
+    assert {name for names in touched.READ.values() for name in names} <= known
