@@ -1,0 +1,1 @@
+"""What the platform runs on: settings, services and their operations, and the command line."""

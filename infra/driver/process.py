@@ -191,7 +191,6 @@ def start(settings: Settings, epoch: int, command: Sequence[str]) -> Driver:
 def wait_started(settings: Settings, driver: Driver, timeout: float = 120) -> dict[str, Any]:
     """Waits for the driver's first heartbeat that says `running` and returns it. Raises `DriverError` with the end of
     its log when it dies or says that it failed, or after `timeout` seconds."""
-
     for attempt in Retrying(
         retry=retry_if_exception_type(_NotYet), wait=wait_fixed(0.2), stop=stop_after_delay(timeout), reraise=True
     ):

@@ -261,4 +261,5 @@ def _join(left: DataFrame, right: DataFrame, keys: list[str], how: str) -> DataF
 
 
 def union(frames: list[DataFrame]) -> DataFrame:
+    """The rows of all `frames`, repeated rows included. The frames, at least one, have the same columns by name."""
     return reduce(DataFrame.unionByName, frames)
