@@ -1,26 +1,26 @@
 """# backfill
 
-Computes hours of one stream again that are published already, and publishes what comes out. What bronze lacks and
-Kafka still has is sent again first (task `audit`); then each closed hour of the range is recomputed from bronze,
-compared with what is served, audited with Great Expectations and published (task `backfill`), as `reconcile` does it.
+Computes past hours of a stream again, also published ones, and publishes the result. What bronze lacks and Kafka still
+has is sent again first (task `audit`); then each closed hour of the range is recomputed from bronze, compared with what
+is served, audited with Great Expectations and published (task `backfill`), as `reconcile` does it.
 
 **When.** By hand, after one of these:
 
-| reason | what the ledger then says of the hours |
+| reason | cause in the ledger |
 |---|---|
-| an aggregate or a measure was added: hours published before lack it | nothing: what was not served was not wrong |
+| an aggregate or a measure was added: hours published before lack it | none: what was not served was not wrong |
 | a defect was mended, or a published table was damaged | `corrected` |
 | the speed layer is damaged: `reconcile` refuses the hours as `unexplained` | `corrected`: exact values are taken |
 | records are missing in bronze | `replayed`, where the speed layer had counted them before |
 
-**Parameters.** `stream`; `from` and `to`, times of events, whole hours are taken; `dry_run`, on by default: nothing is
-written, and the task's result (tab *XCom*) says, hour by hour, what would change. `records` narrows what is sent again:
-`topic/partition:first-last`, or `from..to`, the time that Kafka has of them. Look at a dry run, then trigger it again
-with `dry_run` off.
+**Parameters.** `stream` is the stream. `from` and `to` are times of events, UTC; all hours that they touch are
+computed. `dry_run` is on by default: nothing is written, and the task's result (tab *XCom*) says, hour by hour, what
+would change. `records` narrows what is sent again: `topic/partition:first-last`, or `from..to`, times of Kafka's
+records. Look at a dry run, then trigger it again with `dry_run` off.
 
-**Result.** `audit` returns how many records were missing and sent. `backfill` returns the hours, the windows and the
-differences by cause, in all and `by_hour`; in a dry run also `changes`, what is served and what would be. Hours after
-`final_through` are not closed: `reconcile` takes them in time.
+**Result.** `audit` returns how many records were missing and how many were sent. `backfill` returns the hours, the
+windows and the differences by cause, in all and `by_hour`; a dry run adds `changes`, with what is served now and what
+would be served. Hours after `final_through` are not closed: `reconcile` takes them in time.
 
 **When it fails.** Nothing was published: see the table in `reconcile`. Run it again after mending: a run that died
 half-way leaves nothing that the next one does not replace. It shares the pool `batch` with the other jobs, and a lock
@@ -37,7 +37,7 @@ from wiring import DEFAULTS, SparkJob, duty, hour_table, published, streams
 
 
 class Backfill(SparkJob):
-    """The job `reconcile` with hours forced into its plan, for one stream; the job's summary is the task's result."""
+    """Runs the job `reconcile` for a stream, hours forced into its plan. The job's summary is the task's result."""
 
     def execute(self, context: Context) -> Any:
         from infra.settings import settings
@@ -79,7 +79,8 @@ with DAG(
         "dry_run": Param(True, type="boolean", description="Write nothing, say what would change."),
         "records": Param(
             [], type="array", items={"type": "string"},
-            description="Of the missing records only these: topic/partition:first-last, or from..to, times in Kafka.",
+            description="Which missing records are sent again: topic/partition:first-last, or from..to, times of "
+            "Kafka's records. None: all of them.",
         ),
     },
 ) as dag:  # fmt: skip

@@ -11,12 +11,12 @@ Docs hold every expectation with the values that broke it (`millrace status` pri
 left out while none of its batches is complete, and when nothing changed since it was last found in order. After a
 change of a contract or a suite, trigger a run with the configuration `{"force": true}`: it checks again all the same.
 
-**Severity.** A suite says of each expectation whether it is `critical` or a `warning`; in a contract,
-`quality.severity` does. Warnings are in the result and in the Data Docs, and fail nothing; in `reconcile` they do not
-block publication.
+**Severity.** Each expectation is `critical` or a `warning`; for those that follow from a contract, `quality.severity`
+says which. Warnings are in the result and in the Data Docs, and fail nothing; in `reconcile` they do not block
+publication.
 
-**When it fails.** The message names the suites and their failed expectations. It is not tried again: the data would
-be the same. What is served stays served; `reconcile` audits its own result before it publishes, so a red run here
+**When it fails.** The message names the suites and their failed expectations. The task is not tried again: the data
+would be the same. What is served stays served; `reconcile` audits its own result before it publishes, so a red run here
 means that a check beyond that audit has failed, or that a source changed.
 
 | suite | a failure means |
@@ -37,7 +37,8 @@ from wiring import DEFAULTS, SparkJob, assets, at, failed_suites
 
 
 def checked(served: Any, job: dict[str, Any]) -> dict[str, Any]:
-    """The job's suites with their expectations met, and why those failed that did."""
+    """What the job found: how many expectations of each suite were met, its warnings, and why suites failed. `served`
+    has the served views, `job` the parameters `stream` and `since` (UTC)."""
     suites = served.execute(
         "select suite, evaluated - failed - coalesce(warnings, 0), evaluated, failures from quality "
         "where stream = $stream and recorded_at >= $since order by recorded_at, suite",
@@ -51,19 +52,21 @@ def checked(served: Any, job: dict[str, Any]) -> dict[str, Any]:
 
 
 def warnings(failures: str | None) -> list[str]:
-    """The expectations that failed and only warn, with what they are about and what was observed."""
+    """The failed expectations that are warnings, each with what it is about and what was observed. `failures` is the
+    column of that name in the view `quality`, as JSON."""
     import json
 
     return [
-        f"{one['expectation']}: {one['about']}, observed {one['observed']}"
-        for one in json.loads(failures or "[]")
-        if isinstance(one, dict) and one.get("severity") == "warning"
+        f"{failure['expectation']}: {failure['about']}, observed {failure['observed']}"
+        for failure in json.loads(failures or "[]")
+        if isinstance(failure, dict) and failure.get("severity") == "warning"
     ]
 
 
 def unchanged(stream: str) -> str | None:
-    """Why a check would find what the last one found: that one was green and saw the newest batch and the newest
-    publication, and the contract does not ask for freshness, which time alone can break."""
+    """Why a check would find what the last one found, in words; None if it might not. The last one was green and saw
+    the newest micro-batch and the newest publication, and the contract does not ask for freshness, which time alone can
+    break."""
     from infra.settings import settings
     from schemas.contract.catalog import contract_in
     from spark.lake.publications import publications

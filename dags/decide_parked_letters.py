@@ -1,20 +1,26 @@
 """# decide_parked_letters
 
-Asks a person what is to become of the letters that the replay has given up. For each stream, error class and reason
-there is one question (*Required Actions* in the UI; most letters first, 50 at most a stream): **Approve** sends these
-letters to the ingest again as they are, **Discard** never does, **Leave** asks again next time. Who answered and why is
-kept with each letter (view `moves`).
+Asks a person what is to become of parked letters, which the replay has given up. There is a question for each stream,
+error class and reason (*Required Actions* in the UI; those with the most letters first, at most 50 for a stream):
+**Approve** sends these letters to the ingest again as they are, **Discard** never does, **Leave** asks again next time.
+Who answered and why is kept with each letter (view `moves`).
 
-**When.** Every hour; a run waits for its answers a day at most, then leaves what nobody answered. A question is about
-the letters that were parked when it was asked; what is parked later comes in the next run. No worker is held meanwhile.
+**When.** Every hour. A run waits a day at most for its answers, without holding a worker, and then leaves the letters
+that nobody answered for. A question is about the letters that were parked when it was asked; letters that are parked
+later come in the next run.
 
 **Result.** The task `decide` of each question returns the decision and the number of letters. The replay carries it out
-within five minutes. To edit a letter, or to decide about single ones: `millrace dead-letters`.
+within five minutes. `millrace dead-letters` edits a letter, or decides about single ones.
 
-**When it fails.** Nothing was decided, or only a part of a question's letters; the next run asks about the rest. *Did
-not reach* and *Kafka failed* are retried by themselves: `millrace status` shows what is down. An answer that is given
-in the very second of its question can cross with the scheduler's news of the task: the question is then asked again.
-*Somebody has decided upon each*: another answer, or `millrace dead-letters`, was first; nothing is left to do.
+**When it fails.** No letter of the question was decided upon, or only some; the next run asks about the rest.
+
+| message | do |
+|---|---|
+| *did not reach*, *Kafka failed* | retried by itself; `millrace status` shows what is down |
+| *somebody has decided upon each* | nothing: another answer, or `millrace dead-letters`, was first |
+
+An answer that is given in the very second of its question can cross with the scheduler's update of the task: the
+question is then asked again.
 """
 
 from __future__ import annotations
@@ -32,14 +38,14 @@ UNSAID = "looked at in Airflow"
 """The reason of a decision for which nobody gave another."""
 
 QUESTIONS = 50
-"""Questions of a stream that a run asks at most, about the reasons with the most letters."""
+"""Questions about a stream that a run asks at most; the reasons with the most letters come first."""
 EXAMPLES = 5
-"""Letters of a question that are named in it."""
+"""Letters that a question names at most."""
 
 
 def questions(stream: str) -> list[dict[str, Any]]:
-    """One question for each error class and reason of parked letters: its subject and body (Markdown) for people, and
-    the `letters` it is about for `decided`. Letters with a pending decision are not asked about."""
+    """Returns a question for each error class and reason of the stream's parked letters: its subject and body
+    (Markdown) for people, and the `letters` it is about for `decided`. Letters with a pending decision are left out."""
     from dataclasses import replace
     from datetime import UTC, datetime
 
@@ -65,7 +71,7 @@ def questions(stream: str) -> list[dict[str, Any]]:
                 {
                     "subject": f"{stream}: {count:,} parked letters, {error_class}: {reason}",
                     "body": f"| letter | attempts | parked because |\n|---|---|---|\n{table}\n\n"
-                    "One in full: `millrace dead-letters show ID`.",
+                    "`millrace dead-letters show ID` shows all of a letter.",
                     "letters": {"stream": stream, "error_class": error_class, "reason": reason, "until": str(now)},
                 }
             )
@@ -121,7 +127,7 @@ with DAG(
     @task
     @duty
     def parked() -> list[dict[str, Any]]:
-        """Every question there is, of all streams."""
+        """Returns the questions about the parked letters of all streams."""
         return [question for stream in streams() for question in questions(stream)]
 
     @task

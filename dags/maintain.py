@@ -1,8 +1,8 @@
 """# maintain
 
-Keeps the Delta tables fit: joins small files into large ones (OPTIMIZE) and removes the files that only versions older
-than seven days need (VACUUM), so that time travel reaches back a week and disk use is bounded. What is served does not
-change, but for published windows that are older than the contract keeps them (`retention: {batch: …}`), which go: the
+Keeps the Delta tables small and quick: merges small files into large ones (OPTIMIZE) and removes the files that only
+versions older than seven days need (VACUUM), so that time travel reaches back a week and disk use is bounded. What is
+served does not change, except that published windows older than the contract's `retention: {batch: …}` are removed. The
 batch tables are published again at their new versions, by a run called `maintain …`.
 
 **When.** Daily at 03:30. A table is only ever written by one process, so each task waits for its turn among the tasks
@@ -11,11 +11,10 @@ replays) with the replay of dead letters, `audits` with the audit of `reconcile`
 streaming driver and are not touched here; it removes the published rows of speed that are older than `retention:
 {speed: …}` itself.
 
-**Result.** Each task returns its tables that changed with the files that were joined and removed and the rows that were
-too old (tab *XCom*).
-`millrace tables` says how much disk each table uses.
+**Result.** Each task returns the tables that changed, with the files that were merged and removed and the rows that
+were too old (tab *XCom*). `millrace tables` says how much disk each table uses.
 
-**When it fails.** Nothing is lost, and queries go on; tables only grow. A run that is killed and run again is fine.
+**When it fails.** Nothing is lost, and queries go on; tables only grow. A run that was killed may be run again.
 
 | message | do |
 |---|---|
@@ -33,7 +32,7 @@ from wiring import AUDITS_POOL, BATCH_POOL, DEFAULTS, LETTERS_POOL, at, duty
 
 with DAG(
     "maintain",
-    description="Joins small files of the Delta tables, and removes what time travel does not reach",
+    description="Merges small files of the Delta tables, and removes what time travel does not reach",
     doc_md=__doc__,
     schedule=at("30 3 * * *"),
     catchup=False,
@@ -46,7 +45,7 @@ with DAG(
     @task
     @duty
     def maintain(whose: Any, run_id: str) -> dict[str, dict[str, Any]]:
-        """Returns, by table, what was done to it, of the tables that something was done to or that were left alone."""
+        """Returns what was done to each table: the tables that changed, and those that were left alone, with why."""
         import logging
         from contextlib import nullcontext
         from datetime import UTC, datetime
@@ -62,12 +61,12 @@ with DAG(
         contracts = catalog(config.contracts).values()
         # The pool holds off the jobs of Airflow; the lock, a backfill that somebody starts by hand.
         with exclusive(config, "batch") if whose == BATCH_POOL else nullcontext():
-            for one in maintenance.maintain(config.lake_uri, contracts, whose, run_id, datetime.now(UTC)):
-                log.info("%s", one)
-                if one.compacted or one.removed or one.expired or one.left_alone:
-                    done[one.table] = {
-                        "joined": one.compacted, "removed": one.removed, "expired": one.expired,
-                        "left_alone": one.left_alone,
+            for its in maintenance.maintain(config.lake_uri, contracts, whose, run_id, datetime.now(UTC)):
+                log.info("%s", its)
+                if its.compacted or its.removed or its.expired or its.left_alone:
+                    done[its.table] = {
+                        "joined": its.compacted, "removed": its.removed, "expired": its.expired,
+                        "left_alone": its.left_alone,
                     }  # fmt: skip
             if whose == BATCH_POOL:
                 write_catalog(config)

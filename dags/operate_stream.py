@@ -15,9 +15,13 @@ Stops, starts, restarts or deploys the streaming driver: trigger it with an acti
 **Result.** The task returns what was done, the epochs of the driver before and after, and for how many seconds nothing
 streamed: a start of Spark, some 15 s on two cores. Records that arrive meanwhile are ingested afterwards.
 
-**When it fails.** The message says what to do. *Is paused*: nobody would start the next driver; unpause
-`stream_supervisor`. *No driver runs after …*: the log of `stream_supervisor` says why. A deployment that is refused
-has changed nothing, and the old driver goes on.
+**When it fails.** The message says what to do. A deployment that is refused has changed nothing, and the old driver
+goes on.
+
+| message | do |
+|---|---|
+| *is paused* | unpause `stream_supervisor`: nothing else would start the next driver |
+| *no driver runs after …* | the log of `stream_supervisor` says why |
 """
 
 from __future__ import annotations
@@ -48,7 +52,7 @@ with DAG(
     @task(execution_timeout=timedelta(minutes=6), retries=0)
     @duty
     def operate(params: Any = None, dag_run: Any = None) -> dict[str, Any]:
-        """Returns the action, what it did, the epochs and the gap."""
+        """Returns the action, what it did in words, the driver's epochs before and after, and the gap in seconds."""
         from dataclasses import asdict
 
         from infra.driver import actions

@@ -1,14 +1,14 @@
 """# provision
 
-Makes what the contracts in `schemas/` ask for, per stream: Kafka topics (`<stream>`, `.retry`, `.dlq`, `.parked`,
-`.alerts`), the registry's subject with its compatibility and every version in order, and the Delta tables.
+Makes what the contracts ask for, per stream: Kafka topics (`<stream>`, `.retry`, `.dlq`, `.parked`, `.alerts`), the
+registry's subject with its compatibility and every version in order, and the Delta tables.
 
-**When.** Daily, and whenever a contract was added or changed (trigger it). Running it again changes nothing.
+**When.** Daily. Trigger it as well whenever a contract was added or changed. Running it again changes nothing.
 
-**Result.** The task of a stream returns one line for each difference it found and what it did about it (tab *XCom*,
-and in its log); an empty list means that everything was as the contract says. Put right by itself: missing topics,
-too few partitions, other topic configs, another compatibility, missing schema versions, missing tables and columns.
-Only told: topic configs that the contract does not name.
+**Result.** The task of a stream returns a line for each difference it found, with what it did about it (tab *XCom*,
+and in its log); an empty list means that everything was as the contract says. It puts right missing topics, too few
+partitions, other topic configs, another compatibility, missing schema versions, and missing tables and columns. It only
+reports topic configs that the contract does not name.
 
 **When it fails.**
 
@@ -16,14 +16,14 @@ Only told: topic configs that the contract does not name.
 |---|---|
 | *has N partitions, the contract M* | Kafka takes none away: set `topic.partitions` to N, or use a new stream |
 | *has replication N, the contract M* | move replicas with `kafka-reassign-partitions`, or change the contract |
-| *must be the same in the same order* | a schema was registered by hand: add it as `vN.avsc`, or delete it |
+| *must be the same in the same order* | a schema was registered by hand: add it as `vN.avsc`, or delete it there |
 | *the running driver does not read* | `millrace stream deploy`, then run this again: the driver must know a new \
 field before anybody produces it |
 | *the schema registry refuses* | the new version is not compatible: `millrace check` says how |
 | *does not answer* | retried by itself; `millrace status` shows whether Kafka and the registry are up |
 
-A stream's failure does not stop the other streams. Nothing is changed on a stream's topics or subject when something
-about them cannot be put right.
+The failure of one stream does not stop the others. A stream's topics are not touched when a difference of theirs cannot
+be put right, and neither is its subject.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ with DAG(
     @task
     @duty
     def provision(stream: str) -> list[str]:
-        """Returns what was different, and what was done about it."""
+        """Returns a line for each difference that was found, with what was done about it."""
         import logging
 
         from airflow.providers.apache.kafka.hooks.client import KafkaAdminClientHook

@@ -7,33 +7,33 @@ publishes it, which moves `final_through` (task `reconcile`).
 
 **When.** Hourly. A stream's hours close by its own event time (its newest event less its allowed lateness), so a
 replay of 2013 and a live stream are both right. One Spark application works on the streams in turn; a stream is left
-out while none of its batches is complete, and when nothing was ingested since it last published. If none is left, the
-task is skipped.
+out while none of its batches is complete, and when nothing was ingested since its last publication. The task is skipped
+if no stream is left.
 
 **Result.** `audit` returns, by stream, the offsets that it accounts for, the gaps by their reason and the residual; the
 view `audits` has them by partition, with the offsets. `reconcile` returns what was published: `final_through`, hours,
 rows, and how many differences the ledger explains by which cause, in all and `by_hour` of event time (tab *XCom*; as a
 table at the end of its log).
 
-**When it fails.** The log and the result say for which streams. Nothing was published of those, and their served
-numbers are as they were; the next run tries the same hours again together with the newer ones. The other streams are
-published. If velocity, sessions or joins failed (`<stream>.<name>` in the log), everything else of the stream is
-published as well. A stream that the audit found a residual in is withheld: numbers that lack records must not become
+**When it fails.** The log and the result say for which streams. Nothing of these streams was published, and their
+served numbers are as they were; the next run tries the same hours again together with the newer ones. The other streams
+are published. If velocity, sessions or joins failed (`<stream>.<name>` in the log), everything else of the stream is
+published as well. A stream in which the audit found a residual is withheld: numbers that lack records must not become
 final.
 
 | message | do |
 |---|---|
 | offsets `missing` | rows of bronze are lost and Kafka has them: trigger a run with `{"repair": true}` |
 | offsets `expired` | lost for good: restore bronze, or go on without them by a run with `{"accept": true}` |
-| offsets `doubled` | rows are there twice: delete one of each, with the streaming driver stopped |
+| offsets `doubled` | rows are there twice: stop the streaming driver and delete one of each two |
 | *is not audited in this run* | the task `audit` says why |
 | an expectation on staged rows failed | the new numbers are wrong: see the Data Docs and `staged/<stream>/…` |
 | `unexplained` differences | a defect: see the view `ledger`; if the exact values are right, `backfill` publishes |
-| the same of `<stream>.<name>` | if the exact rows are right: `millrace checkpoint reset <stream>.<name>` |
+| the same for `<stream>.<name>` | if the exact rows are right: `millrace checkpoint reset <stream>.<name>` |
 | anything else | the end of the task's log holds Spark's own error |
 
-One retry is made: a run can be repeated, and streams that were published are left out of it. With `{"force": true}` a
-residual and the lack of news keep no stream from its turn.
+The task is retried once; streams that were published are left out then. In a run with `{"force": true}` neither a
+residual nor the lack of new records keeps a stream from its turn.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ from wiring import AUDITS_POOL, DEFAULTS, SparkJob, assets, at, duty, nothing_se
 
 
 def nothing_new(stream: str) -> str | None:
-    """Why a reconciliation would find nothing to do: no batch was ingested after those in the last publication, and its
-    velocity, sessions and joins are published as far."""
+    """Why a reconciliation would find nothing to do, in words; None if it might find something. No micro-batch was
+    ingested after those in the last publication, and velocity, sessions and joins are published as far."""
     from infra.settings import settings
     from schemas.contract.catalog import catalog
     from spark.lake.publications import behind, in_force, publications
@@ -65,8 +65,9 @@ def nothing_new(stream: str) -> str | None:
 
 
 def residual(stream: str, run_id: str) -> str | None:
-    """Why the stream's numbers must not be published: the run's audit found a residual, or there is none. The
-    hours that a residual keeps back are served as withheld."""
+    """Why the stream's numbers must not be published, in words; None if they may be. The run's audit found a residual,
+    or the stream has no audit in this run. The hours that a residual keeps back are recorded, and served as withheld.
+    """
     from infra.settings import settings
     from schemas.contract.catalog import contract_in
     from spark.batch import refusals
@@ -102,7 +103,7 @@ with DAG(
     @task(pool=AUDITS_POOL)
     @duty
     def audit(run_id: Any = None, dag_run: Any = None, ti: Any = None) -> dict[str, Any]:
-        """Returns, by stream, how its offsets are accounted for, also when it fails."""
+        """Returns, by stream, how many offsets there are, the gaps by reason and the residual, also when it fails."""
         import logging
 
         from infra.operations.repair import repair_and_wait
@@ -129,7 +130,7 @@ with DAG(
                 found[stream] = {"offsets": account.offsets, "gaps": account.gaps, "residual": account.residual}
                 log.info("%s: %s", stream, found[stream])
                 conservation_audit.require_conserved(account)
-            except MillraceError as error:  # the other streams have their turn
+            except MillraceError as error:  # must not keep the other streams from their turn
                 log.error("%s", error)
                 failures.append(error)
         if failures:

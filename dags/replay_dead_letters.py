@@ -10,19 +10,19 @@ twice, changes nothing.
 (`dl-next-due-at`), not in this schedule.
 
 **Result.** The task of a stream returns the number of letters read, retried, waiting, parked, discarded and repeated
-(dropped copies); and of all letters that were ever sent to `.retry` how many landed as events, returned to the dead, or
-are in flight to the ingest (tab *XCom*, and one row in the view `replays`). Each single move is in the view `moves`,
-each letter's status in `<stream>_letters`.
+(dropped copies); and how many of all letters that were ever sent to `.retry` landed as events, became dead letters
+again, or are on their way to the ingest (tab *XCom*, and a row in the view `replays`). Each single move is in the view
+`moves`, each letter's status in `<stream>_letters`.
 
 **When it fails.** No letter is lost: what was not committed is read again by the next run.
 
 | message | do |
 |---|---|
-| *another replay … has taken over* | two runs at once, say a manual one: the newer one does the work |
+| *another replay … has taken over* | nothing: there were two runs at once, and the newer one does the work |
 | *Kafka failed the replay*, *does not answer* | retried by itself; `millrace status` shows what is down |
-| *bronze does not have them* | letters were sent, and the ingest passed them by: the message says how to go on |
+| *bronze does not have them* | letters were sent, and the ingest did not read them: the message says how to go on |
 
-Letters that end in `.parked` await a person: `millrace dead-letters list --status parked`, or the DAG
+Letters in `.parked` wait for a person: `millrace dead-letters list --status parked`, or the DAG
 `decide_parked_letters`.
 """
 
@@ -35,7 +35,8 @@ from wiring import DEFAULTS, LETTERS_POOL, asset, at, duty, streams
 
 
 def replayed(stream: str, run_id: str) -> dict[str, int]:
-    """Replays the letters of `stream`, records what was moved, and returns the counts of the run and of `arrivals`."""
+    """Replays the letters of `stream`, records their moves in `system/moves` and the run in `system/replays`, and
+    returns the number of letters by what became of them, of the run and of all that were ever replayed (`arrivals`)."""
     from dataclasses import asdict
     from datetime import UTC, datetime
 
@@ -56,7 +57,7 @@ def replayed(stream: str, run_id: str) -> dict[str, int]:
             letter_moves.record_moves(config.lake_uri, run_id, now, news)
 
         def decided() -> set[letter_moves.Identity]:
-            record_moves()  # those of a run that was killed before it could
+            record_moves()  # a run that was killed may have left some unrecorded
             return letter_moves.decided(served, stream)
 
         exists = schema_exists(contract, registry(config))

@@ -22,23 +22,24 @@ of the DAG `operate_stream`. `millrace status` shows the breaker too.
 
 **A red run whose driver lives.** A stream that needs a decision halts alone; the others go on. The run that saw it
 halt turns red, `watch` says why and gives the command, and the next run finds the same driver again. The stream is
-tried again twice a minute, so it goes on soon after the decision; until then each `watch` begins its log with what it
-waits for, and `millrace status` says it too.
+tried again twice a minute, so it goes on soon after the decision; until then each `watch` begins its log with what the
+stream waits for, and `millrace status` says it too.
 
-- *Poison storm*, most records of a batch are bad: read `<stream>_dead_letters`, stop the producer, then `millrace
+- *Poison storm*: most records of a batch are bad. Read `<stream>_dead_letters`, stop the producer, then `millrace
   checkpoint accept-storm <stream>`; or register the schema that the records lack.
-- *Checkpoint refused*, it is damaged or does not fit the tables or the changed contract: put it back or undo the
-  change and restart the driver; or stop streaming (below), `millrace checkpoint reset <stream>`, start it again.
-- *<stream>.<name> stands still* (velocity, sessions, a join): the rest goes on, and it is tried again twice a minute.
-  The message says why, and which command begins it again if that is what it takes.
-- *The alert lane of … stands still*: no alerts are told, and the ingest goes on. The lane is tried again every ten
+- *Checkpoint refused*: the checkpoint is damaged, or does not fit the tables or the changed contract. Put it back or
+  undo the change, and restart the driver; or stop streaming (below), `millrace checkpoint reset <stream>`, start it
+  again.
+- *<stream>.<name> stands still* (velocity, sessions, a join): everything else goes on, and this query is tried again
+  twice a minute. The message says why, and which command begins it anew if that is needed.
+- *The alert lane of … stands still*: no alerts are sent, and the ingest goes on. The lane is tried again every ten
   seconds and makes up for what it missed. The reason is in the message: Kafka or the registry away, a reference file
   that cannot be read. If it is a damaged checkpoint: stop streaming, `millrace checkpoint reset <stream>.alerts`, start
   it again. The message stays until the lane has run for half a minute.
 
-**What to do about a red run.** One: nothing, read the reason. Many in a row: the log of `watch` ends with the
-driver's last lines, the rest is in `<home>/logs/stream.log`. Typical: topics missing (run `provision`), Kafka or the
-registry away, no memory.
+**What to do about a red run.** A single one needs nothing: read the reason. When many follow each other, the log of
+`watch` ends with the driver's last lines, and the rest is in `<home>/logs/stream.log`. Typical reasons are missing
+topics (run `provision`), Kafka or the registry being away, and too little memory.
 
 | to | do (or trigger the DAG `operate_stream`) |
 |---|---|
@@ -47,8 +48,8 @@ registry away, no memory.
 | stop streaming, start again | `millrace stream stop`, `millrace stream start` |
 | stop everything | `millrace down` |
 
-*more records come than are ingested*: the driver is well and lives on, but too slow. Give it more cores
-(`MILLRACE_SPARK_MASTER`), or the stream's topic fewer records. It is said again as long as it is so.
+*more records come than are ingested*: the driver is well and lives on, but is too slow. Give it more cores
+(`MILLRACE_SPARK_MASTER`), or send fewer records to the stream's topic. It is reported again as long as it is so.
 
 *lease … is held by …* in `drive`: another installation streams into the same lake. Stop one of them.
 """
@@ -73,7 +74,7 @@ class Drive(BaseOperator):
         return self.begun()
 
     def begun(self) -> int:
-        """The epoch; or waits for the time when a driver may start, and begins again with `allowed`."""
+        """Returns the driver's epoch. While none may be started it defers the task, which goes on with `allowed`."""
         from infra.driver import process
         from infra.driver.airflow_triggers import MayStart
         from infra.driver.restart_policy import waits
@@ -90,8 +91,9 @@ class Drive(BaseOperator):
     @staticmethod
     @duty
     def started() -> int | None:
-        """The epoch; None if somebody has stopped the stream while the driver was started, which then is killed: who
-        stops notes that first and looks for a driver then, and here it is the other way round."""
+        """Returns the driver's epoch; None if somebody has stopped the stream while the driver was started, which then
+        is killed. Whoever stops a stream notes that first and then looks for a driver; here it is the other way round,
+        so one of the two sees the other."""
         from infra.driver import process
         from infra.driver.restart_policy import held
         from infra.locks.driver_lease import Lease
@@ -132,7 +134,7 @@ class Watch(BaseOperator):
         self.defer(trigger=DriverWatch(str(folder), epoch, settings().stall_after, since), method_name="ended")
 
     def ended(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
-        """Clears up after the driver, and fails."""
+        """Clears up after the driver, and fails with the reason unless the driver was asked to stop."""
         from infra.driver import process
         from infra.driver.restart_policy import waits
         from infra.settings import settings

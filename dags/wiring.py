@@ -1,7 +1,8 @@
 """What the DAG files have in common: the streams, the defaults of every task, and how our errors become Airflow's.
 
-Not a DAG (see `.airflowignore`). Other rooms of the project are imported inside functions, when a task runs: the DAG
-processor reads these files once a minute and must stay quick, and an error in a job must not take the DAGs away.
+This is no DAG (see `.airflowignore`). Other packages of the project are imported inside functions, when a task runs:
+the DAG processor reads these files once a minute and must stay quick, and an error in a job must not take the DAGs
+away.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ R = TypeVar("R")
 PROJECT = Path(__file__).resolve().parent.parent
 
 BATCH_POOL, LETTERS_POOL, AUDITS_POOL = "batch", "letters", "audits"
-"""One slot each: a table has one writing process, so the tasks that write the same tables take turns."""
+"""Pools of one slot: a table has one writing process, so the tasks that write the same tables take turns."""
 
 SHOWN_HOURS = 48
 """Hours that a report lists at most."""
@@ -52,7 +53,8 @@ def streams() -> list[str]:
 
 
 def duty(work: Callable[P, R]) -> Callable[P, R]:
-    """Between `@task` and a function: a `TerminalError` fails the task for good, everything else is tried again."""
+    """Decorates a task's function, below `@task`: a `TerminalError` fails the task for good, every other error is tried
+    again."""
 
     @functools.wraps(work)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -67,8 +69,8 @@ def duty(work: Callable[P, R]) -> Callable[P, R]:
 
 
 def asset(kind: str, stream: str) -> Asset:
-    """`topic`, `bronze`, `speed`, `batch`, `published` or `letters` of a stream, for the graph of assets in the UI;
-    `millrace lineage` has each single table."""
+    """Returns the asset of a stream that `kind` names (`topic`, `bronze`, `speed`, `batch`, `published` or `letters`),
+    for the graph of assets in the UI; `millrace lineage` has each single table."""
     return Asset(name=f"{kind}/{stream}", uri=f"millrace://{kind}/{stream}", group=kind)
 
 
@@ -78,16 +80,17 @@ def assets(*kinds: str) -> list[Asset]:
 
 
 Report = Callable[[Any, dict[str, Any]], dict[str, Any]]
-"""(DuckDB connection with the served views, parameters `stream` and `since` for its queries) to what a job did."""
+"""A function of a DuckDB connection with the served views, and of the parameters `stream` and `since` (UTC) for its
+queries, that returns what a job did for the stream."""
 
 
 class SparkJob(SparkSubmitOperator):
-    """`spark/jobs/<job>.py --run-id <run id> --stream <stream> …` by spark-submit, in the batch pool: one Spark
+    """Runs `spark/jobs/<job>.py --run-id <run id> --stream <stream> …` by spark-submit, in the batch pool: one Spark
     application for all streams, since starting one costs more than an hour's work of a stream.
 
     A stream is left out while none of its batches is complete and when `unneeded(stream)` gives a reason; the task is
     skipped, without starting Spark, when none is left. `report` says afterwards, from the tables, what the job did for
-    a stream: that is logged and, by stream, the task's result, also when the job failed. If reports then have
+    a stream: that is logged and is, by stream, the task's result, also when the job failed. If reports then have
     `failures`, they are the reason that Airflow shows. A stream for which `withheld(stream, run id)` gives a reason is
     left out as well, and the task fails with the reason after the others had their turn. With `{"force": true}` as the
     run's configuration neither is asked.
@@ -132,7 +135,7 @@ class SparkJob(SparkSubmitOperator):
         return result
 
     def _done(self, context: Context, chosen: list[str]) -> dict[str, Any]:
-        """The reports of the job, which works on the `chosen` streams."""
+        """Runs the job on the `chosen` streams and returns its reports. Raises AirflowException if the job failed."""
         from infra.settings import settings
         from spark.session import submit_conf
 
@@ -158,8 +161,8 @@ class SparkJob(SparkSubmitOperator):
         return self._reports(chosen, since)
 
     def _withheld(self, run_id: str) -> dict[str, str]:
-        """Why streams that have something to work on must not be worked on. As in `_reason_against`, what is wrong with
-        one stream is left for the job to say."""
+        """The streams that have something to work on and must not be worked on, with why. As in `_reason_against`, an
+        error in a stream is left for the job to report."""
         from schemas.errors import MillraceError
 
         found = {}
@@ -172,7 +175,7 @@ class SparkJob(SparkSubmitOperator):
         return found
 
     def _reason_against(self, stream: str, forced: bool) -> str | None:
-        """Why a stream is left out. What is wrong with one stream is left for the job to say, in that stream's turn."""
+        """Why the stream is left out; None if it is not. An error is left for the job to report in its turn."""
         from schemas.errors import MillraceError
 
         try:
@@ -202,7 +205,8 @@ class SparkJob(SparkSubmitOperator):
 
 
 def published(served: Any, job: dict[str, Any]) -> dict[str, Any]:
-    """What the job has published and written to the ledger; `by_hour` are the newest hours with differences."""
+    """Reports what the job has published and written to the ledger, as a `Report` does: `final_through` (ISO-8601,
+    UTC), hours, rows, differences by cause, and `by_hour` for the newest `SHOWN_HOURS` hours with differences."""
     publication = served.execute(
         "select final_through, hours, rows from publications "
         "where stream = $stream and published_at >= $since order by published_at desc",
@@ -243,7 +247,7 @@ def published(served: Any, job: dict[str, Any]) -> dict[str, Any]:
 
 
 def hour_table(by_hour: list[dict[str, Any]]) -> str:
-    """Hours with what was counted in them, as lines of text."""
+    """Returns hours, with what was counted in each, as the lines of a table."""
     columns = list(dict.fromkeys(name for hour in by_hour for name in hour))
     rows = [columns, *([str(hour.get(name, 0)) for name in columns] for hour in by_hour)]
     widths = [max(len(row[n]) for row in rows) for n in range(len(columns))]
@@ -251,7 +255,7 @@ def hour_table(by_hour: list[dict[str, Any]]) -> str:
 
 
 def failed_suites(served: Any, job: dict[str, Any]) -> list[str]:
-    """One line for each Great Expectations suite that failed in a job, with the address of its page in Data Docs."""
+    """Returns a line for each Great Expectations suite that failed in a job, with the address of its page."""
     from infra.settings import settings
 
     rows = served.execute(
@@ -267,7 +271,7 @@ def failed_suites(served: Any, job: dict[str, Any]) -> list[str]:
 
 
 def nothing_settled(stream: str) -> str | None:
-    """Why there is nothing to work on: no batch is complete yet."""
+    """Why there is nothing to work on, in words: no micro-batch of the stream is complete yet. None if one is."""
     from infra.settings import settings
     from schemas.contract.catalog import contract_in
     from spark.speed.checkpoint.generations import settled_batch

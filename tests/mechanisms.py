@@ -454,7 +454,7 @@ MECHANISMS = (
     ),
     Mechanism(
         "P6", "a deployment looks at states too", "infra/driver/actions.py",
-        "            stateful_start.opening(contract, one, settings)\n", "            pass\n",
+        "            stateful_start.opening(contract, result, settings)\n", "            pass\n",
         ("tests/unit/spark/speed/checkpoint/test_stateful_start.py"
          "::test_a_deployment_that_a_state_would_not_survive_is_refused_with_the_way_out",),
     ),

@@ -122,7 +122,7 @@ def reset(
 def _reset_stateful_result(contract: Contract, name: str, config: Settings, json_: bool) -> None:
     from spark.speed.checkpoint import stateful_start
 
-    known = {one.name: one for one in contract.stateful_results}
+    known = {result.name: result for result in contract.stateful_results}
     if name not in known:
         there = ", ".join(known) or "none"
         raise TerminalError(f"stream {contract.stream} has no stateful result {name!r}; there are: {there}")
@@ -222,16 +222,16 @@ def _stateful_facts(contract: Contract, config: Settings) -> dict[str, dict[str,
     from spark.speed.checkpoint.start_check import CheckpointRefused
 
     found: dict[str, dict[str, Any]] = {}
-    for one in contract.stateful_results:
-        title = stateful_results.title(contract, one)
+    for result in contract.stateful_results:
+        title = stateful_results.title(contract, result)
         generation = generations.generation(config, title)
         uri = generations.location(config, title, generation)
         committed = max(spark_log.numbers(f"{uri}/commits", r"(\d+)"), default=None)
         facts: dict[str, Any] = {"generation": generation, "place": uri, "committed": committed}
         facts |= {"fingerprint": {}, "refused": None}
         try:
-            facts["fingerprint"] = stateful_start.remembered(contract, one, config, generation).model_dump()
-            stateful_start.opening(contract, one, config)
+            facts["fingerprint"] = stateful_start.remembered(contract, result, config, generation).model_dump()
+            stateful_start.opening(contract, result, config)
         except (spark_log.Unreadable, CheckpointRefused) as error:
             facts["refused"] = str(error)
         found[title] = facts

@@ -136,5 +136,5 @@ def require_startable(settings: Settings) -> None:
 
     for contract in catalog(settings.contracts).values():
         ingest_start.opening(contract, settings)
-        for one in contract.stateful_results:
-            stateful_start.opening(contract, one, settings)
+        for result in contract.stateful_results:
+            stateful_start.opening(contract, result, settings)

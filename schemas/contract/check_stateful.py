@@ -22,41 +22,41 @@ def problems(contract: Contract, document: Document, others: Sequence[Contract])
     """Every problem of the contract's stateful results. `others` are the contracts of the other streams."""
     known = {other.stream: other for other in others}
     for sort in ("velocity", "sessions", "joins"):
-        for index, one in enumerate(getattr(contract, sort)):
+        for index, declared in enumerate(getattr(contract, sort)):
             loc = (sort, index)
-            match one:
+            match declared:
                 case Velocity():
-                    yield from _velocity(contract, document, one, loc)
+                    yield from _velocity(contract, document, declared, loc)
                 case Sessions():
-                    yield from _sessions(contract, document, one, loc)
+                    yield from _sessions(contract, document, declared, loc)
                 case Join():
-                    yield from _join(contract, document, one, loc, known)
+                    yield from _join(contract, document, declared, loc, known)
 
 
-def _velocity(contract: Contract, document: Document, one: Velocity, loc: tuple[Step, ...]) -> Iterator[Problem]:
-    yield from _key(contract, document, one.key, (*loc, "key"))
-    yield from _positive(document, one.within, (*loc, "within"))
-    if one.of is None and one.more_than != int(one.more_than):
+def _velocity(contract: Contract, document: Document, velocity: Velocity, loc: tuple[Step, ...]) -> Iterator[Problem]:
+    yield from _key(contract, document, velocity.key, (*loc, "key"))
+    yield from _positive(document, velocity.within, (*loc, "within"))
+    if velocity.of is None and velocity.more_than != int(velocity.more_than):
         yield document.problem((*loc, "more_than"), "must be a whole number of events; name a field in `of` for a sum")
-    if one.of is not None:
-        if one.of not in contract.fields:
-            yield document.problem((*loc, "of"), unknown(contract, one.of))
-        elif kind(contract.fields[one.of]) not in NUMERIC:
-            what = kind(contract.fields[one.of])
-            yield document.problem((*loc, "of"), f"a sum needs a number, but field {one.of!r} is of kind {what}")
+    if velocity.of is not None:
+        if velocity.of not in contract.fields:
+            yield document.problem((*loc, "of"), unknown(contract, velocity.of))
+        elif kind(contract.fields[velocity.of]) not in NUMERIC:
+            what = kind(contract.fields[velocity.of])
+            yield document.problem((*loc, "of"), f"a sum needs a number, but field {velocity.of!r} is of kind {what}")
 
 
-def _sessions(contract: Contract, document: Document, one: Sessions, loc: tuple[Step, ...]) -> Iterator[Problem]:
-    yield from _key(contract, document, one.key, (*loc, "key"))
-    yield from _positive(document, one.gap, (*loc, "gap"))
+def _sessions(contract: Contract, document: Document, sessions: Sessions, loc: tuple[Step, ...]) -> Iterator[Problem]:
+    yield from _key(contract, document, sessions.key, (*loc, "key"))
+    yield from _positive(document, sessions.gap, (*loc, "gap"))
     names: set[str] = set()
-    for index, measure in enumerate(one.measures):
+    for index, measure in enumerate(sessions.measures):
         at = (*loc, "measures", index)
         if measure.kind not in PLAIN:
             yield document.problem((*at, "kind"), f"a session has measures of kind {', '.join(sorted(PLAIN))}")
         elif fault := operand_fault(contract, measure):
             yield document.problem((*at, "of"), fault)
-        if measure.name in COLUMNS | set(one.key):
+        if measure.name in COLUMNS | set(sessions.key):
             yield document.problem((*at, "name"), f"{measure.name!r} is already a column of the sessions")
         if measure.name in names:
             yield document.problem((*at, "name"), f"measure {measure.name!r} is defined twice")
@@ -64,29 +64,29 @@ def _sessions(contract: Contract, document: Document, one: Sessions, loc: tuple[
 
 
 def _join(
-    contract: Contract, document: Document, one: Join, loc: tuple[Step, ...], known: dict[str, Contract]
+    contract: Contract, document: Document, join: Join, loc: tuple[Step, ...], known: dict[str, Contract]
 ) -> Iterator[Problem]:
-    yield from _key(contract, document, one.on, (*loc, "on"))
-    if one.before + one.after <= timedelta():
+    yield from _key(contract, document, join.on, (*loc, "on"))
+    if join.before + join.after <= timedelta():
         yield document.problem(loc, "before and after leave no time in which the other event could be")
-    for index, name in enumerate(one.fields):
+    for index, name in enumerate(join.fields):
         if name not in contract.fields:
             yield document.problem((*loc, "fields", index), unknown(contract, name))
         elif name.lower() in COLUMNS - {contract.event_time}:
             yield document.problem((*loc, "fields", index), f"{name!r} is already a column of the join")
-    other = known.get(one.other)
+    other = known.get(join.other)
     if other is None:
         there = ", ".join(sorted(known)) or "none"
-        yield document.problem((*loc, "other"), f"there is no other stream {one.other!r}; there are: {there}")
+        yield document.problem((*loc, "other"), f"there is no other stream {join.other!r}; there are: {there}")
         return
-    for index, name in enumerate(one.on):
+    for index, name in enumerate(join.on):
         at = (*loc, "on", index)
         if name not in other.fields:
             yield document.problem(at, f"stream {other.stream} has no field {name!r}")
         elif name in contract.fields and kind(other.fields[name]) != kind(contract.fields[name]):
             kinds = f"{kind(contract.fields[name])} here and {kind(other.fields[name])} in stream {other.stream}"
             yield document.problem(at, f"field {name!r} is of kind {kinds}")
-    for index, name in enumerate(one.other_fields):
+    for index, name in enumerate(join.other_fields):
         if name not in other.fields:
             yield document.problem((*loc, "other_fields", index), f"stream {other.stream} has no field {name!r}")
 
