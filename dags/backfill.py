@@ -40,6 +40,7 @@ class Backfill(SparkJob):
     """Runs the job `reconcile` for a stream, hours forced into its plan. The job's summary is the task's result."""
 
     def execute(self, context: Context) -> Any:
+        """Runs the job with the hours of the run's parameters, and returns its report and summary by stream."""
         from infra.settings import settings
 
         asked = context["params"]

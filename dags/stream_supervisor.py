@@ -68,9 +68,11 @@ class Drive(BaseOperator):
     """Finds the running driver or starts one, once nothing keeps it from that; returns its epoch."""
 
     def execute(self, context: Context) -> int:
+        """Begins the task."""
         return self.begun()
 
     def allowed(self, context: Context, event: Any = None) -> int:
+        """Goes on with the task once a driver may be started."""
         return self.begun()
 
     def begun(self) -> int:
@@ -122,6 +124,7 @@ class Watch(BaseOperator):
         self.epoch = epoch
 
     def execute(self, context: Context) -> None:
+        """Logs what halted streams wait for, and defers the task until the driver's life ends."""
         from infra.driver import process
         from infra.driver.airflow_triggers import DriverWatch
         from infra.driver.heartbeat import halts, heartbeat

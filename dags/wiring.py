@@ -120,6 +120,7 @@ class SparkJob(SparkSubmitOperator):
         self.withheld = withheld
 
     def execute(self, context: Context) -> Any:
+        """Chooses the streams, runs the job on them, and returns its reports by stream."""
         forced = bool((context["dag_run"].conf or {}).get("force"))
         withheld = {} if forced else self._withheld(context["run_id"])
         left_out = {stream: reason for stream in streams() if (reason := self._reason_against(stream, forced))}

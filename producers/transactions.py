@@ -173,6 +173,7 @@ class Session(Reader):
         return self
 
     def close(self) -> None:
+        """Closes consumer and producer. A transaction that is still open ends here, or with the next session."""
         super().close()
         if self._unanswered:
             return  # a call of the producer's never returned; the next session ends its transaction

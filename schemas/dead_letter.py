@@ -61,7 +61,7 @@ class Letter(NamedTuple):
 
     @property
     def identity(self) -> Identity | None:
-        """What tells the letter from others; None if the headers `dl-id` or `dl-attempt` are missing or unreadable."""
+        """What distinguishes the letter from others; None if its `dl-id` or `dl-attempt` is missing or unreadable."""
         headers = dict(self.headers)
         number, attempt = text(headers.get(ID)), text(headers.get(ATTEMPT))
         return (number, attempt, DECISION in headers) if number and attempt else None

@@ -200,7 +200,7 @@ def edit(
 
 @app.command()
 def replay(json_: Json = False) -> None:
-    """Replay now instead of within five minutes: trigger the DAG replay_dead_letters and wait for its end."""
+    """Replay now instead of within five minutes: switch the DAG replay_dead_letters on, trigger it, and wait."""
     from infra.airflow_client import Airflow
     from infra.settings import settings
 

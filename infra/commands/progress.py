@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 Say = Callable[[str], None]
-"""Retitles the running step."""
+"""A function that gives the running step another title."""
 
 QUIET = 10.0
 """Seconds between two lines about a running step where the output is no terminal."""

@@ -155,7 +155,7 @@ def print_table(
     from rich.table import Table
     from rich.text import Text
 
-    # As text: brackets in data are no markup.
+    # A `Text` shows brackets as they are; rich would take them for markup in a str.
     shown = [[Text(_shown(value), overflow="fold") for value in row] for row in rows[:limit]]
     console = Console(file=file)
     if not console.is_terminal:

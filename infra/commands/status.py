@@ -69,6 +69,7 @@ class _Tables:
     publications: list[Publication]
 
     def of(self, contract: Contract) -> dict[str, Any]:
+        """The part of the stream's document that follows from the tables."""
         return {
             **self._records(contract),
             "windows": self._windows(contract),

@@ -44,9 +44,11 @@ class MayStart(BaseTrigger):
         self.home = home
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
+        """What Airflow stores of the trigger: its import path and arguments."""
         return "infra.driver.airflow_triggers.MayStart", {"home": self.home}
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Looks each second, and yields once a driver may be started."""
         settings = Settings(home=Path(self.home))
         while waits(settings, datetime.now(UTC)) is not None:
             await asyncio.sleep(EVERY)
@@ -78,12 +80,14 @@ class DriverWatch(BaseTrigger):
         self.since = since
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
+        """What Airflow stores of the trigger: its import path and arguments."""
         return (
             "infra.driver.airflow_triggers.DriverWatch",
             {"folder": self.folder, "epoch": self.epoch, "stall_after": self.stall_after, "since": self.since},
         )
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Looks each second, and yields an `Event` once the driver's life has ended or somebody must look."""
         folder, progress = Path(self.folder), Progress()
         began, zero = datetime.now(UTC), time.monotonic()
         while True:

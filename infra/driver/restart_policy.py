@@ -89,7 +89,7 @@ def let_go(settings: Settings) -> bool:
 
 
 def held(settings: Settings) -> Held | None:
-    """Returns who keeps the stream stopped, and why; None if nobody does."""
+    """Returns who stopped the stream, why and when; None while nobody has."""
     document = json_files.read(_held_file(settings))
     return Held(**document) if document else None
 

@@ -37,6 +37,7 @@ class Finding:
     message: str
 
     def document(self) -> dict[str, Any]:
+        """The finding as JSON has it."""
         return asdict(self)
 
 
@@ -180,7 +181,7 @@ def _is_taken(port: int) -> bool:
 
 
 def _by_whom(port: int) -> str:
-    """Who has the port, as ` by python3 (pid 42, user ann)`, or as much of it as the system lets us see."""
+    """Returns who has the port, as ` by python3 (pid 42, user ann)`, or as much of that as the system lets us see."""
     try:
         connections = psutil.net_connections(kind="tcp")
     except psutil.AccessDenied:  # macOS lets only root see other processes' sockets

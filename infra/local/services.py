@@ -17,7 +17,7 @@ class UnknownService(TerminalError):
 
 
 def _nothing(settings: Settings) -> None:
-    """For steps that a service does not have."""
+    """Does nothing; it stands for a step that a service does not have."""
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,7 @@ class Document:
         return line
 
     def problem(self, loc: Sequence[Step], message: str) -> Problem:
+        """A problem of the field at `loc`, with its line."""
         return Problem(self.path, self.line(loc), _dotted(loc), message)
 
 

@@ -31,7 +31,7 @@ ORDERED: frozenset[Kind] = NUMERIC | {"string", "date", "timestamp", "boolean"}
 
 
 def nullable(avro: Any) -> bool:
-    """True if null is among the type's values."""
+    """Whether null is among the type's values."""
     return avro == "null" or (isinstance(avro, list) and any(nullable(branch) for branch in avro))
 
 

@@ -72,7 +72,9 @@ class Topic(_Strict):
 
     partitions: int = Field(4, ge=1, le=1024, description="Partitions of each topic of the stream.")
     replication: int = Field(1, ge=1, description="Brokers that hold each partition.")
-    retention: Duration = Field(timedelta(days=7), description="How long Kafka keeps records of the stream's topics.")
+    retention: Duration = Field(
+        timedelta(days=7), description="How long Kafka keeps records and alerts; it keeps dead letters for ever."
+    )
     configs: dict[str, str] = Field(default_factory=dict, description="Further topic-level Kafka configs.")
 
 
@@ -399,18 +401,22 @@ class Contract(_Strict):
 
     @property
     def retry_topic(self) -> str:
+        """The topic by which records come to the ingest again, from replays and repairs."""
         return f"{self.stream}.retry"
 
     @property
     def dlq_topic(self) -> str:
+        """The topic of dead letters that wait for a replay."""
         return f"{self.stream}.dlq"
 
     @property
     def parked_topic(self) -> str:
+        """The topic of dead letters that the replay has given up."""
         return f"{self.stream}.parked"
 
     @property
     def alerts_topic(self) -> str:
+        """The topic of alerts, and the name of the alert lane."""
         return f"{self.stream}.alerts"
 
     @property

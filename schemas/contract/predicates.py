@@ -104,6 +104,7 @@ class _Truths:
                 raise PredicateError(f"{predicate!r} is not true or false but {column[1]}")
 
     def of(self, record: Mapping[str, Any]) -> list[bool]:
+        """Whether each predicate is true for `record`; one that is null is not."""
         answers = self._connection.execute(self._query, [record.get(name) for name in self._fields]).fetchone() or ()
         return [answer is True for answer in answers[: self._count]]
 
