@@ -125,12 +125,11 @@ class Watch(BaseOperator):
 
     def execute(self, context: Context) -> None:
         """Logs what halted streams wait for, and defers the task until the driver's life ends."""
-        from infra.driver import process
         from infra.driver.airflow_triggers import DriverWatch
         from infra.driver.heartbeat import halts, heartbeat
         from infra.settings import settings
 
-        folder, epoch = process.place(settings()), int(self.epoch)
+        folder, epoch = settings().stream_dir, int(self.epoch)
         for why in halts(heartbeat(folder, epoch)).values():
             self.log.error("still waiting for a decision: %s", why)
         since = (context["dag_run"].start_date or datetime.now(UTC)).isoformat()

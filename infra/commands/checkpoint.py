@@ -291,7 +291,7 @@ def _no_driver(config: Settings) -> Iterator[Callable[[], None]]:
     from infra.driver import process
     from infra.locks.driver_lease import Lease
 
-    last = process.recorded(process.place(config))
+    last = process.recorded(config.stream_dir)
     if last is not None and last.processes():
         raise DriverRuns(
             f"the streaming driver runs (process {last.pid}). `millrace stream stop` stops it; try again then, and "

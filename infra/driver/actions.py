@@ -76,7 +76,7 @@ def _replaced(settings: Settings, action: Action) -> Done:
         raise NotOperated(f"there is no driver to {action}; the supervisor is just about to start one")
     process.stop(settings, PATIENCE, before.epoch)
     stopped = datetime.now(UTC)
-    last = heartbeat(process.place(settings), before.epoch) or {}
+    last = heartbeat(settings.stream_dir, before.epoch) or {}
     left = "has finished its batch" if last.get("state") == "stopped" else "was killed in a batch, which runs again"
     done = _started(settings, action, "", before)
     gap = (datetime.now(UTC) - stopped).total_seconds()
@@ -89,7 +89,7 @@ def _started(settings: Settings, action: Action, said: str, before: process.Driv
         last = process.running(settings)
         if last is None or (before and last.epoch <= before.epoch):
             return None
-        found = heartbeat(process.place(settings), last.epoch)
+        found = heartbeat(settings.stream_dir, last.epoch)
         return found if found and found["state"] == "running" else None
 
     found = Retrying(

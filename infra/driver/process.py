@@ -96,13 +96,8 @@ class Driver:
             return False
 
 
-def place(settings: Settings) -> Path:
-    """The folder of the driver's files."""
-    return settings.stream_dir
-
-
 def recorded(folder: Path) -> Driver | None:
-    """The driver that was started last, alive or not."""
+    """Returns the driver that was started last, alive or not; None if there was none. `folder` is its `stream_dir`."""
     document = json_files.read(folder / "driver.json")
     return Driver(**document) if document else None
 
@@ -110,10 +105,10 @@ def recorded(folder: Path) -> Driver | None:
 def running(settings: Settings) -> Driver | None:
     """Returns the living driver: the process recorded at its start, with the creation time recorded then; None if there
     is none. A driver that has said it has failed or stopped does not count, even if its process lingers."""
-    driver = recorded(place(settings))
+    driver = recorded(settings.stream_dir)
     if driver is None or not driver.alive:
         return None
-    beat = heartbeat(place(settings), driver.epoch)
+    beat = heartbeat(settings.stream_dir, driver.epoch)
     return None if beat and beat["state"] in ("failed", "stopped") else driver
 
 
@@ -162,7 +157,7 @@ def ensure(settings: Settings, lease: Lease, command: Callable[[int], Sequence[s
 def start(settings: Settings, epoch: int, command: Sequence[str]) -> Driver:
     """Starts `command` as the driver with `epoch`, in its own session, and returns at once. Its output is appended to
     `<log_dir>/stream.log`."""
-    folder = place(settings)
+    folder = settings.stream_dir
     folder.mkdir(parents=True, exist_ok=True)
     settings.log_dir.mkdir(parents=True, exist_ok=True)
     (folder / "stop").unlink(missing_ok=True)
@@ -195,7 +190,7 @@ def wait_started(settings: Settings, driver: Driver, timeout: float = 120) -> di
         retry=retry_if_exception_type(_NotYet), wait=wait_fixed(0.2), stop=stop_after_delay(timeout), reraise=True
     ):
         with attempt:
-            beat = heartbeat(place(settings), driver.epoch) or {}
+            beat = heartbeat(settings.stream_dir, driver.epoch) or {}
             if beat.get("state") == "running":
                 return beat
             if not driver.alive or beat.get("state") in ("failed", "stopped"):
@@ -213,7 +208,7 @@ def stop(settings: Settings, timeout: float = 60, epoch: int | None = None) -> b
     seconds to finish the batch and leave; then SIGTERM and as many, ten at most; then SIGKILL. `timeout=0` kills at
     once, for what is left of a lost driver: it holds nothing that a restart would not redo. With `epoch`, only that
     driver."""
-    folder = place(settings)
+    folder = settings.stream_dir
     driver = recorded(folder)
     if driver is None or (epoch is not None and driver.epoch != epoch) or not driver.processes():
         return False

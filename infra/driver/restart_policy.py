@@ -50,7 +50,7 @@ class Held:
 
 def breaker(settings: Settings, now: datetime) -> Breaker:
     """The breaker at `now` (UTC)."""
-    folder = process.place(settings)
+    folder = settings.stream_dir
     last = process.recorded(folder)
     if last is None:
         return Breaker("closed", 0, None)
@@ -68,7 +68,7 @@ def breaker(settings: Settings, now: datetime) -> Breaker:
 
 def close_breaker(settings: Settings) -> bool:
     """Forgets all early deaths, so that the next driver is started at once; returns whether there were any."""
-    folder = process.place(settings)
+    folder = settings.stream_dir
     last = process.recorded(folder)
     if last is None or (last.crashes <= 0 and process.deaths(folder) == 0):
         return False
@@ -95,7 +95,7 @@ def held(settings: Settings) -> Held | None:
 
 
 def _held_file(settings: Settings) -> Path:
-    return process.place(settings) / "held"
+    return settings.stream_dir / "held"
 
 
 def waits(settings: Settings, now: datetime) -> str | None:

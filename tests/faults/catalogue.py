@@ -340,7 +340,7 @@ def _worker_killed(world: World, rng: Random) -> None:
     world.kill_driver()
     wait_for(
         "the next driver is started",
-        lambda: (last := driver.recorded(driver.place(world.settings))) and last.epoch > epoch,
+        lambda: (last := driver.recorded(world.settings.stream_dir)) and last.epoch > epoch,
         120,
         every=0.01,
     )

@@ -351,9 +351,9 @@ def test_kill_9_loses_no_alert_and_the_lake_has_each_once(desk: Desk) -> None:
     assert found == sorted(expected)
 
     assert driver.stop(desk.settings, timeout=60)
-    last = driver.recorded(driver.place(desk.settings))
+    last = driver.recorded(desk.settings.stream_dir)
     assert last is not None
-    beat = heartbeat(driver.place(desk.settings), last.epoch)
+    beat = heartbeat(desk.settings.stream_dir, last.epoch)
     assert beat is not None
     assert beat["state"] == "stopped"
 

@@ -26,7 +26,7 @@ class Supervisor:
         self.lease = Lease(self.settings, name)
 
     def drive(self) -> process.Driver:
-        folder = str(process.place(self.settings))
+        folder = str(self.settings.stream_dir)
         it = process.ensure(
             self.settings, self.lease, lambda epoch: [sys.executable, str(SMALL_DRIVER), folder, str(epoch)]
         )
@@ -66,7 +66,7 @@ def test_a_second_installation_waits_and_its_driver_is_not_started(
     first = one.drive()
     with pytest.raises(LeaseHeld):
         two.drive()
-    assert process.recorded(process.place(two.settings)) is None
+    assert process.recorded(two.settings.stream_dir) is None
     one.lease.check(first.epoch)
 
 

@@ -12,7 +12,7 @@ SMALL_DRIVER = Path(__file__).with_name("small_driver.py")
 
 
 def command(settings: Settings, epoch: int, *options: str) -> list[str]:
-    return [sys.executable, str(SMALL_DRIVER), str(process.place(settings)), str(epoch), *options]
+    return [sys.executable, str(SMALL_DRIVER), str(settings.stream_dir), str(epoch), *options]
 
 
 def started(settings: Settings, epoch: int, *options: str) -> process.Driver:

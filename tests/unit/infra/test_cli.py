@@ -125,7 +125,7 @@ def test_down_without_a_stack_is_harmless(tmp_path: Path) -> None:
 
 def test_a_checkpoint_is_not_reset_while_the_driver_runs(tmp_path: Path) -> None:
     home = Settings(home=tmp_path)
-    small = [sys.executable, str(SMALL_DRIVER), str(process.place(home)), "1"]
+    small = [sys.executable, str(SMALL_DRIVER), str(home.stream_dir), "1"]
     it = process.start(home, 1, small)
     try:
         process.wait_started(home, it, timeout=20)

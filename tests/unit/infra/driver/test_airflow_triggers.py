@@ -29,7 +29,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
 
 
 def started(settings: Settings, *options: str) -> process.Driver:
-    folder = process.place(settings)
+    folder = settings.stream_dir
     it = process.start(settings, 1, [sys.executable, str(SMALL_DRIVER), str(folder), "1", *options])
     process.wait_started(settings, it, timeout=20)
     return it
@@ -39,7 +39,7 @@ def ending(
     settings: Settings, cause: Any = None, stall_after: float = 60, epoch: int = 1, since: str | None = None
 ) -> dict[str, Any]:
     """The event of a watch that has seen the driver alive before `cause` happened."""
-    path, arguments = airflow_triggers.DriverWatch(str(process.place(settings)), epoch, stall_after, since).serialize()
+    path, arguments = airflow_triggers.DriverWatch(str(settings.stream_dir), epoch, stall_after, since).serialize()
     trigger = import_string(path)(**arguments)  # as the triggerer makes it again, from what the database holds
 
     async def wait() -> dict[str, Any]:
@@ -94,7 +94,7 @@ def test_a_clock_that_jumps_is_no_silence() -> None:
 
 def test_a_stop_on_purpose_is_not_a_failure(home: Settings) -> None:
     started(home)
-    assert ending(home, (process.place(home) / "stop").touch)["reason"] == "stopped"
+    assert ending(home, lambda: (home.stream_dir / "stop").touch())["reason"] == "stopped"
 
 
 def test_a_paused_driver_stalls(home: Settings) -> None:
@@ -105,7 +105,7 @@ def test_a_paused_driver_stalls(home: Settings) -> None:
 
 
 def test_a_driver_that_never_beats_stalls(home: Settings) -> None:
-    process.start(home, 1, [sys.executable, str(SMALL_DRIVER), str(process.place(home)), "1", "--beats", "0"])
+    process.start(home, 1, [sys.executable, str(SMALL_DRIVER), str(home.stream_dir), "1", "--beats", "0"])
     assert ending(home, stall_after=0.5)["reason"] == "stalled"
 
 
@@ -118,7 +118,7 @@ def test_records_that_wait_without_progress_are_lag(home: Settings) -> None:
 
 
 def test_a_reported_error_is_passed_on(home: Settings) -> None:
-    folder = process.place(home)
+    folder = home.stream_dir
     process.start(home, 1, [sys.executable, str(SMALL_DRIVER), str(folder), "1", "--state", "failed"])
     event = ending(home)
     assert (event["reason"], event["detail"]) == ("failed", "made to fail")
@@ -126,7 +126,7 @@ def test_a_reported_error_is_passed_on(home: Settings) -> None:
 
 def test_a_stream_that_halts_is_told_and_the_driver_lives(home: Settings) -> None:
     it = started(home, "--halted", "2024-05-01T12:00:01+00:00")
-    event = ending(home, (process.place(home) / "storm").touch, since="2024-05-01T12:00:00+00:00")
+    event = ending(home, (home.stream_dir / "storm").touch, since="2024-05-01T12:00:00+00:00")
     assert (event["reason"], event["detail"]) == ("halted", "flights waits for a decision")
     assert it.alive
     assert process.running(home) == it
@@ -134,7 +134,7 @@ def test_a_stream_that_halts_is_told_and_the_driver_lives(home: Settings) -> Non
 
 def test_a_halt_is_told_once(home: Settings) -> None:
     """It began before this run did: the run before has told it."""
-    folder = process.place(home)
+    folder = home.stream_dir
     folder.mkdir(parents=True)
     (folder / "storm").touch()
     started(home, "--halted", "2024-05-01T12:00:01+00:00")

@@ -59,11 +59,11 @@ def test_survives_the_kill_of_the_process_group_that_started_it(home: Settings, 
 def test_a_process_that_only_has_the_same_id_is_not_the_driver(home: Settings) -> None:
     it = started(home, 1)
     older = replace(it, created=it.created - 3600)
-    (process.place(home) / "driver.json").write_text(json.dumps(asdict(older)))
+    (home.stream_dir / "driver.json").write_text(json.dumps(asdict(older)))
     assert process.running(home) is None
     assert process.stop(home, timeout=0) is False, "a stranger must not be killed"
     assert it.alive
-    (process.place(home) / "driver.json").write_text(json.dumps(asdict(it)))
+    (home.stream_dir / "driver.json").write_text(json.dumps(asdict(it)))
 
 
 def test_a_driver_is_known_again_when_the_clock_was_set(home: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,7 +93,7 @@ def test_stop_asks_first(home: Settings) -> None:
     beat = heartbeat(home.stream_dir, 1)
     assert beat is not None
     assert beat["state"] == "stopped"
-    assert not (process.place(home) / "stop").exists()
+    assert not (home.stream_dir / "stop").exists()
     assert process.stop(home, timeout=20) is False
 
 
@@ -106,7 +106,7 @@ def test_stop_kills_the_whole_session_of_a_driver_that_does_not_listen(home: Set
 def test_a_driver_that_misses_the_marker_is_asked_by_a_signal_before_it_is_killed(home: Settings) -> None:
     started(home, 1, "--slow")
     assert process.stop(home, timeout=0.5) is True
-    assert (process.place(home) / "terminated").exists()
+    assert (home.stream_dir / "terminated").exists()
 
 
 def test_stop_finds_the_child_that_outlived_its_leader(home: Settings) -> None:
@@ -134,7 +134,7 @@ def test_a_command_that_dies_is_reported_with_its_output(home: Settings) -> None
 
 
 def test_early_deaths_are_counted_until_a_long_life_or_a_stop_on_purpose(home: Settings) -> None:
-    folder = process.place(home)
+    folder = home.stream_dir
     for epoch in (1, 2, 3):
         it = process.start(home, epoch, [sys.executable, "-c", ""])
         assert it.crashes == epoch - 1

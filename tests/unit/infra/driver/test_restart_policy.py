@@ -38,7 +38,7 @@ def die_young(settings: Settings, epoch: int) -> datetime:
     it = process.start(settings, epoch, [sys.executable, "-c", ""])
     with contextlib.suppress(psutil.NoSuchProcess):  # it may have ended already
         psutil.Process(it.pid).wait(10)
-    return process.last_sign(process.place(settings), it)
+    return process.last_sign(settings.stream_dir, it)
 
 
 def test_pauses_grow_with_early_deaths_and_are_the_same_for_every_reader(home: Settings) -> None:
@@ -71,7 +71,7 @@ def test_a_crash_loop_opens_the_breaker_until_it_cooled_down_and_one_long_life_c
     document = asdict(it) | {
         "started_at": (datetime.now(UTC) - timedelta(seconds=process.HEALTHY_LIFE + 9)).isoformat()
     }
-    (process.place(home) / "driver.json").write_text(json.dumps(document))
+    (home.stream_dir / "driver.json").write_text(json.dumps(document))
     assert restart_policy.breaker(home, datetime.now(UTC)) == restart_policy.Breaker("closed", 0, None)
 
 
@@ -89,7 +89,7 @@ def test_a_driver_that_dies_of_its_first_batch_dies_young_however_long_that_take
     home: Settings, query: dict[str, Any], deaths: int
 ) -> None:
     die_young(home, 1)
-    folder, now = process.place(home), datetime.now(UTC)
+    folder, now = home.stream_dir, datetime.now(UTC)
     document = json.loads((folder / "driver.json").read_text())
     json_files.swap(folder / "driver.json", document | {"started_at": (now - timedelta(minutes=9)).isoformat()})
     beat = {"epoch": 1, "state": "running", "updated_at": now.isoformat(), "queries": {"flights": query}}
