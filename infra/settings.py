@@ -56,8 +56,8 @@ def of_checkout(path: str) -> Path:
     return found
 
 
-class Settings(BaseSettings):
-    """Where everything is and how to reach it. All durations are seconds, all URIs absolute."""
+class Options(BaseSettings):
+    """Every setting as the user gives it, checked and made absolute. All durations are seconds, all URIs absolute."""
 
     model_config = SettingsConfigDict(env_prefix="MILLRACE_", extra="ignore", validate_by_name=True)
 
@@ -154,6 +154,11 @@ class Settings(BaseSettings):
         if scheme not in ("", "file"):
             raise ValueError("must be a file or an http(s) URL")
         return str(_absolute(Path(unquote(value.removeprefix("file:")))))
+
+
+class Settings(Options):
+    """Where everything is and how to reach it: the settings, and the folders, secrets and clients' options that follow
+    from them."""
 
     # -- folders and URIs --------------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ SHOWN = 20
 
 def backfill(
     stream: Annotated[str, typer.Argument(help="Stream whose hours are computed again.")],
-    since: Annotated[str, typer.Option("--from", help="First hour of event time, ISO-8601; UTC unless it says else.")],
+    since: Annotated[str, typer.Option("--from", help="First hour of event time, ISO-8601; UTC if it names no zone.")],
     until: Annotated[str, typer.Option("--to", help="End of the hours, exclusive.")],
     apply: Annotated[bool, typer.Option("--apply", help="Do it; otherwise nothing is written.")] = False,
     records: Annotated[

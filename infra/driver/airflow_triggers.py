@@ -104,14 +104,14 @@ class DriverWatch(BaseTrigger):
         reason: Reason
         queries, limit = (beat or {}).get("queries") or {}, SLOW * self.stall_after
         if driver is None or driver.epoch != self.epoch:
-            reason, detail = "exited", f"driver.json is now that of {f'epoch {driver.epoch}' if driver else 'nobody'}"
+            reason, detail = "exited", f"driver.json now names {f'epoch {driver.epoch}' if driver else 'no driver'}"
         elif beat and beat["state"] == "failed":
             reason, detail = "failed", beat.get("error") or "no error was given"
         elif not driver.alive:
             if beat and beat["state"] == "stopped":
                 reason, detail = "stopped", "it was asked to stop"
             else:
-                seen = f"its last heartbeat is of {beat['updated_at']}" if beat else "it never sent a heartbeat"
+                seen = f"its last heartbeat came at {beat['updated_at']}" if beat else "it never sent a heartbeat"
                 reason, detail = "exited", f"process {driver.pid} is gone; {seen}"
         elif (silence := progress.silence((beat or {}).get("updated_at") or driver.started_at, now)) > self.stall_after:
             reason, detail = "stalled", f"no heartbeat for {silence:.0f} s (limit {self.stall_after:.0f} s)"

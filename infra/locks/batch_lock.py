@@ -44,7 +44,7 @@ def exclusive(settings: Settings, name: str, patience: float = PATIENCE) -> Iter
         )  # fmt: skip
     except psycopg2.OperationalError as error:
         raise Busy(
-            f"nobody knows whether another {name} run is at work, PostgreSQL does not answer: {error}"
+            f"it is unknown whether another {name} run is at work, since PostgreSQL does not answer: {error}"
         ) from error
     try:
         connection.autocommit = True

@@ -63,7 +63,7 @@ def repair_selected(settings: Settings, stream: str, records: Sequence[str], *, 
 
 def selected(settings: Settings, found: Audit, records: Sequence[str]) -> Audit:
     """Returns `found` with the missing records that are in one of the ranges `records`, and no others. A range is
-    `topic/partition:first-last`, or `from..to`, times of Kafka's records (ISO-8601, UTC unless they say else). Without
+    `topic/partition:first-last`, or `from..to`, times of Kafka's records (ISO-8601, UTC if they name no zone). Without
     a range all of them stay. Raises `WrongSelection`, and `TransientError` while Kafka does not answer."""
     if not records:
         return found
