@@ -45,6 +45,7 @@ def replayed(stream: str, run_id: str) -> dict[str, int]:
     from producers.moves import moves
     from producers.replay import replay
     from schemas.contract.catalog import contract_in
+    from schemas.dead_letter import Identity
     from spark.lake import letter_moves
     from spark.serving.duck import connect
 
@@ -56,7 +57,7 @@ def replayed(stream: str, run_id: str) -> dict[str, int]:
             news = moves(contract, config, letter_moves.recorded_through(served, stream))
             letter_moves.record_moves(config.lake_uri, run_id, now, news)
 
-        def decided() -> set[letter_moves.Identity]:
+        def decided() -> set[Identity]:
             record_moves()  # a run that was killed may have left some unrecorded
             return letter_moves.decided(served, stream)
 

@@ -356,7 +356,7 @@ def tables() -> str:
 
     from infra.settings import Settings
     from schemas.contract.catalog import catalog
-    from spark.lake import tables as lake
+    from spark.lake import table_schemas as lake
 
     def fields(name: str, schema: StructType) -> str:
         rows = (
@@ -433,7 +433,7 @@ def tables() -> str:
 def _views(contracts: list[Any]) -> dict[str, dict[str, list[str]]]:
     """Stream to its views by their columns in words; of an installation with all `contracts` and no data."""
     from infra.settings import Settings
-    from spark.lake import tables as lake
+    from spark.lake import table_schemas as lake
     from spark.serving.duck import connect
     from spark.serving.views import view_names
 

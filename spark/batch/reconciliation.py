@@ -24,7 +24,7 @@ from spark.batch.plan import Plan, TouchedHour, UnexplainedDifference, plan
 from spark.batch.stateful_reconciliation import Derivation, derivations
 from spark.batch.store import BatchStore
 from spark.definitions.times import BEGINNING_OF_TIME, Hours, literal, time_of
-from spark.lake import tables
+from spark.lake import table_schemas, tables
 from spark.lake.publications import Publication, publications, published_without, unique_run_id
 from spark.quality import suites
 from spark.quality.auditor import Auditor, FailedExpectations, Outcome, require_success, warm_up
@@ -215,7 +215,7 @@ class Reconciliation:
                     F.expr(literal(self.now)).alias("recorded_at"),
                 )
             )  # fmt: skip
-        nothing = self.store.spark.createDataFrame([], tables.SYSTEM["ledger"])
+        nothing = self.store.spark.createDataFrame([], table_schemas.SYSTEM["ledger"])
         return ledger.union(found or [nothing])
 
     def _without_unserved(
@@ -390,7 +390,9 @@ class Reconciliation:
 
 def total_causes(hours: list[dict[str, Any]]) -> dict[str, int]:
     """How many differences `by_hour` has of which cause."""
-    counted = sum((Counter({cause: hour.get(cause, 0) for cause in tables.LEDGER_CAUSES}) for hour in hours), Counter())
+    counted = sum(
+        (Counter({cause: hour.get(cause, 0) for cause in table_schemas.LEDGER_CAUSES}) for hour in hours), Counter()
+    )
     return dict(counted)
 
 

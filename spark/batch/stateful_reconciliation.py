@@ -31,7 +31,7 @@ from spark.batch.store import BatchStore
 from spark.definitions import stateful_results
 from spark.definitions.times import BEGINNING_OF_TIME, literal, time_of
 from spark.definitions.windows import interval
-from spark.lake import contents, names, tables
+from spark.lake import contents, names, table_schemas
 from spark.lake.publications import Publication, publications, unique_run_id
 from spark.speed.checkpoint import stateful_start
 from spark.transforms import velocity
@@ -84,7 +84,7 @@ class Derivation:
         if causes["unexplained"]:
             self._refuse(found.where("cause = 'unexplained'"))
         kept = marked.where(~stale).select(*old.columns)
-        columns = tables.stateful_batch_schema(self.contract, self.one).names
+        columns = table_schemas.stateful_batch_schema(self.contract, self.one).names
         staged = exact.withColumn("run_id", F.lit(self.run_id)).select(*columns).unionByName(kept.select(*columns))
         self.may_commit()
         staged.write.format("delta").mode("overwrite").save(self._uri(names.staged))
@@ -169,7 +169,7 @@ class Derivation:
         emitted = F.expr(literal(max(self.emitted, self._before))) if self.emitted else None
         different = stateful_ledger.differences(exact, served, self.contract, self.one, emitted).localCheckpoint()
         if different.isEmpty():
-            return self.spark.createDataFrame([], tables.SYSTEM["ledger"])
+            return self.spark.createDataFrame([], table_schemas.SYSTEM["ledger"])
         keys = different.select(*self.key).distinct() if isinstance(self.one, Velocity) else None
         # Of all batches: the query may have taken some after the cut together with those up to it.
         arrived = {

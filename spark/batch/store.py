@@ -20,7 +20,7 @@ from pyspark.sql import functions as F
 from schemas.contract.model import Aggregate, Contract
 from spark.definitions import measures
 from spark.definitions.times import floor_hour, literal, time_of
-from spark.lake import contents, names, retention, tables
+from spark.lake import contents, names, retention, table_schemas
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class BatchStore:
     def stage(self, aggregate: Aggregate, windows: DataFrame) -> None:
         """Makes `windows` the whole of what is staged."""
         self.may_commit()
-        columns = tables.batch_schema(self.contract, aggregate).names
+        columns = table_schemas.batch_schema(self.contract, aggregate).names
         uri = names.staged(self.lake_uri, self.contract.stream, aggregate.name)
         windows.select(*columns).write.format("delta").mode("overwrite").save(uri)
 
@@ -142,7 +142,7 @@ class BatchStore:
 
     def append_ledger(self, rows: DataFrame) -> None:
         self.may_commit()
-        columns = tables.SYSTEM["ledger"].names
+        columns = table_schemas.SYSTEM["ledger"].names
         rows.select(*columns).write.format("delta").mode("append").save(names.system(self.lake_uri, "ledger"))
 
     def log_rows(self, name: str, rows: list[dict[str, Any]]) -> None:

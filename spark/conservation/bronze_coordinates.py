@@ -18,7 +18,7 @@ from duckdb_extensions import import_extension
 
 from infra.broker.offsets import Offsets
 from spark.conservation.accounting import Break
-from spark.lake import names, tables
+from spark.lake import contents, names
 
 MEMORY = "256MB"
 
@@ -90,7 +90,8 @@ class BronzeCoordinates:
             return since == 0
         commits = DeltaTable(self._path, version=self.version).history(since)
         return len(commits) == since and all(
-            commit["operation"] in tables.UNTOUCHED or commit.get("operationParameters", {}).get("mode") == "Append"
+            commit["operation"] in contents.CHANGES_NO_ROW
+            or commit.get("operationParameters", {}).get("mode") == "Append"
             for commit in commits
         )
 

@@ -1,4 +1,4 @@
-"""A few rows put into a table, and what a table holds, from its log alone and without a JVM."""
+"""Appends a few rows to tables of `system/`, and reads what a table holds from its log alone. Needs no JVM."""
 
 from __future__ import annotations
 
@@ -10,25 +10,30 @@ from deltalake import DeltaTable, write_deltalake
 from pyspark.sql.pandas.types import to_arrow_schema
 
 from spark.lake.names import local_path, system
-from spark.lake.tables import SYSTEM
+from spark.lake.table_schemas import SYSTEM
+
+CHANGES_NO_ROW = {"OPTIMIZE", "ADD COLUMN", "ADD COLUMNS", "SET TBLPROPERTIES", "VACUUM START", "VACUUM END"}
+"""Operations in the history of a Delta table that change none of its rows."""
 
 
 def append_rows(lake_uri: str, name: str, rows: list[dict[str, Any]]) -> None:
-    """`append_columns` of a few rows. Columns that a row does not have are null."""
+    """Appends `rows` to the table `system/<name>`. Columns that a row does not have are null."""
     append_columns(lake_uri, name, {column: [row.get(column) for row in rows] for column in SYSTEM[name].names})
 
 
 def append_columns(lake_uri: str, name: str, columns: Mapping[str, list[Any]]) -> None:
-    """Appends rows, given as their columns, to the table `system/<name>`, without a JVM: a commit takes Spark a second
-    and more."""
+    """Appends rows, given as their columns, to the table `system/<name>`. Times must be UTC.
+
+    It is done without Spark, which takes a second and more for a commit.
+    """
     schema = to_arrow_schema(SYSTEM[name], timezone="UTC")
     arrays = [pyarrow.array(columns[field.name], field.type) for field in schema]
     write_deltalake(local_path(system(lake_uri, name)), pyarrow.Table.from_arrays(arrays, schema=schema), mode="append")
 
 
 def batches(uri: str) -> tuple[int, int] | None:
-    """The least and the greatest `batch` of the rows of bronze or speed, from the log's file statistics. None without
-    rows."""
+    """Returns the least and the greatest `batch` of the rows of a bronze or speed table, from the file statistics in
+    the log; None if there are no rows or no table."""
     path = local_path(uri)
     if not DeltaTable.is_deltatable(path):
         return None
@@ -41,13 +46,13 @@ def batches(uri: str) -> tuple[int, int] | None:
 
 
 def newest_batch(uri: str) -> int | None:
-    """The greatest `batch` of the rows of bronze or speed. None without rows."""
+    """Returns the greatest `batch` of the rows of a bronze or speed table; None if there are no rows or no table."""
     found = batches(uri)
     return found[1] if found else None
 
 
 def rows(uri: str) -> int:
-    """How many rows the table has, from the log alone; 0 without a table."""
+    """Returns the number of rows of a table, from its log alone; 0 if there is no table."""
     path = local_path(uri)
     if not DeltaTable.is_deltatable(path):
         return 0
@@ -55,7 +60,8 @@ def rows(uri: str) -> int:
 
 
 def newest_append(uri: str, app_id: str) -> int | None:
-    """The version that an append committed last for `app_id`, also if it had no rows. None before the first."""
+    """Returns the `version` of the newest append that was committed for `app_id` (Delta's transaction identifier), also
+    of one without rows; None before the first append."""
     path = local_path(uri)
     if not DeltaTable.is_deltatable(path):
         return None

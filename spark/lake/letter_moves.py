@@ -1,9 +1,9 @@
-"""What became of dead letters, recorded by the replay task alone and without a JVM.
+"""The records of what replays did with dead letters. The replay task alone writes them, without a JVM.
 
 `system/moves` has a row for each letter that a replay sent to `.retry` or `.parked`, with who decided it and why if a
-person did: read back from Kafka by `producers.moves`, and appended together with its offset, so each move is there once
-whatever is killed when. `system/replays` has a row for each run. Nothing is ever updated: what a letter's status is now
-is the view `<stream>_letters`, which joins the moves and bronze.
+person did. Moves are read back from Kafka by `producers.moves` and appended together with their offsets, so that each
+is there once, whatever is killed when. `system/replays` has a row for each run. Nothing is ever updated: the view
+`<stream>_letters` derives the present status of each letter from the moves and bronze.
 """
 
 from __future__ import annotations
@@ -15,10 +15,9 @@ from typing import Any
 from duckdb import DuckDBPyConnection
 
 from schemas.contract.model import Contract
+from schemas.dead_letter import Identity
 from schemas.errors import TerminalError
-from spark.lake import contents, names, tables
-
-Identity = tuple[str, str, bool]
+from spark.lake import contents, names, table_schemas
 
 
 class LettersLost(TerminalError):
@@ -26,7 +25,8 @@ class LettersLost(TerminalError):
 
 
 def recorded_through(served: DuckDBPyConnection, stream: str) -> dict[tuple[str, int], int]:
-    """The last offset of each (topic, partition) whose moves are recorded."""
+    """Returns, for each (topic, partition), the offset of the last recorded move. `served` is a connection to the
+    served views."""
     rows = served.execute(
         'select topic, partition, max("offset") from moves where stream = ? group by all', [stream]
     ).fetchall()
@@ -45,7 +45,8 @@ def record_moves(lake_uri: str, run_id: str, at: datetime, moves: Iterable[Mappi
 
 
 def decided(served: DuckDBPyConnection, stream: str) -> set[Identity]:
-    """Who the letters were that people decided upon: `dl-id` and `dl-attempt` as they had them then, and True."""
+    """Returns the identities of the letters that people decided upon: `dl-id` and `dl-attempt` as the letters had them
+    then, and True."""
     rows = served.execute(
         "select id, attempt - (status = 'replayed')::int from moves where stream = ? and decision is not null", [stream]
     ).fetchall()
@@ -53,10 +54,13 @@ def decided(served: DuckDBPyConnection, stream: str) -> set[Identity]:
 
 
 def arrivals(served: DuckDBPyConnection, contract: Contract, lake_uri: str) -> dict[str, int]:
-    """What became of all the letters that were ever sent to `.retry`, by their place there: `landed` as an accepted row
-    of bronze, `returned` as a rejected one, `in_flight` to the ingest, or `lost`: it has passed them, and they are not
-    in bronze, nor were they sent once more by a repair of the audit."""
-    # Bronze is scanned once: of two scans the later could know of a batch that the earlier did not.
+    """Returns how many of the letters that were ever sent to `.retry` have `landed` in bronze as an accepted row, have
+    `returned` as a rejected row, are `in_flight` to the ingest, or are `lost`.
+
+    A letter is lost if the ingest has passed its offset on `.retry` and bronze has no row for it, unless a repair sent
+    the letter once more.
+    """
+    # Bronze is scanned once, because a second scan could see a micro-batch that the first one did not.
     row = served.execute(
         """
         with arrived as materialized (
@@ -84,14 +88,14 @@ def arrivals(served: DuckDBPyConnection, contract: Contract, lake_uri: str) -> d
 
 
 def record_replay(lake_uri: str, run_id: str, stream: str, at: datetime, counts: Mapping[str, int]) -> None:
-    """Appends a row to `system/replays`, at `at` (UTC): the `counts` of the run's letters by what became of them, and
-    of `arrivals`."""
+    """Appends a row to `system/replays`: the run, the time `at` (UTC), and the `counts` of the run's letters by what it
+    did with them, together with the counts of `arrivals`."""
     given: dict[str, object] = {"run_id": run_id, "stream": stream, "recorded_at": at, **counts}
-    contents.append_rows(lake_uri, "replays", [{name: given[name] for name in tables.SYSTEM["replays"].names}])
+    contents.append_rows(lake_uri, "replays", [{name: given[name] for name in table_schemas.SYSTEM["replays"].names}])
 
 
 def require_none_lost(contract: Contract, counts: Mapping[str, int]) -> None:
-    """Raises `LettersLost` if `arrivals` found any."""
+    """Raises `LettersLost` if `arrivals` counted lost letters. The message says what to do."""
     if counts["lost"]:
         raise LettersLost(
             f"{counts['lost']:,} letters of stream {contract.stream} were sent to {contract.retry_topic} and passed by "

@@ -1,6 +1,7 @@
-"""Upkeep of Delta tables by whoever owns them, without a JVM: small files become large ones, and files that no version
-within `TIME_TRAVEL` needs are removed. Nothing that is served changes, but that published windows go which are older
-than the contract keeps them.
+"""The maintenance of Delta tables by the process that writes them, without a JVM.
+
+Small files are compacted into large ones, and files that no version within `TIME_TRAVEL` needs are removed. What is
+served stays the same, except for published windows that are older than the contract's retention: they are removed.
 """
 
 from __future__ import annotations
@@ -20,13 +21,15 @@ from spark.lake import contents, names, retention, tables
 from spark.lake.publications import Publication, in_force, publications, unique_run_id
 
 TIME_TRAVEL = timedelta(days=7)
-"""How far back the state of every table can be read."""
+"""How far back every table can be read as it was."""
 
 ROW_GROUP = 64 * 1024
-"""Rows of a compacted file that are read or skipped together: a day of one window length, in most tables."""
+"""The number of rows in a row group of a compacted file, which is read or skipped as a whole. In most tables it holds a
+day of one window length."""
 
 Owner = Literal["batch", "letters", "audits"]
-"""Who writes: the batch jobs, the replay task or the audit task, by the names of their pools in Airflow."""
+"""The process that writes tables: the batch jobs, the replay task or the audit task, by the name of its pool in
+Airflow."""
 
 _LOGS: dict[Owner, tuple[str, ...]] = {
     "batch": ("ledger", "quality", "refusals"),
@@ -37,22 +40,23 @@ _LOGS: dict[Owner, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class TableMaintenance:
-    """What was done to a table. `left_alone` says why nothing was."""
+    """What maintenance did to one table."""
 
     table: str
     compacted: int = 0
     """Small files that became part of larger ones."""
     removed: int = 0
-    """Files that no version needs which can still be read."""
+    """Files that none of the versions within `TIME_TRAVEL` needs."""
     expired: int = 0
-    """Rows that were older than the contract keeps them."""
+    """Rows that were older than the contract's retention."""
     left_alone: str = ""
+    """Why nothing was done; empty if something was."""
 
 
 @dataclass(frozen=True)
 class Usage:
-    """The size of a table. `bytes` and `files` are those of the newest version, `bytes_on_disk` those of all versions
-    that can still be read, with the log. `rows` is known from statistics alone."""
+    """The size of a table. `bytes` and `files` count the newest version, and `bytes_on_disk` counts all versions that
+    can still be read, and the log. `rows` is taken from statistics. `written_at` is UTC."""
 
     table: str
     owner: str
@@ -67,8 +71,12 @@ class Usage:
 def maintain(
     lake_uri: str, contracts: Iterable[Contract], owner: Owner, run_id: str, now: datetime
 ) -> list[TableMaintenance]:
-    """Keeps up the tables of `owner`, whose only writer the caller must be. The batch tables of a stream are published
-    again at their new versions, under the same horizon, by the run `maintain <run_id>`."""
+    """Maintains the tables that `owner` writes, at the time `now` (UTC), and returns what was done to each. The caller
+    must be the only writer of these tables.
+
+    The batch tables of a stream are published again at their new versions, under the same horizon, by the run
+    `maintain <run_id>`.
+    """
     done = [_keep_up(lake_uri, names.system(lake_uri, name)) for name in _LOGS[owner] if _exists(lake_uri, name)]
     if owner == "batch":
         for contract in contracts:
@@ -79,7 +87,7 @@ def maintain(
 
 
 def usage(lake_uri: str, contracts: Iterable[Contract]) -> list[Usage]:
-    """Disk use of every table that exists, by its name under the lake."""
+    """Returns the size of every table that exists, in the order of their names."""
     uris = dict.fromkeys(uri for contract in contracts for uri in tables.uris(lake_uri, contract))
     return [
         _usage(lake_uri, uri, names.owner(lake_uri, uri))
@@ -93,8 +101,8 @@ def _batch_tables(lake_uri: str, contract: Contract, run_id: str, now: datetime)
     last = in_force(published).get(contract.stream)
     done, versions = [], dict(last.versions) if last else {}
     for aggregate in contract.aggregates:
-        place = (lake_uri, contract.stream, aggregate.name)
-        staged, batch = names.staged(*place), names.batch(*place)
+        staged = names.staged(lake_uri, contract.stream, aggregate.name)
+        batch = names.batch(lake_uri, contract.stream, aggregate.name)
         if DeltaTable.is_deltatable(names.local_path(staged)):
             done.append(_keep_up(lake_uri, staged))
         if aggregate.name not in versions or not DeltaTable.is_deltatable(names.local_path(batch)):
@@ -118,14 +126,19 @@ def _batch_tables(lake_uri: str, contract: Contract, run_id: str, now: datetime)
 
 
 def _stateful_tables(lake_uri: str, contract: Contract) -> list[TableMaintenance]:
-    """Those of velocity, sessions and joins, which are served at their newest version. What a run that died has left
-    is taken back by the next one (`spark.batch.stateful_reconciliation`), which needs the files of the version
-    before."""
+    """Maintains the staged and the batch tables of the stateful results, which are served at their newest version.
+
+    A table with rows of a run that died is left alone: the next run takes them back
+    (`spark.batch.stateful_reconciliation`), and needs the files of the version before for it.
+    """
     done = []
-    for one in contract.stateful_results:
-        place = (lake_uri, contract.stream, one.name)
-        known = {publication.run_id for publication in publications(lake_uri, stateful_results.title(contract, one))}
-        for uri in (names.staged(*place), names.batch(*place)):
+    for result in contract.stateful_results:
+        title = stateful_results.title(contract, result)
+        known = {publication.run_id for publication in publications(lake_uri, title)}
+        for uri in (
+            names.staged(lake_uri, contract.stream, result.name),
+            names.batch(lake_uri, contract.stream, result.name),
+        ):
             if not DeltaTable.is_deltatable(names.local_path(uri)):
                 continue
             runs = [commit.get("userMetadata") for commit in DeltaTable(names.local_path(uri)).history()
@@ -138,12 +151,12 @@ def _stateful_tables(lake_uri: str, contract: Contract) -> list[TableMaintenance
 
 
 def _is_served(uri: str, version: int) -> bool:
-    """Whether the newest version of the table has the rows of `version`: nothing but upkeep came after it."""
+    """Whether the newest version of the table has the rows of `version`: only maintenance has changed it since."""
     table = DeltaTable(names.local_path(uri))
     later = int(table.version()) - version
     commits = table.history(later) if later else []
     return len(commits) == later and all(
-        commit["operation"] in tables.UNTOUCHED or commit.items() >= retention.MARK.items() for commit in commits
+        commit["operation"] in contents.CHANGES_NO_ROW or commit.items() >= retention.MARK.items() for commit in commits
     )
 
 

@@ -1,4 +1,4 @@
-"""Where each Delta table is, and who writes it."""
+"""The URI of each Delta table under the lake's URI, and the process that writes the table."""
 
 from __future__ import annotations
 
@@ -6,33 +6,38 @@ from urllib.parse import unquote, urlsplit
 
 
 def bronze(lake_uri: str, stream: str) -> str:
+    """Returns the URI of a stream's bronze table."""
     return f"{lake_uri}/bronze/{stream}"
 
 
-def speed(lake_uri: str, stream: str, aggregate: str) -> str:
-    """That of an aggregate or of a stateful result, as the next two."""
-    return f"{lake_uri}/speed/{stream}/{aggregate}"
+def speed(lake_uri: str, stream: str, name: str) -> str:
+    """Returns the URI of the speed table of the aggregate or stateful result `name`."""
+    return f"{lake_uri}/speed/{stream}/{name}"
 
 
 def alerts(lake_uri: str, stream: str) -> str:
+    """Returns the URI of a stream's alert log."""
     return speed(lake_uri, stream, "alerts")
 
 
-def batch(lake_uri: str, stream: str, aggregate: str) -> str:
-    return f"{lake_uri}/batch/{stream}/{aggregate}"
+def batch(lake_uri: str, stream: str, name: str) -> str:
+    """Returns the URI of the batch table of the aggregate or stateful result `name`."""
+    return f"{lake_uri}/batch/{stream}/{name}"
 
 
-def staged(lake_uri: str, stream: str, aggregate: str) -> str:
-    return f"{lake_uri}/staged/{stream}/{aggregate}"
+def staged(lake_uri: str, stream: str, name: str) -> str:
+    """Returns the URI of the staged table of the aggregate or stateful result `name`."""
+    return f"{lake_uri}/staged/{stream}/{name}"
 
 
 def system(lake_uri: str, name: str) -> str:
-    """`name` is a key of `SYSTEM`: publications, refusals, ledger, quality, moves, replays, audits."""
+    """Returns the URI of a table of the platform itself: publications, refusals, ledger, quality, moves, replays or
+    audits."""
     return f"{lake_uri}/system/{name}"
 
 
 def owner(lake_uri: str, uri: str) -> str:
-    """The process that alone writes the table."""
+    """Returns the name of the one process that writes the table."""
     layer, *rest = uri.removeprefix(f"{lake_uri}/").split("/")
     if layer in ("bronze", "speed"):
         return "streaming driver"
@@ -40,6 +45,7 @@ def owner(lake_uri: str, uri: str) -> str:
 
 
 def local_path(uri: str) -> str:
-    """The form of a lake URI that deltalake and DuckDB take: a plain path for `file:`, else the URI itself."""
+    """Returns the form of a lake URI that deltalake and DuckDB take: a plain path for `file:`, else the URI, with `s3:`
+    in place of Hadoop's `s3a:`."""
     parts = urlsplit(uri)
     return unquote(parts.path) if parts.scheme == "file" else uri.replace("s3a://", "s3://", 1)

@@ -1,10 +1,9 @@
-"""How long derived tables keep rows: as long as the contract's `retention` says, counted back in event time from what
-is published, so that a replay of the past loses nothing by its age.
+"""Removes rows of speed and batch tables that are older than the contract's `retention`. Needs no JVM.
 
-Whoever writes a table removes its rows, whole days at a time, after noting in a property of the table since when they
-are kept: what compares the layers or recomputes hours leaves older ones alone. Speed rows are only removed when they
-are published, and so not served any more. Versions from before can be read as long as those from before any other
-change. Needs no JVM.
+Age is counted in event time, back from the horizon, so that a replay of the past loses nothing by its age. The process
+that writes a table removes its rows, whole days (UTC) at a time, after it has noted in a property of the table since
+when rows are kept: what compares the layers or recomputes hours leaves older hours alone. Speed rows are only removed
+once they are published, and so not served any more. Older versions of a table stay readable as after any other change.
 """
 
 from __future__ import annotations
@@ -23,15 +22,16 @@ from spark.lake import names
 from spark.lake.publications import in_force, publications
 
 KEPT_SINCE = "millrace.keptSince"
-"""The property's name; its value is ISO-8601."""
+"""The name of the table property with the instant since when rows are kept, in ISO 8601."""
 
 MARK = {"millrace": "retention"}
-"""What the commit of a removal has in its metadata."""
+"""The metadata by which the commit of a removal is recognised."""
 
 
 @dataclass(frozen=True)
 class RetentionRule:
-    """Rows of the table at `uri` are kept for `keep` before what of `title` is published, by the time in `column`."""
+    """Rows of the table at `uri` whose time in `column` is more than `keep` before the horizon of `title` (a stream or
+    a stateful result) are removed."""
 
     uri: str
     column: str
@@ -39,49 +39,52 @@ class RetentionRule:
     keep: timedelta
 
     def since(self, lake_uri: str) -> datetime | None:
-        """The start (UTC) of the oldest day that is kept; None while nothing is published."""
+        """Returns the start (UTC) of the oldest day that is kept; None while nothing is published."""
         published = in_force(publications(lake_uri, self.title)).get(self.title)
         return day_before(published.final_through, self.keep) if published else None
 
 
 def day_before(final_through: datetime, keep: timedelta) -> datetime | None:
-    """The start of the day that lies `keep` before; None if that is before all time."""
+    """Returns the start (UTC) of the day that holds the instant `keep` before `final_through`; None if that is before
+    the beginning of time."""
     if final_through - BEGINNING_OF_TIME <= keep:
         return None
     return (final_through - keep).replace(hour=0, minute=0, second=0, microsecond=0)
 
 
 def rules_of_partials(lake_uri: str, contract: Contract) -> list[RetentionRule]:
-    """The speed tables of a stream's aggregates."""
+    """Returns the rules for the speed tables of a stream's aggregates."""
     stream, keep = contract.stream, contract.retention.speed
     return [
         RetentionRule(names.speed(lake_uri, stream, a.name), "window_start", stream, keep) for a in contract.aggregates
     ]
 
 
-def rule_of_stateful_result(lake_uri: str, contract: Contract, one: StatefulResult) -> RetentionRule:
-    """The speed table of velocity, sessions or a join."""
-    uri = names.speed(lake_uri, contract.stream, one.name)
+def rule_of_stateful_result(lake_uri: str, contract: Contract, result: StatefulResult) -> RetentionRule:
+    """Returns the rule for the speed table of a stateful result."""
+    uri = names.speed(lake_uri, contract.stream, result.name)
     return RetentionRule(
-        uri, stateful_results.CLOSES_AT, stateful_results.title(contract, one), contract.retention.speed
+        uri, stateful_results.CLOSES_AT, stateful_results.title(contract, result), contract.retention.speed
     )
 
 
 def kept_since(uri: str) -> datetime | None:
-    """Since when (UTC) the table has all of its rows; None while none were removed for their age."""
+    """Returns the instant (UTC) since when the table has all of its rows; None while none were removed for their
+    age."""
     path = names.local_path(uri)
     found = DeltaTable(path).metadata().configuration.get(KEPT_SINCE) if DeltaTable.is_deltatable(path) else None
     return datetime.fromisoformat(found) if found else None
 
 
 def newest_kept_since(uris: Iterable[str]) -> datetime | None:
-    """Since when all of the tables have all of their rows."""
+    """Returns the instant (UTC) since when all of the tables have all of their rows; None if no table lost any."""
     return max((since for uri in uris if (since := kept_since(uri))), default=None)
 
 
 def remove(uri: str, column: str, since: datetime, may_commit: Callable[[], None] = lambda: None) -> int:
     """Removes the rows whose `column` is before `since` and returns their number. Without such rows nothing is
-    written. `may_commit` is called before each commit and raises when this process must not."""
+    written. `since` must have a time zone. `may_commit` is called before each commit and raises when this process must
+    not."""
     table = DeltaTable(names.local_path(uri))
     files = pyarrow.table(table.get_add_actions(flatten=True))
     oldest = f"min.{column}"

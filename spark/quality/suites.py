@@ -21,7 +21,7 @@ from schemas.contract.field_kinds import nullable
 from schemas.contract.model import Aggregate, Contract, Measure, Reference, Severity
 from spark.definitions import avro_types, measures
 from spark.definitions.windows import SECONDS
-from spark.lake import tables
+from spark.lake import table_schemas
 
 Expectation = dict[str, Any]
 """`{"type": …, "kwargs": …}` as Great Expectations stores it."""
@@ -129,7 +129,7 @@ def windows(contract: Contract, aggregate: Aggregate, layer: str) -> Suite:
     """Of windows of `layer` ('staged' or 'batch'): aligned, unique by key, and with measures that can be true: counts
     not negative, parts not above wholes, averages and quantiles between the extremes and within the fields' ranges."""
     suite = Suite(f"{layer}.{aggregate.name}")
-    schema = tables.batch_schema(contract, aggregate)
+    schema = table_schemas.batch_schema(contract, aggregate)
     for column in schema:
         suite.expect_type(column.name, column.dataType)
     for name in ("window", "window_start", "window_end", "hour", "run_id"):

@@ -26,7 +26,7 @@ from spark.definitions import measures, stateful_results
 from spark.definitions.measures import Dialect
 from spark.definitions.times import BEGINNING_OF_TIME
 from spark.definitions.windows import SECONDS
-from spark.lake import batch_numbers, names, tables
+from spark.lake import batch_numbers, names, table_schemas
 
 Scan = Callable[[str, StructType], str]
 """SQL of a relation: a table's URI and schema as something that can stand after FROM."""
@@ -58,7 +58,7 @@ _WORDS: dict[Dialect, _Words] = {
 def view_names(contract: Contract) -> list[str]:
     """The views of a stream, and those of the platform."""
     windows = [view for aggregate in contract.aggregates for view in aggregate.views]
-    return [*windows, *(one.name for one in contract.stateful_results), *contract.record_views, *tables.SYSTEM]
+    return [*windows, *(one.name for one in contract.stateful_results), *contract.record_views, *table_schemas.SYSTEM]
 
 
 def views(
@@ -74,25 +74,32 @@ def views(
         for window in aggregate.windows
     }
     found |= {one.name: _stateful(contract, one, dialect, lake_uri, scan) for one in contract.stateful_results}
-    words, bronze = _WORDS[dialect], scan(names.bronze(lake_uri, contract.stream), tables.bronze_schema(contract))
-    place = words.names(name for name in tables.COORDINATES if name != "original")
+    words, bronze = (
+        _WORDS[dialect],
+        scan(names.bronze(lake_uri, contract.stream), table_schemas.bronze_schema(contract)),
+    )
+    place = words.names(name for name in table_schemas.COORDINATES if name != "original")
     original = f"""coalesce({words.name("original")}, concat({words.name("topic")}, '/', {words.name("partition")}, '/',
         {words.name("offset")}))"""
-    values = [name for name in tables.bronze_schema(contract).names if name not in tables.COORDINATES | tables.VERDICT]
-    letter = words.names(name for name in tables.VERDICT if name != "accepted")
+    values = [
+        name
+        for name in table_schemas.bronze_schema(contract).names
+        if name not in table_schemas.COORDINATES | table_schemas.VERDICT
+    ]
+    letter = words.names(name for name in table_schemas.VERDICT if name != "accepted")
     found[f"{contract.stream}_events"] = (
         f"select {words.names(values)}, {place}, {original} as original from {bronze} where accepted"
     )
     found[f"{contract.stream}_dead_letters"] = (
         f"select {letter}, {place}, {original} as original, {words.names(values)} from {bronze} where not accepted"
     )
-    moves = scan(names.system(lake_uri, "moves"), tables.SYSTEM["moves"])
+    moves = scan(names.system(lake_uri, "moves"), table_schemas.SYSTEM["moves"])
     found[f"{contract.stream}_letters"] = _letters(contract, words, bronze, original, moves)
     if contract.alerts:
         found[f"{contract.stream}_alerts"] = (
-            f"select * from {scan(names.alerts(lake_uri, contract.stream), tables.ALERTS)}"
+            f"select * from {scan(names.alerts(lake_uri, contract.stream), table_schemas.ALERTS)}"
         )
-    for name, schema in tables.SYSTEM.items():
+    for name, schema in table_schemas.SYSTEM.items():
         found[name] = f"select * from {scan(names.system(lake_uri, name), schema)}"
     return found
 
@@ -151,8 +158,8 @@ def _merged(
     estimates: bool,
 ) -> str:
     words, place = _WORDS[dialect], (lake_uri, contract.stream, aggregate.name)
-    batch = scan(names.batch(*place), tables.batch_schema(contract, aggregate))
-    speed = scan(names.speed(*place), tables.speed_schema(contract, aggregate))
+    batch = scan(names.batch(*place), table_schemas.batch_schema(contract, aggregate))
+    speed = scan(names.speed(*place), table_schemas.speed_schema(contract, aggregate))
     start, end = words.name("window_start"), words.name("window_end")
     dimensions = words.names(aggregate.dimensions)
     results = words.names(measure.name for measure in aggregate.measures)
@@ -181,8 +188,8 @@ def _merged(
 
 def _stateful(contract: Contract, one: StatefulResult, dialect: Dialect, lake_uri: str, scan: Scan) -> str:
     words, place = _WORDS[dialect], (lake_uri, contract.stream, one.name)
-    batch = scan(names.batch(*place), tables.stateful_batch_schema(contract, one))
-    speed = scan(names.speed(*place), tables.stateful_speed_schema(contract, one))
+    batch = scan(names.batch(*place), table_schemas.stateful_batch_schema(contract, one))
+    speed = scan(names.speed(*place), table_schemas.stateful_speed_schema(contract, one))
     columns, closes_at = words.names(stateful_results.columns(contract, one)), words.name(stateful_results.CLOSES_AT)
     number, generation = words.name("batch"), batch_numbers.batch_number(1, 0)
     made_of = [
@@ -213,7 +220,7 @@ def _withheld(closes_at: str, titles: Iterable[str], words: _Words, lake_uri: st
     """Whether a row of the speed layer that closes at `closes_at` was to be published by a run that was refused: one
     for the results called `titles`, or for a stream that they are made of. What was published since is not the speed
     layer's any more."""
-    refusals = scan(names.system(lake_uri, "refusals"), tables.SYSTEM["refusals"])
+    refusals = scan(names.system(lake_uri, "refusals"), table_schemas.SYSTEM["refusals"])
     listed = ", ".join(f"'{title}'" for title in titles)
     refused = (
         f"""(select max({words.name("final_through")}) from {refusals} where {words.name("stream")} in ({listed}))"""
@@ -224,7 +231,7 @@ def _withheld(closes_at: str, titles: Iterable[str], words: _Words, lake_uri: st
 def _horizon(title: str, words: _Words, lake_uri: str, scan: Scan) -> str:
     """The common table `horizon`, whose only row says how far the results called `title` are final. It is read before
     the rows it speaks of: published rows are there before their publication is."""
-    publications = scan(names.system(lake_uri, "publications"), tables.SYSTEM["publications"])
+    publications = scan(names.system(lake_uri, "publications"), table_schemas.SYSTEM["publications"])
     never = words.time(BEGINNING_OF_TIME)
     return f"""horizon as (
         select coalesce(max({words.name("final_through")}), {never}) as through

@@ -16,7 +16,7 @@ from pyspark.sql.pandas.types import to_arrow_schema
 
 from infra.settings import Settings
 from schemas.contract.model import Contract
-from spark.lake import names, tables
+from spark.lake import names, table_schemas
 from spark.speed.small_files import Upkeep
 
 log = logging.getLogger(__name__)
@@ -124,7 +124,7 @@ class AlertLog:
         for known in self._known(table, found):
             del found[known]
         ends = {message.partition() or 0: (message.offset() or 0) + 1 for message in messages}
-        schema = to_arrow_schema(tables.ALERTS, timezone="UTC")
+        schema = to_arrow_schema(table_schemas.ALERTS, timezone="UTC")
         rows = sorted(found.values(), key=lambda row: row["alerted_at"])
         self._may_commit()
         write_deltalake(

@@ -28,7 +28,7 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import StructType
 
 from schemas.contract.model import Contract
-from spark.lake import names, tables
+from spark.lake import names, table_schemas
 
 FOLDER = "batch-"
 """How the name of an attempt's folder begins."""
@@ -90,7 +90,7 @@ def written(spark: SparkSession, lake_uri: str, contract: Contract, number: int)
     files = pyarrow.table(path.get_add_actions(flatten=True)).to_pylist()
     mine = [file for file in files if _may_hold(file, number)]
     if all(file["min.batch"] == file["max.batch"] == number for file in mine):
-        schema = tables.bronze_schema(contract)
+        schema = table_schemas.bronze_schema(contract)
         columns = StructType([field for field in schema.fields if field.name != "accepted"])
 
         def rows(of: bool) -> DataFrame:

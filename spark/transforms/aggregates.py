@@ -9,7 +9,7 @@ from schemas.contract.model import Aggregate, Contract, Measure
 from schemas.contract.model import Window as WindowName
 from spark.definitions import measures
 from spark.definitions.windows import SECONDS
-from spark.lake import tables
+from spark.lake import table_schemas
 
 
 def truncated(time: str, window: WindowName) -> Column:
@@ -135,7 +135,7 @@ def _finished(states: DataFrame, contract: Contract, aggregate: Aggregate, value
     end."""
     sizes = F.create_map(*(F.lit(word) for window, size in SECONDS.items() for word in (window, size * 1_000_000)))
     end = F.timestamp_micros(F.unix_micros("window_start") + sizes[F.col("window")])
-    types = {field.name: field.dataType for field in tables.batch_schema(contract, aggregate)}
+    types = {field.name: field.dataType for field in table_schemas.batch_schema(contract, aggregate)}
     return states.select(
         "window",
         "window_start",

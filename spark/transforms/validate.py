@@ -10,7 +10,7 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from schemas.contract.model import Contract
-from spark.lake import tables
+from spark.lake import table_schemas
 
 
 def validate(decoded: DataFrame, contract: Contract) -> DataFrame:
@@ -34,7 +34,7 @@ def validating(contract: Contract) -> Callable[[DataFrame], DataFrame]:
     }
     accepted = F.isnull("error_class")
     only_rejected = {name: F.when(~F.col("accepted"), F.col(name)) for name in ("key", "value", "headers")}
-    names = [name for name in tables.bronze_schema(contract).names if name != "batch"]
+    names = [name for name in table_schemas.bronze_schema(contract).names if name != "batch"]
     return lambda decoded: (
         decoded.withColumns(verdict).withColumn("accepted", accepted).withColumns(only_rejected).select(*names)
     )

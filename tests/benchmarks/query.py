@@ -36,7 +36,7 @@ from schemas.contract.catalog import catalog
 from schemas.contract.model import Aggregate, Contract
 from spark.definitions import measures
 from spark.definitions.windows import SECONDS
-from spark.lake import contents, maintenance, names, tables
+from spark.lake import contents, maintenance, names, table_schemas, tables
 from spark.lake.publications import Publication
 from spark.serving import snapshot
 from spark.serving.duck import connect
@@ -115,11 +115,13 @@ class Lake:
             "hour": [hour] * len(starts),
             "run_id": [run_id] * len(starts),
         }
-        return _table(values, to_arrow_schema(tables.batch_schema(self.contract, self.aggregate), timezone="UTC"))
+        return _table(
+            values, to_arrow_schema(table_schemas.batch_schema(self.contract, self.aggregate), timezone="UTC")
+        )
 
     def _ingest(self, hour: datetime) -> None:
         """The partials of an hour's events, ten minutes a file, as compaction leaves them."""
-        schema = to_arrow_schema(tables.speed_schema(self.contract, self.aggregate), timezone="UTC")
+        schema = to_arrow_schema(table_schemas.speed_schema(self.contract, self.aggregate), timezone="UTC")
         each = max(1, round(self._events_a_minute / self._batches_a_minute))
         pool = pyarrow.Table.from_pylist([self._partial(each) for _ in range(POOL)])
         for ten in range(6):

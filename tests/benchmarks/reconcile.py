@@ -38,7 +38,7 @@ from schemas.contract.catalog import load as load_contract
 from schemas.contract.model import Contract
 from spark.conservation import accounting
 from spark.conservation.bronze_coordinates import BronzeCoordinates
-from spark.lake import batch_numbers, names, tables
+from spark.lake import batch_numbers, names, table_schemas, tables
 from spark.serving.duck import connect
 from spark.speed.checkpoint import generations
 from tests.benchmarks import readings
@@ -93,7 +93,7 @@ class Lake:
         rows = rows.append_column("attempt", pyarrow.array(np.zeros(len(numbers), np.int32)))
         rows = rows.append_column("accepted", pyarrow.array(np.ones(len(numbers), bool)))
         place = (self._config.lake_uri, self.contract.stream)
-        self._append(names.bronze(*place), rows, tables.bronze_schema(self.contract))
+        self._append(names.bronze(*place), rows, table_schemas.bronze_schema(self.contract))
         partials = (
             duckdb.connect()
             .execute(
@@ -104,7 +104,9 @@ class Lake:
             .to_arrow_table()
         )
         self._append(
-            names.speed(*place, self._aggregate.name), partials, tables.speed_schema(self.contract, self._aggregate)
+            names.speed(*place, self._aggregate.name),
+            partials,
+            table_schemas.speed_schema(self.contract, self._aggregate),
         )
         commits = Path(names.local_path(generations.location(self._config, self.contract.stream, 1))) / "commits"
         commits.mkdir(parents=True, exist_ok=True)

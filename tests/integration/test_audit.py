@@ -40,7 +40,7 @@ from spark.conservation.accounting import Fault, Finding, PartitionAccount, Proo
 from spark.conservation.audit import BronzeUnreadable, NotConserved, audit, require_conserved
 from spark.conservation.audit_log import Audit
 from spark.conservation.bronze_coordinates import BronzeCoordinates
-from spark.lake import batch_numbers, names, tables
+from spark.lake import batch_numbers, names, table_schemas, tables
 from spark.serving.duck import connect
 from spark.speed.checkpoint import generations
 from tests.support.chance import fresh, octets
@@ -148,7 +148,7 @@ class Stream:
         self._write(f"commits/{batch_id}", "v1\n{}")
 
     def append(self, rows: list[dict[str, Any]]) -> None:
-        schema = tables.bronze_schema(self.contract)
+        schema = table_schemas.bronze_schema(self.contract)
         whole = [dict.fromkeys(schema.names) | row for row in rows]
         write_deltalake(
             self.path, pyarrow.Table.from_pylist(whole, to_arrow_schema(schema, timezone="UTC")), mode="append"

@@ -21,7 +21,7 @@ from schemas.contract.model import Contract
 from spark.batch.reconciliation import Audit, Reconciliation
 from spark.batch.store import BatchStore
 from spark.definitions.times import Hours
-from spark.lake import names, tables
+from spark.lake import names, table_schemas, tables
 from spark.lake.batch_numbers import batch_number
 from spark.quality import auditor
 from spark.quality.suites import Expectation
@@ -145,7 +145,7 @@ class Feed:
         self.batch += 1
         if attempt and originals is None:
             originals = range(len(sales))
-        schema = tables.bronze_schema(self.contract)
+        schema = table_schemas.bronze_schema(self.contract)
         nothing = dict.fromkeys(schema.names)
         rows = [
             nothing

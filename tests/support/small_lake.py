@@ -10,7 +10,7 @@ import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable, PostCommitHookProperties, Transaction, write_deltalake
 from pyspark.sql.pandas.types import to_arrow_schema
 
-from spark.lake import names, tables
+from spark.lake import names, table_schemas, tables
 from spark.lake.batch_numbers import batch_number
 from spark.speed.small_files import Upkeep, of_ingest
 from tests.support.feed import T0, contract
@@ -42,9 +42,9 @@ class Lake:
             }
             for n in range(rows)
         ]  # fmt: skip
-        self._append(self.bronze, tables.bronze_schema(ONE), records)
+        self._append(self.bronze, table_schemas.bronze_schema(ONE), records)
         partial = {"window_start": start, "shop": "a", "count_of_rows": rows, "kll_of_price": b"\xff", "batch": number}
-        self._append(self.speed, tables.speed_schema(ONE, ONE.aggregates[0]), [partial])
+        self._append(self.speed, table_schemas.speed_schema(ONE, ONE.aggregates[0]), [partial])
         self.batches += 1
 
     def _append(self, uri: str, schema: Any, rows: list[dict[str, Any]]) -> None:

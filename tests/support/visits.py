@@ -21,7 +21,7 @@ from infra.settings import Settings
 from schemas.contract.catalog import catalog
 from schemas.contract.model import Contract, StatefulResult
 from spark.batch.stateful_reconciliation import Derivation
-from spark.lake import contents, names, tables
+from spark.lake import contents, names, table_schemas, tables
 from spark.lake.batch_numbers import batch_number
 from spark.speed import stateful_query
 from spark.speed.checkpoint import stateful_start
@@ -193,7 +193,7 @@ class Lake:
     def send(self, stream: str, events: list[dict[str, Any]], attempt: int = 0) -> None:
         self.batches[stream] = number = self.batches.get(stream, -1) + 1
         self.sent[stream] += events
-        schema = tables.bronze_schema(self.contracts[stream])
+        schema = table_schemas.bronze_schema(self.contracts[stream])
         rows = [
             dict.fromkeys(schema.names)
             | event

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from schemas.contract.model import Contract
 from spark.definitions import measures
-from spark.lake import tables
+from spark.lake import table_schemas
 from spark.speed.checkpoint import spark_log
 
 
@@ -46,7 +46,7 @@ def fingerprint(contract: Contract) -> Fingerprint:
     """The fingerprint of the contract's ingest: the topics it reads; event time and identity, the types of bronze's
     columns, the dimensions of each aggregate and the types of its states."""
     found = {"event_time": contract.event_time, "event_id": ", ".join(contract.event_id)}
-    found |= {f"column {field.name}": field.dataType.simpleString() for field in tables.bronze_schema(contract)}
+    found |= {f"column {field.name}": field.dataType.simpleString() for field in table_schemas.bronze_schema(contract)}
     for aggregate in contract.aggregates:
         found[f"dimensions of {aggregate.name}"] = ", ".join(aggregate.dimensions)
         found |= {

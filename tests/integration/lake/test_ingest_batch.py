@@ -19,7 +19,7 @@ from pyspark.sql import SparkSession
 from infra.settings import Settings
 from schemas.contract.catalog import catalog
 from schemas.contract.model import Contract
-from spark.lake import names, tables
+from spark.lake import names, table_schemas, tables
 from spark.lake.batch_numbers import batch_number
 from spark.serving import spark_views
 from spark.serving.duck import connect
@@ -312,12 +312,12 @@ def test_views_serve_batch_before_final_through_and_folded_speed_after_it(spark:
         "departed": 6, "mean_dep_delay": 1.5, "p95_dep_delay": 3.0, "tail_numbers": 5, "hour": MORNING, "run_id": "r1",
     }  # fmt: skip
     unpublished = published | {"window_start": final_through, "window_end": final_through + timedelta(hours=1)}
-    batch_schema = tables.batch_schema(FLIGHTS, FLIGHTS.aggregates[0])
+    batch_schema = table_schemas.batch_schema(FLIGHTS, FLIGHTS.aggregates[0])
     _append(names.batch(lake, "flights", "departures_by_origin"), batch_schema, [published, unpublished])
     publication = {"run_id": "r1", "stream": "flights", "final_through": final_through, "through_batch": 1}
     publication |= {"published_at": final_through}
     other = publication | {"stream": "weather", "final_through": final_through + timedelta(days=9)}
-    _append(names.system(lake, "publications"), tables.SYSTEM["publications"], [publication, other])
+    _append(names.system(lake, "publications"), table_schemas.SYSTEM["publications"], [publication, other])
 
     with connect(pipeline.settings, [FLIGHTS]) as served:
         served.register("raw", raw)

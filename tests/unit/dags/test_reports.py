@@ -20,7 +20,7 @@ from pyspark.sql.pandas.types import to_arrow_schema
 
 from infra.settings import PROJECT, Settings, settings
 from schemas.contract.catalog import load
-from spark.lake import letter_moves, names, tables
+from spark.lake import letter_moves, names, table_schemas, tables
 from spark.serving.duck import connect
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -57,7 +57,7 @@ def commits(lake: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def add(lake: str, name: str, **row: Any) -> None:
-    schema = to_arrow_schema(tables.SYSTEM[name], timezone="UTC")
+    schema = to_arrow_schema(table_schemas.SYSTEM[name], timezone="UTC")
     full = {field: row.get(field) for field in schema.names} | {"stream": row.get("stream", "weather")}
     write_deltalake(
         names.local_path(names.system(lake, name)), pa.Table.from_pylist([full], schema=schema), mode="append"
@@ -176,7 +176,7 @@ def audited(lake: str, run_id: str, stream: str, missing: int) -> None:
 def accepted(lake: str, event_time: datetime) -> None:
     """An accepted row of weather in its first batch."""
     contract = load(PROJECT / "schemas" / "streams" / "weather")
-    schema = to_arrow_schema(tables.bronze_schema(contract), timezone="UTC")
+    schema = to_arrow_schema(table_schemas.bronze_schema(contract), timezone="UTC")
     row = {"batch": 1 << 40, "accepted": True, "event_time": event_time, "kafka_timestamp": event_time, "offset": 0}
     rows = pa.Table.from_pylist([dict.fromkeys(schema.names) | row], schema=schema)
     write_deltalake(names.local_path(names.bronze(lake, "weather")), rows, mode="append")

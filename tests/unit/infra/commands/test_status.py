@@ -14,7 +14,7 @@ from pyspark.sql.pandas.types import to_arrow_schema
 from infra.commands import status
 from infra.settings import PROJECT, Settings
 from schemas.contract.catalog import catalog
-from spark.lake import contents, names, tables
+from spark.lake import contents, names, table_schemas, tables
 from spark.lake.publications import Publication
 from spark.serving import duck
 
@@ -42,7 +42,7 @@ def held(config: Settings) -> dict[str, Any]:
 
 
 def test_a_stream_is_told_by_its_own_rows(config: Settings) -> None:
-    schema = to_arrow_schema(tables.bronze_schema(catalog(config.contracts)["weather"]), timezone="UTC")
+    schema = to_arrow_schema(table_schemas.bronze_schema(catalog(config.contracts)["weather"]), timezone="UTC")
     records = [{"topic": "weather", "partition": 0, "offset": n, "batch": 0, "accepted": n < 3} for n in range(5)]
     arrow = pyarrow.Table.from_pylist([{name: row.get(name) for name in schema.names} for row in records], schema)
     write_deltalake(names.local_path(names.bronze(config.lake_uri, "weather")), arrow, mode="append")

@@ -22,7 +22,7 @@ from schemas.contract.model import PLATFORM_VIEWS
 from schemas.contract.predicates import Alerts
 from schemas.contract.problem import ContractError
 from schemas.errors import TerminalError
-from spark.lake import tables
+from spark.lake import table_schemas
 from spark.serving.views import view_names, views
 
 
@@ -179,7 +179,7 @@ def test_a_name_that_something_else_has_is_an_error_for_everybody(
 
 
 def test_the_names_that_are_taken_are_those_of_the_served_views() -> None:
-    assert frozenset(tables.SYSTEM) == PLATFORM_VIEWS
+    assert frozenset(table_schemas.SYSTEM) == PLATFORM_VIEWS
     for contract in (catalog() | catalog(USES)).values():
         served = views(contract, "duckdb", "file:/lake", lambda uri, schema: "t", datetime.now(UTC))
         assert sorted(served) == sorted(view_names(contract))

@@ -11,7 +11,7 @@ import pytest
 from pyspark.sql import SparkSession
 
 from spark.batch.usual_hours import DAYS, usual
-from spark.lake import tables
+from spark.lake import table_schemas
 from tests.support.feed import contract
 
 T0 = datetime(2024, 1, 1, tzinfo=UTC)
@@ -37,7 +37,7 @@ def test_an_hour_is_compared_with_the_same_hour_of_earlier_days(spark: SparkSess
     rows, days = windows(40), 40
     aggregate = contract().aggregates[0]
     minutes = [row | {"window": "1m", "sales": 1000} for row in rows]
-    frame = spark.createDataFrame(rows + minutes, tables.batch_schema(contract(), aggregate))
+    frame = spark.createDataFrame(rows + minutes, table_schemas.batch_schema(contract(), aggregate))
     found = {(row.measure, row.hour.astimezone(UTC)): row for row in usual(frame, aggregate).collect()}
     assert len(found) == 2 * 2 * days
     truth = pandas.DataFrame(rows)

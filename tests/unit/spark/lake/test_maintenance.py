@@ -18,7 +18,7 @@ from pyspark.sql.pandas.types import to_arrow_schema
 from infra.settings import PROJECT, Settings
 from schemas.contract.catalog import load
 from schemas.contract.model import Retention
-from spark.lake import contents, maintenance, names, retention, tables
+from spark.lake import contents, maintenance, names, retention, table_schemas, tables
 from spark.lake.maintenance import TableMaintenance, maintain, usage
 from spark.lake.publications import Publication, publications
 from spark.serving.ask import QueryError, ask
@@ -40,7 +40,7 @@ class Lake:
         self.batch = names.local_path(names.batch(self.uri, "weather", AGGREGATE.name))
 
     def write(self, hour: int, run_id: str) -> None:
-        schema = to_arrow_schema(tables.batch_schema(WEATHER, AGGREGATE), timezone="UTC")
+        schema = to_arrow_schema(table_schemas.batch_schema(WEATHER, AGGREGATE), timezone="UTC")
         start = T0 + timedelta(hours=hour)
         row = {"window": "1h", "window_start": start, "window_end": start + timedelta(hours=1), "hour": start}
         row |= {"origin": "JFK", "readings": hour, "run_id": run_id}
@@ -155,7 +155,7 @@ def test_rows_that_are_not_published_are_left_to_the_next_run(lake: Lake) -> Non
 def test_final_windows_of_then_are_there_when_the_open_ones_are_not_kept_any_more(lake: Lake) -> None:
     """Speed and bronze keep their history less long than the batch tables."""
     speed = names.local_path(names.speed(lake.uri, "weather", AGGREGATE.name))
-    schema = to_arrow_schema(tables.speed_schema(WEATHER, AGGREGATE), timezone="UTC")
+    schema = to_arrow_schema(table_schemas.speed_schema(WEATHER, AGGREGATE), timezone="UTC")
     row = {"window_start": T0 + timedelta(hours=2), "origin": "JFK", "count_of_rows": 1, "batch": 0}
     partial = pyarrow.Table.from_pylist([{name: row.get(name) for name in schema.names}], schema=schema)
     write_deltalake(speed, partial, mode="append")
@@ -235,7 +235,7 @@ def test_a_join_s_files_are_looked_after_unless_a_run_died(lake: Lake) -> None:
     [join] = flights.joins
     tables.create(lake.uri, flights)
     uri = names.batch(lake.uri, "flights", join.name)
-    schema = to_arrow_schema(tables.stateful_batch_schema(flights, join), timezone="UTC")
+    schema = to_arrow_schema(table_schemas.stateful_batch_schema(flights, join), timezone="UTC")
 
     def publish(run_id: str, *, dies: bool = False) -> None:
         row = {"event_time": T0, "carrier": run_id, "closes_at": T0, "run_id": run_id}

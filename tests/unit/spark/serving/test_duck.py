@@ -15,7 +15,7 @@ from pyspark.sql.types import StructType
 
 from infra.settings import Settings
 from schemas.contract.catalog import catalog
-from spark.lake import contents, names, tables
+from spark.lake import contents, names, table_schemas, tables
 from spark.lake.publications import Publication
 from spark.serving.duck import write_catalog
 from tests.support.command_line import millrace
@@ -42,7 +42,7 @@ def home(tmp_path: Path) -> Settings:
     tables.create(config.lake_uri, FLIGHTS)
     opened = {"window_start": T0 + HOUR, "origin": "JFK", "count_of_rows": 7, "batch": 1}
     place = (config.lake_uri, "flights", BY_ORIGIN.name)
-    append(names.speed(*place), tables.speed_schema(FLIGHTS, BY_ORIGIN), opened)
+    append(names.speed(*place), table_schemas.speed_schema(FLIGHTS, BY_ORIGIN), opened)
     publish(config, 1)
     return config
 
@@ -52,7 +52,7 @@ def publish(config: Settings, hours: int) -> None:
     start = T0 + (hours - 1) * HOUR
     row = {"window": "1h", "window_start": start, "window_end": start + HOUR, "hour": start, "run_id": f"r{hours}"}
     row |= {"origin": "JFK", "scheduled": 40, "tail_numbers": 33, "p95_dep_delay": 12.0}
-    version = append(names.batch(*place), tables.batch_schema(FLIGHTS, BY_ORIGIN), row)
+    version = append(names.batch(*place), table_schemas.batch_schema(FLIGHTS, BY_ORIGIN), row)
     published = Publication(
         f"r{hours}", "flights", T0 + hours * HOUR, 1, 1, 1, T0 + hours * HOUR, {BY_ORIGIN.name: version}
     )

@@ -16,7 +16,7 @@ from pyspark.sql.pandas.types import to_arrow_schema
 
 from infra.settings import PROJECT, Settings
 from schemas.contract.catalog import load
-from spark.lake import contents, letter_moves, names, tables
+from spark.lake import contents, letter_moves, names, table_schemas, tables
 from spark.serving.duck import connect
 from spark.serving.letter_status import Filter, counts, letters
 
@@ -35,7 +35,7 @@ class Lake:
 
     def ingested(self, number: int, attempt: int = 0, accepted: bool = False, **more: Any) -> None:
         self._offset += 1
-        schema = to_arrow_schema(tables.bronze_schema(WEATHER), timezone="UTC")
+        schema = to_arrow_schema(table_schemas.bronze_schema(WEATHER), timezone="UTC")
         row = {"topic": "weather", "partition": 0, "offset": number, "accepted": accepted, "attempt": attempt} | more
         row |= {"batch": self._offset, "error_class": None if accepted else "rule", "reason": more.get("reason", "wet")}
         if attempt:

@@ -18,7 +18,7 @@ from pyspark.sql.types import StructType
 from schemas.contract.model import Contract
 from schemas.contract.model import Window as WindowName
 from spark.definitions import avro_types, measures
-from spark.lake import tables
+from spark.lake import table_schemas
 from spark.transforms.aggregates import distinct_events, exact, finalize, partials, rollup
 
 AVRO = {
@@ -95,7 +95,7 @@ def events(spark: SparkSession, sales: list[dict[str, Any]], schema: StructType)
 
 @pytest.fixture(scope="module")
 def schema() -> StructType:
-    place = StructType.fromJson(tables.bronze_schema(SALES).jsonValue())
+    place = StructType.fromJson(table_schemas.bronze_schema(SALES).jsonValue())
     names = [
         "batch",
         "topic",

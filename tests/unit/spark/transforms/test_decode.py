@@ -15,7 +15,7 @@ from schemas.contract.examples import bad, good
 from schemas.contract.model import Contract
 from schemas.contract.verdict import Judge
 from schemas.wire import header
-from spark.lake import tables
+from spark.lake import table_schemas
 from spark.transforms.decode import UNREGISTERED, decode
 from spark.transforms.validate import validate
 from tests.support.kafka_rows import ARRIVAL, Row, frame, wire
@@ -99,7 +99,7 @@ def test_an_accepted_row_has_every_field_and_no_bytes(spark: SparkSession) -> No
     assert {name: row[name] for name in FLIGHT if "time" not in name or name == "air_time"} == {
         name: value for name, value in FLIGHT.items() if "time" not in name or name == "air_time"
     }
-    assert {*judged(spark, []).columns, "batch"} == set(tables.bronze_schema(FLIGHTS).names)
+    assert {*judged(spark, []).columns, "batch"} == set(table_schemas.bronze_schema(FLIGHTS).names)
 
 
 @pytest.mark.parametrize("stream", ["flights", "weather"])
@@ -227,7 +227,10 @@ def test_versions_mix_in_a_batch_what_came_is_null_before_and_what_went_stays_re
     assert [(row.schema_id, row.accepted, row.note, row.gate) for row in found] == [
         (1, True, "a", None), (2, True, "b", 2), (3, True, None, 3),
     ]  # fmt: skip
-    assert [name for name in tables.bronze_schema(contract).names if name in ("note", "gate")] == ["gate", "note"]
+    assert [name for name in table_schemas.bronze_schema(contract).names if name in ("note", "gate")] == [
+        "gate",
+        "note",
+    ]
 
 
 def test_an_id_that_may_be_new_fails_the_batch_before_anything_is_decided(spark: SparkSession) -> None:

@@ -16,7 +16,7 @@ from deltalake import CommitProperties, Transaction, write_deltalake
 from pyspark.sql.pandas.types import to_arrow_schema
 
 from infra.settings import Settings
-from spark.lake import batch_numbers, names, tables
+from spark.lake import batch_numbers, names, table_schemas, tables
 from spark.speed.checkpoint import generations, ingest_start, spark_log
 from spark.speed.checkpoint.fingerprint import fingerprint
 from spark.speed.checkpoint.start_check import CheckpointRefused
@@ -34,7 +34,7 @@ class Site:
 
     def bronze(self, *batches: int, generation: int = 1, rows: int = 10) -> None:
         """Appends batches as the ingest does, with their transaction ids."""
-        schema = to_arrow_schema(tables.bronze_schema(SALES), timezone="UTC")
+        schema = to_arrow_schema(table_schemas.bronze_schema(SALES), timezone="UTC")
         for batch in batches:
             empty = dict.fromkeys(schema.names)
             here = {"topic": "sales", "partition": 0, "batch": batch_numbers.batch_number(generation, batch)}

@@ -22,7 +22,7 @@ from infra.settings import Settings, settings
 from schemas.contract.catalog import contract_in
 from schemas.contract.model import Contract, StatefulResult
 from schemas.errors import Halt
-from spark.lake import batch_numbers, names, tables
+from spark.lake import batch_numbers, names, table_schemas, tables
 from spark.speed.checkpoint import generations, stateful_start
 from spark.speed.checkpoint.start_check import CheckpointRefused
 from tests.support.visits import written
@@ -58,7 +58,7 @@ class Site:
 
     def appended(self, contract: Contract, one: StatefulResult, batch: int = 0, generation: int = 1) -> None:
         """Appends a row to the speed table of `one`, as its query does."""
-        schema = to_arrow_schema(tables.stateful_speed_schema(contract, one), timezone="UTC")
+        schema = to_arrow_schema(table_schemas.stateful_speed_schema(contract, one), timezone="UTC")
         row = dict.fromkeys(schema.names) | {"batch": batch_numbers.batch_number(generation, batch)}
         application = generations.application(f"{contract.stream}.{one.name}", generation)
         write_deltalake(
