@@ -1,4 +1,4 @@
-"""The only SparkSession, and the one place of its configuration, for spark-submit and for plain Python alike."""
+"""The process's SparkSession and its whole configuration, which is the same under spark-submit and in plain Python."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from schemas.contract.catalog import catalog
 Role = Literal["stream", "batch"]
 
 _LONGEST_VALUE = 16 * 1024 * 1024
-"""Bytes. A corrupt Avro length must become a dead letter, not an allocation of two gigabytes that kills the driver."""
+"""The greatest length of an Avro string or byte string, in bytes, and of a collection, in items. A corrupt Avro length
+must become a dead letter, not an allocation of two gigabytes that kills the driver."""
 
 _AVRO_LIMITS = " ".join(
     f"-Dorg.apache.avro.limits.{what}={_LONGEST_VALUE}"
@@ -32,7 +33,7 @@ _CONF = {
     "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
     "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
     "spark.hadoop.mapreduce.fileoutputcommitter.marksuccessfuljobs": "false",
-    # Commits of threads inside this JVM exclude each other; each table has one writing JVM.
+    # It excludes commits of threads of one JVM from each other, which is enough: one JVM writes each table.
     "spark.delta.logStore.file.impl": "io.delta.storage.LocalLogStore",
     "spark.databricks.delta.snapshotPartitions": "2",  # 50 by default: far too many for a small log
     "spark.sql.sources.parallelPartitionDiscovery.parallelism": "8",
@@ -55,11 +56,11 @@ _ROLE: dict[Role, dict[str, str]] = {
         # A predicate that fails on a value (a division by zero, a cast) must reject that record, not stop the stream.
         "spark.sql.ansi.enabled": "false",
         "spark.scheduler.mode": "FAIR",  # streams share the slots
-        # No value of these comes twice in a file, so a dictionary of them is made in vain.
+        # No offset comes twice in a file, so a dictionary of offsets would be of no use.
         "spark.hadoop.parquet.enable.dictionary#offset": "false",
         "spark.hadoop.parquet.compression.codec.zstd.level": "1",
         "spark.sql.streaming.numRecentProgressUpdates": "5",
-        # State on disk, of which each batch writes down its changes only, with one bound on the memory of all of it.
+        # State is on disk, a micro-batch writes only its changes, and one bound holds for the memory of all states.
         "spark.sql.streaming.stateStore.providerClass": (
             "org.apache.spark.sql.execution.streaming.state.RocksDBStateStoreProvider"
         ),
@@ -75,29 +76,31 @@ _ROLE: dict[Role, dict[str, str]] = {
 }
 
 _LOCAL_FILES = {
-    # Hadoop's own starts a process, `chmod` or `readlink`, for each file that it makes or renames: 50 a micro-batch.
+    # Hadoop's own starts a process (`chmod` or `readlink`) for each file that it makes: 50 in each micro-batch.
     "spark.hadoop.fs.file.impl": "com.globalmentor.apache.hadoop.fs.BareLocalFileSystem",
     "spark.sql.streaming.checkpointFileManagerClass": (
         "org.apache.spark.sql.execution.streaming.checkpointing.FileSystemBasedCheckpointFileManager"
     ),
 }
-"""Where Spark runs in one JVM on this machine (decision 17)."""
+"""What is set where Spark runs in one JVM on this machine (decision 17)."""
 
 
 FEW_ROWS = 200_000
-"""With fewer rows than this to read, most of a batch job is code that runs once."""
+"""The number of rows to read below which most of the code of a batch job runs only once."""
 
 QUICK_COMPILER = "-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=240m"
-"""The JVM's quick compiler alone, with the room for code that both together have by default: in the fifth that it would
-get, a longer run of Spark spends a core on throwing code out and compiling it again."""
+"""Options with which the JVM uses its quick compiler alone, with the code cache that both compilers have by default. By
+itself the quick compiler would get a fifth of it, and a longer run of Spark would keep a core busy with evicting code
+and compiling it again."""
 
 
 def submit_conf(settings: Settings, role: Role, rows: int | None = None) -> dict[str, str]:
-    """Spark configuration of the streaming driver or of a batch job, as `spark-submit --conf` and the session builder
-    take it: master, memory, jars, Delta. Fetches missing jars. `rows`: how many a job has to read at most, if known.
+    """Returns the Spark configuration of the streaming driver or of a batch job, as `spark-submit --conf` and the
+    session builder take it. Downloads jars that are missing. `rows` is how many rows a job reads at most, if that is
+    known.
 
-    For few rows the JVM compiles with its quick compiler alone. On the month of the demo (29,000 records) that took
-    56 s of CPU instead of 80 for `reconcile`, 51 instead of 75 for `quality`; what runs long needs the slow one."""
+    For few rows the JVM uses its quick compiler alone. On the month of the demo (29,000 records) that took
+    56 s of CPU instead of 80 for `reconcile`, and 51 instead of 75 for `quality`. Long runs need the slow one."""
     streaming = role == "stream"
     compiler = f" {QUICK_COMPILER}" if rows is not None and rows < FEW_ROWS else ""
     collector = _stream_collector(settings.stream_memory) if streaming else "-XX:+UseSerialGC"
@@ -106,7 +109,7 @@ def submit_conf(settings: Settings, role: Role, rows: int | None = None) -> dict
     local = master.startswith("local")
     classes = class_archive.options(settings) if local else ""
     # A local JVM reads the jars where they are; a cluster gets copies.
-    place = (
+    jars = (
         {"spark.driver.extraClassPath": spark_class_path(), **_LOCAL_FILES}
         if local
         else {"spark.jars": ",".join(map(str, spark_jars()))}
@@ -117,7 +120,7 @@ def submit_conf(settings: Settings, role: Role, rows: int | None = None) -> dict
         "spark.driver.extraJavaOptions": f"{always} {collector}{compiler}{classes}",
         "spark.executor.extraJavaOptions": _AVRO_LIMITS,
         "spark.pyspark.python": sys.executable,
-        **place,
+        **jars,
         **_CONF,
         **_ROLE[role],
         **slots,
@@ -125,16 +128,18 @@ def submit_conf(settings: Settings, role: Role, rows: int | None = None) -> dict
 
 
 def _stream_collector(memory: str) -> str:
-    """Of a driver with a heap of `memory`. Nearly everything that a batch allocates is garbage at its end, so half of
-    the heap is young from the start: collections are few, and what they must copy has died. (A heap that grows from a
-    sixth gave a pause each half second, and a full one of 0.2 s each half minute.) The same for the space of classes,
-    which else is collected in full each time that it grows."""
+    """The options of the garbage collector for a driver with a heap of `memory` (for example 2g). Nearly everything
+    that a batch allocates is garbage at its end, so half of the heap is young from the start: collections are few, and
+    what they must copy has died. (A heap that grows from a sixth gave a pause each half second, and a full one of 0.2 s
+    each half minute.) The space of classes has its size from the start too, because each time that it grows, a full
+    collection follows."""
     return f"-XX:+UseParallelGC -Xms{memory} -XX:NewRatio=1 -XX:MetaspaceSize=256m"
 
 
 def _with_lanes(settings: Settings) -> tuple[str, dict[str, str]]:
-    """The driver's master with a slot more for each partition that an alert lane reads: real-time mode keeps a task at
-    each, which mostly waits. Work is still divided for the slots that there were. A cluster has slots of its own."""
+    """The driver's master URL with one slot more for each partition that an alert lane reads, and the configuration
+    that belongs to it. Real-time mode keeps a task, which mostly waits, at each partition. Other work is still divided
+    by the slots of the settings. The master of a cluster is not changed."""
     local = re.fullmatch(r"local\[(\d+)\]", settings.spark_master)
     lanes = [contract for contract in catalog(settings.contracts).values() if contract.alerts] if local else []
     if not local or not lanes:
@@ -144,7 +149,8 @@ def _with_lanes(settings: Settings) -> tuple[str, dict[str, str]]:
 
 
 def session(settings: Settings, role: Role, name: str = "millrace") -> SparkSession:
-    """The process's session, made on first use. Under spark-submit its conf is already there and is the same."""
+    """Returns the process's session, which is made at the first call. Under spark-submit the configuration is set
+    already, and is the same."""
     os.environ["PYSPARK_PYTHON"] = os.environ["PYSPARK_DRIVER_PYTHON"] = sys.executable
     builder = SparkSession.builder.appName(name)
     for key, value in submit_conf(settings, role).items():

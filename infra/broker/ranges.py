@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 Partition = tuple[str, int]
-"""Topic and partition."""
+"""The name of a topic and the number of one of its partitions."""
 
 
 class Range(NamedTuple):

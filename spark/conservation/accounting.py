@@ -1,6 +1,6 @@
-"""The arithmetic of the conservation audit: which offsets of a partition are exactly one row of bronze, and which not.
+"""The arithmetic of the conservation audit: which offsets of a partition are exactly one row of bronze.
 
-Everything here is pure. An audit looks at the offsets from the first one that the lake has promised to hold up to a
+All functions are pure. An audit covers the offsets from the first one that the lake has promised to hold to before a
 pinned end. For each partition
 
     to_offset - from_offset == rows - doubled + explained gaps + missing
@@ -18,19 +18,23 @@ from typing import Literal, NamedTuple, get_args
 from infra.broker.ranges import Partition, Range
 
 Proof = Literal["marker", "aborted", "compacted", "repaired", "accepted"]
-"""Why an offset has no row and need not have one: it is the mark of a transaction's end, a record of an aborted
-transaction, a record that compaction removed (or a mark, in a compacted topic: nobody can tell); the same record is
-there under another coordinate because it was sent again; or a person has accepted the loss."""
+"""The reasons why an offset need not have a row:
+
+- `marker`: it is the mark of a transaction's end;
+- `aborted`: its record belongs to an aborted transaction;
+- `compacted`: compaction has removed its record, or it is a mark: in a compacted topic the two look alike;
+- `repaired`: the same record was sent again, and is in bronze under other coordinates;
+- `accepted`: a person has accepted the loss."""
 
 Fault = Literal["missing", "expired", "doubled"]
-"""What is wrong with an offset: Kafka holds its record and bronze does not; neither does Kafka; or it has several
-rows."""
+"""What is wrong with an offset: Kafka holds its record and bronze does not (`missing`), neither of them does
+(`expired`), or it has several rows (`doubled`)."""
 
 PROOFS: tuple[Proof, ...] = get_args(Proof)
 
 
 class Finding(NamedTuple):
-    """What was found out about a range of offsets."""
+    """The reason that was found for a range of offsets, both ends included."""
 
     first: int
     last: int
@@ -42,8 +46,8 @@ class Finding(NamedTuple):
 
 
 class Break(NamedTuple):
-    """A row of bronze whose offset does not follow the one before it in its partition (`before`, None for the first)
-    by one, or that is the last of its partition."""
+    """A row of bronze that is the first or the last of its partition, or whose offset is not one more than the offset
+    of the row before it (`before`; None for the first row)."""
 
     topic: str
     partition: int
@@ -53,8 +57,8 @@ class Break(NamedTuple):
 
 @dataclass
 class BronzeOffsets:
-    """What bronze holds of a partition: every offset from `first` to `last` but the `gaps`, and `surplus` rows too many
-    at the offsets in `doubled`."""
+    """The offsets of a partition that bronze holds: all from `first` to `last` except the `gaps`, with `surplus` rows
+    too many at the offsets in `doubled`."""
 
     first: int
     last: int
@@ -64,6 +68,7 @@ class BronzeOffsets:
 
     @property
     def rows(self) -> int:
+        """The number of rows, with the surplus."""
         return self.last - self.first + 1 - sum(gap.size for gap in self.gaps) + self.surplus
 
 
@@ -78,34 +83,35 @@ class PartitionAccount:
     rows: int
     """Rows of bronze with these offsets."""
     doubled: int
-    """Rows too many: beyond the first one of their offset."""
+    """Rows too many: all rows of an offset but the first."""
     gaps: Mapping[str, int]
-    """Offsets without a row that need none, by the reason that was proved."""
+    """The number of offsets that need no row, by the reason that was proved."""
     missing: int
-    """Offsets without a row and without a reason."""
+    """The number of offsets without a row and without a reason."""
     not_ingested: int
-    """Offsets on the broker from `to_offset` on: they are for a later audit."""
+    """The number of offsets on the broker from `to_offset` on, which a later audit covers."""
     findings: tuple[Finding, ...] = ()
-    """What this audit found out and no earlier one knew, and all that is wrong."""
+    """The reasons that this audit proved and no earlier one had, and everything that is wrong."""
 
     @property
     def residual(self) -> int:
+        """The number of missing offsets and of rows too many."""
         return self.missing + self.doubled
 
     @property
     def topic_partition(self) -> Partition:
+        """Topic and number of the partition."""
         return self.topic, self.partition
 
 
 def held(breaks: Iterable[Break]) -> dict[Partition, BronzeOffsets]:
-    """What bronze holds, from the breaks of its partitions in order of partition and offset."""
+    """Returns the offsets that bronze holds, from its breaks in the order of topic, partition and offset."""
     found: dict[Partition, BronzeOffsets] = {}
     for topic, partition, offset, before in breaks:
-        place = (topic, partition)
-        if place not in found:
-            found[place] = BronzeOffsets(offset, offset)
+        if (topic, partition) not in found:
+            found[topic, partition] = BronzeOffsets(offset, offset)
             continue
-        mine = found[place]
+        mine = found[topic, partition]
         mine.last = offset
         if before == offset:
             mine.surplus += 1
@@ -116,7 +122,8 @@ def held(breaks: Iterable[Break]) -> dict[Partition, BronzeOffsets]:
 
 
 def gaps(mine: BronzeOffsets | None, start: int, end: int) -> list[Range]:
-    """The offsets from `start` to before `end` without a row. All rows are of these offsets."""
+    """Returns the offsets from `start` to before `end` that have no row, as ranges in order. `mine` are the offsets
+    that bronze holds, all of them within these bounds; None if it holds none."""
     if mine is None:
         around = [Range(start, end - 1)]
     else:
@@ -125,7 +132,8 @@ def gaps(mine: BronzeOffsets | None, start: int, end: int) -> list[Range]:
 
 
 def split(gaps: Sequence[Range], known: Sequence[Finding]) -> tuple[list[Finding], list[Range]]:
-    """`gaps` as those parts that `known` explains, and the rest. Both are in order, and `known` does not overlap."""
+    """Returns the parts of `gaps` that `known` findings cover, and the other parts. `gaps` and `known` are in order,
+    and neither overlaps itself."""
     explained, rest = [], []
     position = 0
     for gap in gaps:
@@ -146,7 +154,7 @@ def split(gaps: Sequence[Range], known: Sequence[Finding]) -> tuple[list[Finding
 
 
 def ranges(offsets: Iterable[int]) -> list[Range]:
-    """Ascending offsets as ranges."""
+    """Returns ascending offsets as ranges."""
     found: list[Range] = []
     for offset in offsets:
         found = _with(found, Range(offset, offset))
@@ -154,7 +162,7 @@ def ranges(offsets: Iterable[int]) -> list[Range]:
 
 
 def account(
-    place: Partition,
+    partition: Partition,
     start: int,
     end: int,
     broker_end: int,
@@ -163,18 +171,20 @@ def account(
     found: Sequence[Finding],
     before: PartitionAccount | None,
 ) -> PartitionAccount:
-    """The account of a partition from `start` to before `end`, added to that of an audit `before` that ended there.
+    """Returns the account of a partition from `start` to before `end`. The account `before` of an earlier audit, which
+    ended at `start`, is added to it.
 
-    `explained` (by earlier audits) and `found` (by this one) cover its gaps.
+    The findings `explained` by earlier audits and those `found` by this one cover the gaps. `broker_end` is the offset
+    of the next record on the broker.
     """
     doubled = [Finding(*range_, "doubled") for range_ in mine.doubled] if mine else []
     sizes: Counter[str] = Counter(before.gaps if before else {})
     for finding in (*explained, *found):
         sizes[finding.reason] += finding.range.size
-    topic, partition = place
+    topic, number = partition
     return PartitionAccount(
         topic=topic,
-        partition=partition,
+        partition=number,
         from_offset=before.from_offset if before else start,
         to_offset=end,
         rows=(before.rows if before else 0) + (mine.rows if mine else 0),
@@ -187,7 +197,7 @@ def account(
 
 
 def _with(ranges: list[Range], more: Range) -> list[Range]:
-    """`ranges`, extended in place by one that does not begin before the last one ends."""
+    """`ranges`, to which `more` is added in place. `more` does not begin before the last range."""
     if ranges and more.first <= ranges[-1].last + 1:
         ranges[-1] = Range(ranges[-1].first, max(more.last, ranges[-1].last))
     else:

@@ -1,13 +1,13 @@
-"""The conservation audit of a stream: the offsets on the broker against the coordinates in bronze.
+"""The conservation audit of a stream, which compares the offsets on the broker with the coordinates in bronze.
 
-The audit is cut at the newest settled batch: each partition of `<stream>` and `<stream>.retry` from the first offset
-that the lake has promised to hold to the offset where that batch ended. What Kafka has beyond is not ingested yet, and
-not lost. Where coordinates are not consecutive, the broker is read (`spark.conservation.broker_gaps`); what nothing
-explains is the residual.
+The audit ends at the newest settled batch. It covers each partition of `<stream>` and `<stream>.retry` from the first
+offset that the lake has promised to hold to the offset where that batch ended. What Kafka holds after it is not
+ingested yet, and not lost. Where coordinates are not consecutive, the broker is read
+(`spark.conservation.broker_gaps`); what nothing explains is the residual.
 
-What the last clean audit has proved is not proved again as long as bronze has only been appended to since, and still
-has as many rows of those batches; so an audit's cost follows the new data. Anything else that happened to the table
-(rows deleted, restored, appended to an old batch) makes the audit count it all.
+What the last clean audit proved is not proved again as long as bronze was only appended to since, and still has as many
+rows of the batches before, so that the cost of an audit follows the new data. Any other change of the table (rows
+deleted, restored, or appended to an old batch) makes the audit count all of it.
 """
 
 from __future__ import annotations
@@ -36,26 +36,27 @@ from spark.speed.checkpoint import generations
 log = logging.getLogger(__name__)
 
 SHOWN = 5
-"""Ranges of offsets that a message names at most, of each kind and partition."""
+"""The greatest number of ranges of offsets that a message names for each kind of fault and partition."""
 
 Resend = tuple[str, int]
+"""The original (topic/partition/offset) and the attempt, which identify a record that is sent again."""
 
 
 class NotConserved(TerminalError):
-    """Offsets on the broker are not exactly one row of bronze each."""
+    """Some offsets on the broker are not exactly one row of bronze. The message names them and what to do."""
 
 
 class BronzeUnreadable(TerminalError):
-    """The table is damaged; the message says what cannot be read."""
+    """The bronze table is damaged. The message says what cannot be read."""
 
 
 def audit(
     settings: Settings, contract: Contract, run_id: str, now: datetime | None = None, *, accept: bool = False
 ) -> Audit:
-    """Audits the stream and returns the account, which is recorded nowhere yet. With `accept` what neither bronze nor
-    Kafka holds any more is taken as explained by that, from this audit on.
+    """Audits the stream and returns the audit, which is recorded nowhere yet. `now` (default: the present) is its time
+    in UTC. With `accept`, offsets that neither bronze nor Kafka holds any more count as explained from this audit on.
 
-    Raises `checkpoints.NothingSettled`, `TransientError` while Kafka does not answer, and `BronzeUnreadable`.
+    Raises `generations.NothingSettled`, `TransientError` while Kafka does not answer, and `BronzeUnreadable`.
     """
     try:
         return _audit(settings, contract, run_id, now or datetime.now(UTC), accept)
@@ -67,7 +68,7 @@ def audit(
 
 
 def require_conserved(found: Audit) -> None:
-    """Raises `NotConserved`, with where and what to do, if there is a residual."""
+    """Raises `NotConserved` if the audit has a residual."""
     if not found.residual:
         return
     wrong = "; ".join(_complaint(partition) for partition in found.partitions if partition.residual)
@@ -99,20 +100,22 @@ def _audit(settings: Settings, contract: Contract, run_id: str, now: datetime, a
         base = next((audit for audit in reversed(earlier) if not audit.residual), None)
         before, held = _measured(bronze, ends, base)
         promised = _promised(contract, settings, earlier, held)
-        starts = {place: before[place].to_offset if place in before else promised(place) for place in ends}
+        starts = {
+            partition: before[partition].to_offset if partition in before else promised(partition) for partition in ends
+        }
         explained, unknown = {}, {}
-        for place in ends:
-            gaps = accounting.gaps(held.get(place), starts[place], ends[place])
-            explained[place], unknown[place] = accounting.split(gaps, known.get(place, []))
+        for partition, end in ends.items():
+            gaps = accounting.gaps(held.get(partition), starts[partition], end)
+            explained[partition], unknown[partition] = accounting.split(gaps, known.get(partition, []))
         found = _found(settings, contract, bronze, unknown)
     if accept:
-        found = {place: [_accepted(finding) for finding in findings] for place, findings in found.items()}
+        found = {partition: [_accepted(finding) for finding in findings] for partition, findings in found.items()}
     partitions = [
         accounting.account(
-            place, starts[place], ends[place], broker.get(place, 0), held.get(place), explained[place], found[place],
-            before.get(place),
+            partition, starts[partition], ends[partition], broker.get(partition, 0), held.get(partition),
+            explained[partition], found[partition], before.get(partition),
         )
-        for place in sorted(ends)
+        for partition in sorted(ends)
     ]  # fmt: skip
     return Audit(run_id, contract.stream, through, bronze.version, now, tuple(partitions))
 
@@ -120,35 +123,38 @@ def _audit(settings: Settings, contract: Contract, run_id: str, now: datetime, a
 def _measured(
     bronze: BronzeCoordinates, ends: Offsets, base: Audit | None
 ) -> tuple[dict[Partition, PartitionAccount], dict[Partition, BronzeOffsets]]:
-    """What need not be proved again, and what bronze holds beside that: newer batches, or everything."""
+    """The accounts of the earlier audit `base` that need not be proved again, and the offsets that bronze holds beside
+    them: those of newer batches, or all."""
     if base is not None and bronze.only_grew_since(base.version):
-        before = {partition.topic_partition: partition for partition in base.partitions}
+        before = {account.topic_partition: account for account in base.partitions}
         newer = accounting.held(bronze.breaks(ends, base.through_batch))
-        began = {place: partition.to_offset for place, partition in before.items()}
+        began = {partition: account.to_offset for partition, account in before.items()}
         if (
             bronze.all_rows() == base.rows + bronze.rows(base.through_batch)
-            and all(mine.first >= began.get(place, 0) for place, mine in newer.items())
-            and all(ends.get(place, 0) >= offset for place, offset in began.items())
+            and all(mine.first >= began.get(partition, 0) for partition, mine in newer.items())
+            and all(ends.get(partition, 0) >= offset for partition, offset in began.items())
         ):
             return before, newer
     if base is not None:
-        log.info("bronze was more than appended to since the last clean audit: all of it is counted")
+        log.info("bronze has changed otherwise than by appends since the last clean audit, so all of it is counted")
     return {}, accounting.held(bronze.breaks(ends, -1))
 
 
 def _promised(
     contract: Contract, settings: Settings, earlier: list[Audit], held: dict[Partition, BronzeOffsets]
 ) -> Callable[[Partition], int]:
-    """The first offset of a partition that the lake has promised to hold: where the ingest began to read it. A lost
-    checkpoint takes no promise back: neither that of an earlier audit nor that of a row."""
+    """The function that gives the first offset of a partition which the lake has promised to hold: where the ingest
+    began to read it. The promise outlives a lost checkpoint, because earlier audits and the rows of bronze bear it
+    out."""
     began = generations.first_offsets(contract, settings)
     audited = (
         {partition.topic_partition: partition.from_offset for partition in earlier[-1].partitions} if earlier else {}
     )
 
-    def promised(place: Partition) -> int:
-        first = began.get(place, 0)
-        return min(first, audited.get(place, first), held[place].first if place in held else first)
+    def promised(partition: Partition) -> int:
+        first = began.get(partition, 0)
+        in_bronze = held[partition].first if partition in held else first
+        return min(first, audited.get(partition, first), in_bronze)
 
     return promised
 
@@ -156,14 +162,15 @@ def _promised(
 def _found(
     settings: Settings, contract: Contract, bronze: BronzeCoordinates, unknown: dict[Partition, list[Range]]
 ) -> dict[Partition, list[Finding]]:
-    """What the broker says about gaps, and bronze about the records that were sent again."""
+    """The findings that cover the `unknown` gaps, from the broker and, for records that were sent again, from
+    bronze."""
 
     def note(message: Message) -> Resend:
         topic, partition, offset = message.topic() or "", message.partition() or 0, message.offset() or 0
         return dead_letter.identity(contract, topic, partition, offset, message.headers() or [])  # type: ignore[arg-type]
 
     if not any(unknown.values()):
-        return {place: [] for place in unknown}
+        return {partition: [] for partition in unknown}
     found: dict[Partition, list[Finding]] = {}
     identities: dict[Partition, dict[int, Resend]] = {}
     with GapReader(settings, contract.stream, note) as gaps:
@@ -171,22 +178,22 @@ def _found(
             found[topic, partition], identities[topic, partition] = gaps.explained(topic, partition, mine)
     if any(finding.reason in ("missing", "expired") for findings in found.values() for finding in findings):
         again = bronze.sent_again(contract.retry_topic)
-        for place, findings in found.items():
-            found[place] = list(_less_repaired(contract, place, findings, identities[place], again))
+        for whole, findings in found.items():
+            found[whole] = list(_less_repaired(contract, whole, findings, identities[whole], again))
     return found
 
 
 def _less_repaired(
     contract: Contract,
-    place: Partition,
+    partition: Partition,
     findings: list[Finding],
     identities: dict[int, Resend],
     again: set[Resend],
 ) -> Iterator[Finding]:
-    """`findings`, with what was lost told from what was lost and came back on the retry topic."""
+    """`findings`, in which lost offsets are `repaired` if their record came back on the retry topic."""
 
     def came_back(offset: int) -> bool:
-        return (identities.get(offset) or dead_letter.identity(contract, *place, offset, [])) in again
+        return (identities.get(offset) or dead_letter.identity(contract, *partition, offset, [])) in again
 
     for finding in findings:
         if finding.reason not in ("missing", "expired"):

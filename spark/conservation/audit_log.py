@@ -1,5 +1,5 @@
-"""The log of conservation audits, one row per run, topic and partition. Written by the DAG `reconcile` alone, and read
-without a JVM."""
+"""The log of conservation audits, which has one row for each run, topic and partition. The DAG `reconcile` alone writes
+it, and it is read without a JVM."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from spark.lake import contents, names
 
 @dataclass(frozen=True)
 class Audit:
-    """An audit of one stream. Times are UTC."""
+    """A conservation audit of one stream. Times are UTC."""
 
     run_id: str
     stream: str
     through_batch: int
-    """The newest settled batch, whose end offsets are the pinned ends."""
+    """The newest settled batch. The audit ends at the offsets where it ended."""
     version: int
     """The version of bronze that was read."""
     recorded_at: datetime
@@ -32,31 +32,34 @@ class Audit:
 
     @property
     def residual(self) -> int:
+        """The residual of all partitions."""
         return sum(partition.residual for partition in self.partitions)
 
     @property
     def rows(self) -> int:
+        """The number of rows of bronze that were counted."""
         return sum(partition.rows for partition in self.partitions)
 
     @property
     def offsets(self) -> int:
+        """The number of offsets that were accounted for."""
         return sum(partition.to_offset - partition.from_offset for partition in self.partitions)
 
     @property
     def gaps(self) -> dict[str, int]:
-        """The gaps of all partitions, by the reason that was proved."""
+        """The number of offsets in all partitions that need no row, by the reason that was proved."""
         return dict(sum((Counter(partition.gaps) for partition in self.partitions), Counter[str]()))
 
 
 def audits(lake_uri: str, stream: str) -> list[Audit]:
-    """The stream's audits, oldest first; none while the log does not exist."""
+    """Returns the recorded audits of a stream, oldest first; none while the log does not exist."""
     path = names.local_path(names.system(lake_uri, "audits"))
     if not DeltaTable.is_deltatable(path):
         return []
     rows = DeltaTable(path).to_pyarrow_table(filters=[("stream", "=", stream)]).to_pylist()
     rows.sort(key=lambda row: (row["recorded_at"], row["run_id"], row["topic"], row["partition"]))
     return [
-        Audit(run_id, stream, through_batch, version, recorded_at.astimezone(UTC), tuple(map(_conserved, group)))
+        Audit(run_id, stream, through_batch, version, recorded_at.astimezone(UTC), tuple(map(_account, group)))
         for (recorded_at, run_id, through_batch, version), group in groupby(
             rows, key=lambda row: (row["recorded_at"], row["run_id"], row["through_batch"], row["version"])
         )
@@ -64,7 +67,7 @@ def audits(lake_uri: str, stream: str) -> list[Audit]:
 
 
 def record(lake_uri: str, audit: Audit) -> None:
-    """Appends an audit to `system/audits`."""
+    """Appends an audit to `system/audits`, one row for each partition."""
     about = {
         "run_id": audit.run_id,
         "stream": audit.stream,
@@ -76,15 +79,15 @@ def record(lake_uri: str, audit: Audit) -> None:
 
 
 def proved(earlier: Iterable[Audit]) -> dict[Partition, list[Finding]]:
-    """The gaps that audits have explained, in order: what is proved once stays proved, also when Kafka has dropped the
-    offsets since."""
+    """Returns the findings by which earlier audits explained gaps, in order, for each partition. A proof stays valid
+    when Kafka has dropped the offsets since."""
     found: dict[Partition, set[Finding]] = {}
     for audit in earlier:
         for partition in audit.partitions:
             found.setdefault(partition.topic_partition, set()).update(
                 f for f in partition.findings if f.reason in PROOFS
             )
-    return {place: sorted(findings) for place, findings in found.items()}
+    return {partition: sorted(findings) for partition, findings in found.items()}
 
 
 def _row(partition: PartitionAccount) -> dict[str, Any]:
@@ -95,7 +98,7 @@ def _row(partition: PartitionAccount) -> dict[str, Any]:
     }
 
 
-def _conserved(row: dict[str, Any]) -> PartitionAccount:
+def _account(row: dict[str, Any]) -> PartitionAccount:
     given = {name: row[name] for name in PartitionAccount.__dataclass_fields__}
     findings = tuple(Finding(**finding) for finding in row["findings"])
     return PartitionAccount(**given | {"gaps": dict(row["gaps"]), "findings": findings})

@@ -1,8 +1,9 @@
-"""What the broker has at offsets that the tables lack: read from it, since nothing else proves a gap.
+"""Explains the offsets that bronze lacks by reading them from the broker, since nothing else proves why a gap is there.
 
-A consumer is given every record but the marks that end transactions. So what one that reads uncommitted records is not
-given is a mark (or was compacted away), and what it is given and one that reads committed records is not belongs to an
-aborted transaction. What both are given is missing in the tables.
+A consumer receives every record, but not the marks that end transactions. So an offset that a consumer of uncommitted
+records does not receive is a mark (or was compacted away). A record that it receives and that a consumer of committed
+records does not receive belongs to an aborted transaction. A record that both receive is missing in bronze. The marks
+(control records) and the isolation levels are those of KIP-98.
 """
 
 from __future__ import annotations
@@ -21,19 +22,20 @@ from schemas.errors import TransientError
 from spark.conservation.accounting import Finding, Proof, ranges, split
 
 SECONDS = 30.0
-"""How long an answer of Kafka may take."""
+"""How many seconds an answer of Kafka may take."""
 NEAR = 5_000
-"""Offsets that are rather read over than jumped over: a jump costs a request."""
+"""The greatest number of offsets between two gaps that are read rather than skipped: a seek costs a request."""
 
 Note = TypeVar("Note")
 
 
 class GapsUnreadable(TransientError):
-    """Kafka did not answer about the gaps; the message says where."""
+    """Kafka did not answer about the gaps of a partition, which the message names."""
 
 
 class GapReader(Generic[Note]):
-    """Reads gaps. `note` is what to keep of a record that is missing."""
+    """Reads the gaps of a stream's partitions from the broker. `note` returns what to keep of a missing record. It is a
+    context manager, which closes its consumers."""
 
     def __init__(self, settings: Settings, stream: str, note: Callable[[Message], Note]) -> None:
         self._client: dict[str, Any] = settings.kafka_client("audit") | {"log_level": 2}
@@ -51,22 +53,22 @@ class GapReader(Generic[Note]):
             consumer.close()
 
     def explained(self, topic: str, partition: int, gaps: Sequence[Range]) -> tuple[list[Finding], dict[int, Note]]:
-        """Findings that cover `gaps` of a partition, in order, and the notes of the missing records by offset. Raises
-        `GapsUnreadable`."""
+        """Returns the findings that cover `gaps` of a partition, in order, and the notes of the missing records by
+        offset. Raises `GapsUnreadable`."""
         if not gaps:
             return [], {}
-        place = TopicPartition(topic, partition)
+        topic_partition = TopicPartition(topic, partition)
         uncommitted = self._consumers["read_uncommitted"]
         try:
-            low, high = uncommitted.get_watermark_offsets(place, SECONDS)
+            low, high = uncommitted.get_watermark_offsets(topic_partition, SECONDS)
             _, readable = split(gaps, _outside(low, high))
             present = ranges(m.offset() or 0 for m in self._records("read_uncommitted", topic, partition, readable))
             notes = {
                 message.offset() or 0: self._note(message)
                 for message in self._records("read_committed", topic, partition, present)
             }
-            # Asked again: what the broker has dropped while it was read has proved nothing.
-            low, _ = uncommitted.get_watermark_offsets(place, SECONDS)
+            # The broker is asked again, because what it has dropped meanwhile proves nothing.
+            low, _ = uncommitted.get_watermark_offsets(topic_partition, SECONDS)
             absent: Proof = "compacted" if self._is_compacted(topic) else "marker"
         except KafkaException as error:
             raise GapsUnreadable(f"Kafka does not let {topic}/{partition} be read: {error.args[0].str()}") from error
@@ -93,7 +95,7 @@ class GapReader(Generic[Note]):
         )
 
     def _records(self, isolation: str, topic: str, partition: int, gaps: Iterable[Range]) -> Iterator[Message]:
-        """The records inside of `gaps` that this isolation level is given, in order."""
+        """The records inside of `gaps` that a consumer of this isolation level receives, in order."""
         consumer = self._consumers[isolation]
         position: int | None = None  # every record before this one was read
         ahead: Message | None = None  # the record at `position`, read but not used yet
@@ -138,6 +140,6 @@ class GapReader(Generic[Note]):
 
 
 def _outside(low: int, high: int) -> list[Finding]:
-    """The offsets that a broker does not hold, which has those from `low` to before `high`."""
+    """Findings for the offsets that a broker does not hold, if it holds those from `low` to before `high`."""
     below, above = Finding(0, low - 1, "expired"), Finding(high, 2**63 - 1, "expired")
     return [below, above] if low else [above]

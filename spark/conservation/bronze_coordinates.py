@@ -1,8 +1,8 @@
-"""The Kafka coordinates that bronze holds, read at one version of the table and without a JVM.
+"""Reads the Kafka coordinates that bronze holds, at one version of the table and without a JVM.
 
-Only the columns `topic`, `partition`, `offset` and `batch` are read, and file statistics on `batch` prune to what is
-new. (Measured on two cores: 10 million rows of four partitions in 4.3 s with 550 MB resident, and 60 million of one
-partition, most of them spilled to disk, in 40 s.)
+Only the columns `topic`, `partition`, `offset` and `batch` are read, and file statistics on `batch` skip the files of
+batches that are not asked for. (Measured on two cores: 10 million rows of four partitions in 4.3 s with 550 MB
+resident, and 60 million of one partition, most of them spilled to disk, in 40 s.)
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ from spark.conservation.accounting import Break
 from spark.lake import contents, names
 
 MEMORY = "256MB"
+"""The memory that DuckDB may use; it spills the rest to disk."""
 
 
 class BronzeCoordinates:
-    """Bronze of a stream at `version`, the newest one when this was made."""
+    """The coordinates in bronze of a stream at `version`, the newest one when the object was made. It is a context
+    manager, which closes its connection and removes its spill files."""
 
     def __init__(self, lake_uri: str, stream: str) -> None:
         self._path = names.local_path(names.bronze(lake_uri, stream))
@@ -48,8 +50,8 @@ class BronzeCoordinates:
         self._closing.close()
 
     def breaks(self, ends: Offsets, after_batch: int) -> Iterator[Break]:
-        """Where the offsets below `ends` of batches after `after_batch` are not consecutive, in order of topic,
-        partition and offset: the first and the last of each partition, those after a gap, and repeated ones."""
+        """Yields the breaks among the offsets below `ends` of batches after `after_batch`, in the order of topic,
+        partition and offset: the first and the last row of each partition, rows after a gap, and repeated offsets."""
         self._connection.execute(
             'create or replace temp table ends (topic varchar, "partition" integer, end_offset bigint)'
         )
@@ -59,11 +61,11 @@ class BronzeCoordinates:
         found = self._connection.execute(
             """
             select topic, "partition", "offset", before from (
-                select topic, "partition", "offset", lag("offset") over places as before,
-                    lead("offset") over places as after
+                select topic, "partition", "offset", lag("offset") over consecutive as before,
+                    lead("offset") over consecutive as after
                 from bronze join ends using (topic, "partition")
                 where batch > $after_batch and "offset" < end_offset
-                window places as (partition by topic, "partition" order by "offset")
+                window consecutive as (partition by topic, "partition" order by "offset")
             ) where before is null or after is null or "offset" <> before + 1
             order by topic, "partition", "offset", before nulls first
             """,
@@ -73,18 +75,18 @@ class BronzeCoordinates:
             yield from map(Break._make, rows)
 
     def rows(self, after_batch: int) -> int:
-        """The number of rows of batches after `after_batch`."""
+        """Returns the number of rows of batches after `after_batch`."""
         counted = self._connection.execute("select count(*) from bronze where batch > ?", [after_batch]).fetchone()
         assert counted is not None
         return int(counted[0])
 
     def all_rows(self) -> int:
-        """The number of rows, from the table's statistics alone."""
+        """Returns the number of rows, from the table's statistics alone."""
         return int(DeltaTable(self._path, version=self.version).count())
 
     def only_grew_since(self, version: int) -> bool:
-        """Whether rows were appended since that version and nothing else happened to them, as far as the table's
-        history goes back."""
+        """Returns whether nothing but appends has changed the rows since that version. It is False if the table's
+        history does not go back so far."""
         since = self.version - version
         if since <= 0:
             return since == 0
@@ -96,7 +98,7 @@ class BronzeCoordinates:
         )
 
     def sent_again(self, retry_topic: str) -> set[tuple[str, int]]:
-        """What rows of the retry topic stand for: the original's topic/partition/offset, and the attempt."""
+        """Returns the original (topic/partition/offset) and the attempt of each row of the retry topic."""
         found = self._connection.execute(
             "select distinct original, attempt from bronze where topic = ? and original is not null", [retry_topic]
         )

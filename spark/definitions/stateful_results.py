@@ -23,8 +23,8 @@ def title(contract: Contract, result: StatefulResult) -> str:
 
 
 def other(contract: Contract, join: Join) -> Contract:
-    """The contract of the joined stream, as it was when `contract` was loaded: a query that is tried again must not
-    take it anew from a disk where somebody changes it. Raises `ContractError` if it could not be read then."""
+    """Returns the contract of the joined stream as it was when `contract` was loaded, because a query that is tried
+    again must not read it anew while somebody edits it. Raises `ContractError` if it could not be read then."""
     if join.other not in contract.joined:
         message = f"the contract of {join.other!r} could not be read; `millrace check` says why"
         raise ContractError([Problem(contract.folder / "stream.yaml", 1, f"joins.{join.name}.other", message)])

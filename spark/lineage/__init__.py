@@ -1,1 +1,1 @@
-"""Which topics, tables and views are made of which, and the events that report it."""
+"""Lineage: which topics, tables and views are made of which, and the OpenLineage events that report it."""

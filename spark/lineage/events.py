@@ -1,8 +1,9 @@
 """Lineage as OpenLineage events: which run of which job read and wrote which topics and tables.
 
-Nobody is told unless `settings().openlineage` says whom. What a job reads and writes is what
-`spark.lineage.graph.graph` derives from the contracts. Airflow's provider tells of DAGs and tasks by itself; a job that
-Airflow started names its task as parent.
+Events are sent only if `settings().openlineage` names a receiver. What a job reads and writes is what
+`spark.lineage.graph.edges` derives from the contracts. Airflow's own provider reports DAGs and tasks; a job that
+Airflow started names its task as parent. The events follow the OpenLineage specification
+(https://openlineage.io/docs/spec).
 """
 
 from __future__ import annotations
@@ -39,41 +40,47 @@ def reporting_run(
     processing: Processing = "BATCH",
     parent: str | None = None,
 ) -> Iterator[None]:
-    """Tells of the start and the end of a run, which fails with what is raised inside. The run's job is
-    `<job>.<stream>`, and it does what `spark.lineage.graph.graph` has `by` that process for the contract. `parent` is
-    `<namespace>/<job>/<run id>` of the run that started it. A run goes on whether it can be told or not."""
+    """Reports the start of a run and its end: COMPLETE, or FAIL if an exception leaves the block, which is raised
+    again.
+
+    The run's job is called `<job>.<stream>`. Its inputs and outputs are those of the edges of `spark.lineage.graph`
+    that the process `by` makes for the contract. `parent` is the `<namespace>/<job>/<run id>` of the run that started
+    it. If an event cannot be sent, a warning is logged and the run goes on.
+    """
     if settings.openlineage_transport is None:
         yield
         return
-    tell = _teller(settings, f"{job}.{contract.stream}", contract, by, processing, parent)
-    tell("START")
+    report = _reporter(settings, f"{job}.{contract.stream}", contract, by, processing, parent)
+    report("START")
     try:
         yield
     except BaseException:
-        tell("FAIL")
+        report("FAIL")
         raise
-    tell("COMPLETE")
+    report("COMPLETE")
 
 
 def read_and_written(contract: Contract, by: str) -> tuple[list[str], list[str]]:
-    """The names (of `spark.lineage.graph.graph`) that a process reads and writes for a stream, without what it reads
-    back."""
+    """Returns the names (as in `spark.lineage.graph`) that the process `by` reads and those that it writes for a
+    stream. What it reads back after it has written it counts as written."""
     mine = [edge for edge in graph.edges([contract]) if edge.by == by]
     written = {edge.target for edge in mine}
     return sorted({edge.source for edge in mine} - written), sorted(written)
 
 
 def dataset(settings: Settings, name: str) -> tuple[str, str]:
-    """Namespace and name of a topic or table by OpenLineage's rules for naming."""
+    """Returns namespace and name of a topic or table by OpenLineage's rules for naming datasets
+    (https://openlineage.io/docs/spec/naming)."""
     if name.startswith("topic "):
         return f"kafka://{settings.bootstrap.split(',')[0]}", name.removeprefix("topic ")
     parts = urlsplit(names.local_path(f"{settings.lake_uri}/{name}"))
     return (f"{parts.scheme}://{parts.netloc}", parts.path.lstrip("/")) if parts.scheme else ("file", parts.path)
 
 
-def _teller(
+def _reporter(
     settings: Settings, job: str, contract: Contract, by: str, processing: Processing, parent: str | None
 ) -> Callable[[str], None]:
+    """The function that sends the event of a state of one run: START, COMPLETE or FAIL."""
     from openlineage.client import OpenLineageClient
     from openlineage.client.event_v2 import InputDataset, Job, OutputDataset, Run, RunEvent, RunState
     from openlineage.client.facet_v2 import job_type_job
@@ -88,7 +95,7 @@ def _teller(
     about = Job(NAMESPACE, job, {"jobType": kind})
     client: Any = None
 
-    def tell(state: str) -> None:
+    def report(state: str) -> None:
         nonlocal client
         try:
             client = client or OpenLineageClient(config={"transport": settings.openlineage_transport})
@@ -103,10 +110,10 @@ def _teller(
                     outputs=names(written, OutputDataset),
                 )
             )
-        except Exception as error:  # whatever it is, it is not worth the run
+        except Exception as error:  # no failure of reporting is worth the run
             log.warning("OpenLineage at %s did not accept the event about %s: %s", settings.openlineage, job, error)
 
-    return tell
+    return report
 
 
 def _facets(parent: str | None) -> dict[str, Any]:

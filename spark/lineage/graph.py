@@ -1,6 +1,6 @@
-"""What is made of what, from topic to view: derived from the contracts, the list of tables and the views' own SQL.
+"""The lineage graph, from topics over tables to views, from the contracts, the list of tables and the SQL of the views.
 
-Names: `topic <name>`, the table's path under the lake (`bronze/flights`), and `view <name>`.
+Names are `topic <name>`, the table's path under the lake (`bronze/flights`), and `view <name>`.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ DRIVER, RECONCILE, QUALITY, REPLAY, AUDIT, SERVING = (
 
 
 class NoSuchName(TerminalError):
-    """The name is none of the lineage's."""
+    """No topic, table or view of the lineage has that name; the message suggests similar ones."""
 
 
 @dataclass(frozen=True, order=True)
 class Edge:
-    """`target` is made of `source`, `by` a process or a DAG."""
+    """The process or DAG `by` makes `target` of `source`."""
 
     source: str
     target: str
@@ -34,7 +34,7 @@ class Edge:
 
 
 def edges(contracts: Iterable[Contract]) -> list[Edge]:
-    """Every edge of the streams of `contracts`, sorted."""
+    """Returns every edge of the streams of `contracts`, sorted."""
     found: set[Edge] = set()
     for contract in contracts:
         found |= _of_topics(contract) | _of_tables(contract) | _of_views(contract)
@@ -42,13 +42,16 @@ def edges(contracts: Iterable[Contract]) -> list[Edge]:
 
 
 def around(everything: Iterable[Edge], name: str) -> list[Edge]:
-    """The edges on the ways to and from `name`, which may leave `topic` or `view` out. All streams write and read the
-    logs in `system/`, so a way leads on over one only where there is no other. Raises `NoSuchName`."""
+    """Returns the edges on the paths to and from `name`, which may omit `topic` or `view`.
+
+    All streams write and read the tables of `system/`, so a path leads through one of them only where there is no other
+    path. Raises `NoSuchName`.
+    """
     everything = list(everything)
     names = {end for edge in everything for end in (edge.source, edge.target)}
-    full = next((one for one in (name, f"topic {name}", f"view {name}") if one in names), None)
+    full = next((known for known in (name, f"topic {name}", f"view {name}") if known in names), None)
     if full is None:
-        near = difflib.get_close_matches(name, [one.split(" ")[-1] for one in sorted(names)], cutoff=0.5)
+        near = difflib.get_close_matches(name, [known.split(" ")[-1] for known in sorted(names)], cutoff=0.5)
         like = f" (did you mean {' or '.join(near)}?)" if near else ""
         raise NoSuchName(f"there is no topic, table or view {name}{like}; there are: {', '.join(sorted(names))}")
     before = _closure(full, [(edge.target, edge.source) for edge in everything])
@@ -57,13 +60,14 @@ def around(everything: Iterable[Edge], name: str) -> list[Edge]:
 
 
 def _closure(start: str, steps: list[tuple[str, str]]) -> set[str]:
+    """The names that steps lead to from `start`, and `start` itself."""
     on: dict[str, set[str]] = {}
     for from_, to in steps:
         on.setdefault(from_, set()).add(to)
     reached, new = {start}, {start}
     while new:
-        ways = [on.get(name, set()) for name in new]
-        new = {to for way in ways for to in (_not_logs(way) or way)} - reached
+        targets = [on.get(name, set()) for name in new]
+        new = {to for found in targets for to in (_not_logs(found) or found)} - reached
         reached |= new
     return reached
 
@@ -104,12 +108,12 @@ def _of_tables(contract: Contract) -> set[Edge]:
 
 
 def _of_views(contract: Contract) -> set[Edge]:
-    # Each SELECT names what it reads by what the scan made of it.
+    # The scan marks each table, so a SELECT contains the marks of the tables that it reads.
     marks = {f"<{uri}>": uri.removeprefix("/") for uri in tables.uris("", contract)}
     found: set[Edge] = set()
     for view, select in views(contract, "duckdb", "", lambda uri, _: f"<{uri}>", BEGINNING_OF_TIME).items():
         read = {table for mark, table in marks.items() if mark in select}
         if any(table.startswith("batch/") for table in read):
-            read.add("system/publications")  # says which version of it is served
+            read.add("system/publications")  # it says which version of the batch table is served
         found |= {Edge(table, f"view {view}", SERVING) for table in read}
     return found

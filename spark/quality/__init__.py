@@ -1,1 +1,1 @@
-"""The Great Expectations suites, and the auditor that runs them."""
+"""Quality: the suites of Great Expectations, and the auditor that runs them."""

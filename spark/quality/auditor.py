@@ -1,7 +1,8 @@
-"""Runs expectation suites on DataFrames with Great Expectations, and keeps its Data Docs.
+"""Runs expectation suites on DataFrames with Great Expectations, and writes its Data Docs.
 
-The project is data in `great_expectations/`; a run works on a copy under the platform's home. Great Expectations takes
-seconds to import, so this module imports it inside functions, and `warm_up` does so beside other work.
+The project of Great Expectations lies in `great_expectations/`; a run works on a copy under the platform's home. The
+import of Great Expectations takes seconds, so functions of this module import it themselves, and `warm_up` does so
+beside other work.
 """
 
 from __future__ import annotations
@@ -30,16 +31,17 @@ if TYPE_CHECKING:
 log = logging.getLogger("millrace.quality")
 
 KEPT_RUNS = 20
-"""Results and pages of a suite that are kept; Data Docs list all that there are."""
+"""The number of runs of a suite whose results and pages are kept. Data Docs list all of them."""
 
 CRITICAL = "critical"
+"""The severity of an expectation whose failure fails its suite."""
 
 EXAMPLES = 10
-"""Values that a failed expectation shows."""
+"""The number of values that a failed expectation shows."""
 
 
 class FailedExpectations(TerminalError):
-    """Suites failed; the message names the expectations with the values that broke them."""
+    """Suites failed. The message names the expectations and shows values that broke them."""
 
 
 @dataclass(frozen=True)
@@ -48,16 +50,18 @@ class Outcome:
 
     suite: str
     success: bool
-    """No critical expectation failed."""
+    """Whether no critical expectation failed."""
     evaluated: int
+    """The number of expectations."""
     failures: list[dict[str, Any]] = field(default_factory=list)
-    """Per failed expectation its type, what it is about, what was observed, and its severity: `critical`, or `warning`,
-    which reports and blocks nothing."""
+    """For each failed expectation its type, its arguments (`about`), what was observed, and its severity: `critical`,
+    or `warning`, which is reported and blocks nothing."""
     docs: str = ""
-    """Path of its page in Data Docs, relative to their root, with a leading slash."""
+    """The path of its page in Data Docs, relative to their root, with a leading slash."""
 
     def row(self, run_id: str, stream: str, through_batch: int, at: datetime) -> dict[str, Any]:
-        """The columns of `system/quality`; `through_batch` is the newest ingest batch that was looked at."""
+        """Returns the outcome as columns of `system/quality`. `through_batch` is the newest batch of the ingest whose
+        rows were looked at, and `at` (UTC) is when."""
         return {
             "run_id": run_id,
             "stream": stream,
@@ -74,10 +78,11 @@ class Outcome:
 
     @property
     def critical(self) -> list[dict[str, Any]]:
+        """The failures of critical expectations."""
         return [failure for failure in self.failures if failure["severity"] == CRITICAL]
 
     def lines(self) -> list[str]:
-        """The result in words, a failed expectation a line."""
+        """Returns the result in words: a line for the suite, and one for each failed expectation."""
         head = f"suite {self.suite}: {self.evaluated - len(self.failures)} of {self.evaluated} expectations hold"
         return [head, *(f"  {_verdict(failure)} {failure_text(failure)} ({self.docs})" for failure in self.failures)]
 
@@ -87,13 +92,15 @@ def _verdict(failure: dict[str, Any]) -> str:
 
 
 def failure_text(failure: dict[str, Any]) -> str:
+    """Returns a failed expectation (an item of `Outcome.failures`) on one line."""
     about = ", ".join(f"{name}={value}" for name, value in failure["about"].items())
     observed = ", ".join(f"{name} {value}" for name, value in failure["observed"].items())
     return f"{failure['expectation']}({about}): {observed}"
 
 
 def warm_up() -> threading.Thread:
-    """Imports Great Expectations in a thread, beside the start of the JVM; the first audit waits for it."""
+    """Starts and returns a thread that imports Great Expectations, beside the start of the JVM. The first run of a
+    suite waits for the import."""
 
     def load() -> None:
         import great_expectations.expectations  # noqa: F401
@@ -104,9 +111,10 @@ def warm_up() -> threading.Thread:
 
 
 class Auditor:
-    """Runs the suites of one stream in one run, into one set of Data Docs.
+    """Runs the suites of one stream in one run, and writes their pages of Data Docs.
 
-    `project` is the committed project, `home` the folder of its working copy, `docs` the root of Data Docs.
+    `project` is the folder of the project of Great Expectations, `home` the folder of its working copy, `docs` the root
+    of Data Docs, and `now` the time (UTC) of the run.
     """
 
     def __init__(self, project: Path, home: Path, docs: Path, stream: str, run_id: str, now: datetime) -> None:
@@ -127,17 +135,19 @@ class Auditor:
         frame: DataFrame | pandas.DataFrame,
         expectations: list[Expectation] | None = None,
     ) -> Outcome:
-        """The outcome of `suite` on `frame`; without `expectations` it is the project's hand-written suite of that
-        name. Values that fail are only looked for (`EXAMPLES` of each) when something fails, in a second pass.
+        """Runs a suite on `frame` and returns the outcome. Without `expectations` the suite is the hand-written one
+        that the project has under that name.
 
-        Spark's fixed cost is a few tenths of a second an expectation: hand over small results as pandas frames.
+        Only if something fails, a second pass looks for values that break the expectations, at most `EXAMPLES` of each.
+        Spark has a fixed cost of a few tenths of a second for each expectation, so small results are better handed over
+        as pandas frames.
         """
         source = "lake" if isinstance(frame, DataFrame) else "memory"
         definition = self._definition(suite, source, expectations)
         result = self._run(definition, frame, 0)
         if not result.success:
             result = self._run(definition, frame, EXAMPLES)
-        failures = [_failure(one) for one in result.results if not one.success]
+        failures = [_failure(checked) for checked in result.results if not checked.success]
         outcome = Outcome(
             suite=suite,
             success=all(failure["severity"] != CRITICAL for failure in failures),
@@ -150,7 +160,7 @@ class Auditor:
         return outcome
 
     def build_docs(self) -> None:
-        """Builds the pages of this run's suites and the index, and drops the pages of old runs."""
+        """Writes the pages of this run's suites and the index, and removes results and pages of old runs."""
         for folder in (self._home / "validations", self._docs / "validations"):
             _prune(folder)
         self._context.build_data_docs(resource_identifiers=self._resources)
@@ -163,7 +173,7 @@ class Auditor:
             found = context.suites.get(suite)
         else:
             found = context.suites.add_or_update(
-                gx.ExpectationSuite(name=name, expectations=[dict(one) for one in expectations])
+                gx.ExpectationSuite(name=name, expectations=[dict(expectation) for expectation in expectations])
             )
         asset = self._sources[source].add_dataframe_asset(name=name)
         data = asset.add_batch_definition_whole_dataframe("rows")
@@ -174,7 +184,7 @@ class Auditor:
 
         return definition.run(
             batch_parameters={"dataframe": frame},
-            # Whether an expectation on rows holds is found for all of them in one job; examples cost one job each.
+            # One job evaluates all expectations on rows; examples cost a job for each expectation.
             result_format={"result_format": "BASIC", "partial_unexpected_count": examples}
             if examples
             else "BOOLEAN_ONLY",
@@ -201,7 +211,7 @@ class Auditor:
 
 
 def require_success(stream: str, outcomes: Iterable[Outcome]) -> None:
-    """Raises `FailedExpectations` with every failed expectation, if there is one."""
+    """Raises `FailedExpectations` with every critical expectation that failed, if there is any."""
     failed = [outcome for outcome in outcomes if not outcome.success]
     if failed:
         lines = [f"{outcome.suite}: {failure_text(failure)}" for outcome in failed for failure in outcome.critical]
@@ -224,7 +234,7 @@ def _open(project: Path, home: Path, docs: Path) -> FileDataContext:
 
 
 def _failure(result: Any) -> dict[str, Any]:
-    """A failed expectation as plain data."""
+    """A failed expectation as an item of `Outcome.failures`."""
     kwargs = {key: value for key, value in result.expectation_config.kwargs.items() if key != "batch_id"}
     shown = ("observed_value", "unexpected_count", "element_count", "partial_unexpected_list")
     observed = {key: result.result[key] for key in shown if key in result.result}
@@ -239,7 +249,8 @@ def _failure(result: Any) -> dict[str, Any]:
 
 
 def _raised(info: Any) -> str:
-    """The first exception in a result's `exception_info`, which holds one or one a metric."""
+    """The message of the first exception in a result's `exception_info`, which holds one exception or one for each
+    metric; empty if none was raised."""
     if not isinstance(info, dict):
         return ""
     if info.get("raised_exception"):
@@ -248,7 +259,7 @@ def _raised(info: Any) -> str:
 
 
 def _prune(validations: Path) -> None:
-    """Keeps the newest runs of each suite: `<validations>/<suite>/<run name>/<time>/…`."""
+    """Removes all but the newest runs of each suite: `<validations>/<suite>/<run name>/<time>/…`."""
     for suite in validations.glob("*/"):
         runs = sorted(suite.glob("*/*/"), key=lambda run: run.name, reverse=True)
         for run in runs[KEPT_RUNS:]:

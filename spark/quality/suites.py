@@ -1,4 +1,4 @@
-"""Expectation suites generated from a contract: what must be true of events, of speed partials and of windows.
+"""Expectation suites that follow from a contract: for events, for partials of the speed layer and for windows.
 
 A suite is data: Great Expectations' own form of expectations, and *facts*. A fact is a predicate over a row that
 becomes a boolean column of the audited frame, so that all of a suite's expectations on rows are counted in one pass
@@ -29,13 +29,15 @@ Expectation = dict[str, Any]
 
 @dataclass
 class Suite:
-    """`name` is unique within a stream; `facts` maps a name to the Spark SQL predicate that every row must fulfil."""
+    """The expectations on one frame. `name` is unique within a stream. `facts` maps the name of a fact to its predicate
+    in Spark SQL."""
 
     name: str
     expectations: list[Expectation] = field(default_factory=list)
     facts: dict[str, str] = field(default_factory=dict)
 
     def expect(self, expectation: str, notes: str = "", severity: Severity = "critical", /, **kwargs: Any) -> None:
+        """Adds an expectation by Great Expectations' name of its type, with its arguments."""
         self.expectations.append(
             {"type": expectation, "kwargs": kwargs, "severity": severity} | ({"notes": notes} if notes else {})
         )
@@ -43,18 +45,22 @@ class Suite:
     def expect_fact(
         self, name: str, predicate: str, notes: str = "", severity: Severity = "critical", mostly: float = 1.0
     ) -> None:
-        """Every row (or the share `mostly`) fulfils `predicate`; a null counts as not fulfilled."""
+        """Adds the expectation that every row, or the share `mostly` (0 to 1) of them, fulfils `predicate`. Null counts
+        as not fulfilled."""
         self.facts[name] = predicate
         share = {"mostly": mostly} if mostly < 1 else {}
         self.expect("expect_column_values_to_be_in_set", notes, severity, column=name, value_set=[True], **share)
 
     def expect_type(self, column: str, type_: Any) -> None:
+        """Adds the expectation that the column has the Spark type."""
         self.expect("expect_column_values_to_be_of_type", column=column, type_=type(type_).__name__)
 
     def expect_value(self, column: str) -> None:
+        """Adds the expectation that the column is never null."""
         self.expect("expect_column_values_to_not_be_null", column=column)
 
     def expect_unique(self, columns: list[str], notes: str = "") -> None:
+        """Adds the expectation that no two rows have the same values in the columns."""
         if len(columns) == 1:
             self.expect("expect_column_values_to_be_unique", notes, column=columns[0])
         else:
@@ -63,16 +69,19 @@ class Suite:
             )  # fmt: skip
 
     def audited(self, frame: DataFrame) -> DataFrame:
-        """`frame` with a boolean column per fact, and without binary columns, which no expectation reads."""
+        """Returns `frame` with a boolean column for each fact, and without binary columns, which no expectation
+        reads."""
         shown = [f.name for f in frame.schema if not isinstance(f.dataType, BinaryType)]
         facts = [F.coalesce(F.expr(predicate), F.lit(False)).alias(name) for name, predicate in self.facts.items()]
         return frame.select(*shown, *facts)
 
 
 def events(contract: Contract, *, whole_table: bool = False, now: datetime | None = None) -> Suite:
-    """Of events after deduplication: types, values that must be there, ranges, values, the row rules, identity.
+    """Returns the suite for distinct events: types, values that must be there, ranges, sets of values, the row rules,
+    references and identity.
 
-    With `whole_table` the contract's minimum of rows is expected, and with `now` its freshness.
+    With `whole_table` it expects the contract's minimum of rows too, and with `now` (an instant with a time zone) also
+    its freshness.
     """
     suite, severity = Suite("events"), contract.quality.severity
     for name, avro in contract.fields.items():
@@ -111,8 +120,8 @@ def events(contract: Contract, *, whole_table: bool = False, now: datetime | Non
 
 
 def partials(contract: Contract, aggregate: Aggregate) -> Suite:
-    """Of the speed layer's partials: whole minutes, counts that are not negative, extremes in order, each window and
-    key at most once a batch."""
+    """Returns the suite for partials of the speed layer: windows begin on the minute, counts are not negative, and each
+    window and key is there at most once in a micro-batch."""
     suite = Suite(f"speed.{aggregate.name}")
     for name in ("window_start", "batch"):
         suite.expect_value(name)
@@ -126,8 +135,9 @@ def partials(contract: Contract, aggregate: Aggregate) -> Suite:
 
 
 def windows(contract: Contract, aggregate: Aggregate, layer: str) -> Suite:
-    """Of windows of `layer` ('staged' or 'batch'): aligned, unique by key, and with measures that can be true: counts
-    not negative, parts not above wholes, averages and quantiles between the extremes and within the fields' ranges."""
+    """Returns the suite for windows of `layer` ('staged' or 'batch'): they are aligned, unique by key, and have
+    plausible measures. Counts are not negative, parts do not exceed wholes, and averages and quantiles lie between the
+    extremes and within the ranges of their fields."""
     suite = Suite(f"{layer}.{aggregate.name}")
     schema = table_schemas.batch_schema(contract, aggregate)
     for column in schema:
@@ -159,7 +169,7 @@ def windows(contract: Contract, aggregate: Aggregate, layer: str) -> Suite:
 
 
 def _known(contract: Contract, reference: Reference) -> str:
-    """Predicate: the row's key is in the reference, or is null."""
+    """The SQL predicate that the row's key is in the reference table, or is null."""
     types = [avro_types.scalar(contract.fields[name]).simpleString() for name in reference.key]
     names = [f"`{name}`" for name in reference.key]
 
@@ -188,7 +198,7 @@ def _aligned(column: str, seconds: int | str) -> str:
 
 
 def _orders(aggregate: Aggregate) -> list[tuple[str, str]]:
-    """Pairs of measures that are ordered whatever the data, as (name, predicate)."""
+    """The name and the SQL predicate of each pair of measures that is ordered whatever the data."""
     found = []
     for low in aggregate.measures:
         for high in aggregate.measures:

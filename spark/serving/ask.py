@@ -1,5 +1,7 @@
-"""SQL over the served views that sees one state of all tables and can change nothing: for the command line, and as
-Arrow for pandas, Polars and notebooks. No JVM."""
+"""Queries in SQL over the served views, for the command line and, as Arrow, for pandas, Polars and notebooks.
+
+A query sees one state of all tables and can change nothing. It needs no JVM.
+"""
 
 from __future__ import annotations
 
@@ -21,21 +23,23 @@ _EXPLAIN = re.compile(r"^\s*explain(\s+analyze\b|\s*\(\s*(analyze|format)\b[^)]*
 
 
 class QueryError(TerminalError):
-    """The SQL is wrong; the message is DuckDB's, which names the place, and lists the views for an unknown one."""
+    """The SQL is wrong. The message is DuckDB's, which quotes the line at fault; for an unknown view it lists the
+    views."""
 
 
 def ask(sql: str, as_of: datetime | str | None = None, config: Settings | None = None) -> pyarrow.Table:
-    """The result of `sql` over the served views, as Arrow (`.to_pandas()`, `polars.from_arrow`); times are UTC.
+    """Returns the result of `sql` over the served views, as Arrow (`.to_pandas()`, `polars.from_arrow`). Times are UTC.
 
-    `as_of` is a time, or the id of a run that published; default now. `config` are the settings of the installation.
-    Raises `QueryError` and `NoSuchSnapshot`."""
+    `as_of` is a time (UTC if it names no zone) or the id of a run that published; the default is now. `config` are the
+    settings of the installation. Raises `QueryError` and `NoSuchSnapshot`.
+    """
     with asked(config or settings(), sql, as_of) as cursor:
         return cursor.to_arrow_table()
 
 
 @contextmanager
 def asked(config: Settings, sql: str, as_of: datetime | str | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
-    """The cursor of `sql` over the served views, as `ask` has them. Raises as `ask` does."""
+    """Yields the cursor of `sql` over the served views, with the arguments and the errors of `ask`."""
     contracts = list(catalog(config.contracts).values())
     with connect(config, contracts, snapshot.taken(config.lake_uri, contracts, as_of)) as connection:
         try:
@@ -58,9 +62,9 @@ def require_reads_only(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
         raise QueryError("there is no SQL to run; `show tables` lists the views")
     for statement in statements:
         if not statement.query.strip():
-            continue  # DuckDB made it for another one: a PIVOT finds its columns first
+            continue  # DuckDB made this statement itself: a PIVOT looks for its columns first
         if statement.type == duckdb.StatementType.EXPLAIN:
-            explained = _EXPLAIN.sub("", statement.query, count=1)  # which ANALYZE would run
+            explained = _EXPLAIN.sub("", statement.query, count=1)  # EXPLAIN ANALYZE would run the statement
             if explained == statement.query:
                 raise QueryError("EXPLAIN must be the first word of its statement")
             require_reads_only(connection, explained)

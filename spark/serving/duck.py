@@ -1,4 +1,4 @@
-"""The served views in DuckDB: no JVM, no server, no network."""
+"""The served views in DuckDB, without a JVM, a server or a network."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ from spark.serving.views import views
 def connect(
     settings: Settings, contracts: list[Contract] | None = None, snapshot: Snapshot | None = None
 ) -> duckdb.DuckDBPyConnection:
-    """A connection in memory with every view of `contracts` (default: all of `settings.contracts`); times are UTC.
+    """Returns a connection in memory that has every view of `contracts` (default: all of `settings.contracts`). Times
+    are UTC.
 
-    The views are of the `snapshot`. Without one the windows are those of what is published now, while logs, events and
-    open windows show the newest committed state each time they are asked. A table that does not exist is empty.
+    The views show the `snapshot`. Without one, final windows show what is published now, while logs, events and open
+    windows show the newest committed state at each query. A table that does not exist is empty.
     """
     import_extension("delta")
     connection = duckdb.connect()
@@ -39,10 +40,13 @@ def connect(
 
 
 def write_catalog(settings: Settings) -> Path:
-    """Writes the views into `settings.catalog_file`, which any DuckDB with the extension `delta` can open, and returns
-    it. They show what is published now until the file is written again, and open windows live; what needs a sketch
-    (distinct counts, quantiles) is null in open windows, because functions of Python are not kept in a file. Clients
-    that have the last file open go on with that one."""
+    """Writes the catalog file `settings.catalog_file`, which any DuckDB with the extension `delta` can open, and
+    returns its path.
+
+    Final windows show what is published now, until the file is written again; open windows show the newest state at
+    each query. Measures that need a sketch (distinct counts, quantiles) are null in open windows, because a file does
+    not keep functions of Python. Clients that have the previous file open keep reading that one.
+    """
     contracts = list(catalog(settings.contracts).values())
     file = settings.catalog_file
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -67,8 +71,9 @@ def create_views(
     snapshot: Snapshot,
     estimates: bool = True,
 ) -> None:
-    """Makes the views of `contracts` in a connection that has the extension `delta` and, for `estimates`, the functions
-    of `sketches`."""
+    """Creates the views of `contracts`, as the `snapshot` pins them, in a connection that has loaded the extension
+    `delta`. With `estimates` the views use the functions of `spark.serving.sketches`, which the connection must
+    have."""
     connection.execute("create schema if not exists missing")
 
     def scan(uri: str, schema: StructType) -> str:
@@ -89,7 +94,7 @@ def create_views(
         return name
 
     def failing(uri: str, schema: StructType) -> str:
-        """A relation that fails where a row of it is read, so that what needs none is answered."""
+        """A relation that fails when a row of it is read, so that queries that need no row of it are answered."""
         why = "error('" + f"the state of {uri} at that time is not kept any more".replace("'", "''") + "')"
         columns = connection.execute(f"describe {empty(uri, schema)}").fetchall()
         values = ", ".join(f'cast({why}::varchar as {type_}) as "{name}"' for name, type_, *_ in columns)

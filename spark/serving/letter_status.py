@@ -1,4 +1,4 @@
-"""Which dead letters there are, in what status: the questions that operators ask the view `<stream>_letters`."""
+"""Counts, lists and histories of dead letters by their status, from the view `<stream>_letters`."""
 
 from __future__ import annotations
 
@@ -11,21 +11,24 @@ from duckdb import DuckDBPyConnection
 
 Status = Literal["waiting", "replayed", "landed", "parked", "discarded"]
 STATUSES: tuple[Status, ...] = get_args(Status)
-"""Of a letter, as the view derives it:
+"""The statuses of a letter, which the view derives:
 
-- `waiting`: on `.dlq`, until it is due or the next replay parks it;
+- `waiting`: on `.dlq`, until it is due or a replay parks it;
 - `replayed`: on `.retry`, on its way through the ingest;
 - `landed`: accepted;
-- `parked`: given up, for a person to decide;
-- `discarded`: by a person, for good."""
+- `parked`: given up by the replay, for a person to decide;
+- `discarded`: given up for good by a person."""
 
 
 @dataclass(frozen=True)
 class Filter:
-    """What letters must have, where given: one of the `ids`, the error class, words in the reason (upper and lower case
-    are the same), the status, to have been moved last before `until` (UTC), and none of the ids in `other_than`. With
-    `exactly` class and reason are the very ones of the filter, also when they are None, as they are in a row of
-    `counts`."""
+    """The conditions on letters, of which those that are given must all be fulfilled: the id is one of `ids` and not
+    one of `other_than`, the error class and the status are equal, the reason contains the words of `reason` (in upper
+    or lower case), and the last move was recorded at or before `until` (UTC).
+
+    With `exactly`, error class and reason must equal those of the filter even where they are None, as in a row of
+    `counts`.
+    """
 
     ids: Sequence[str] = ()
     error_class: str | None = None
@@ -37,6 +40,7 @@ class Filter:
 
     @property
     def predicate(self) -> str:
+        """The conditions as DuckDB SQL with named parameters."""
         return """(len($ids) = 0 or id in $ids)
             and ((not $exactly and $error_class is null) or error_class is not distinct from $error_class)
             and ((not $exactly and ($reason is null or contains(lower(reason), lower($reason))))
@@ -47,6 +51,7 @@ class Filter:
 
     @property
     def parameters(self) -> dict[str, Any]:
+        """The values of the parameters of `predicate`."""
         return {
             "ids": list(self.ids),
             "error_class": self.error_class,
@@ -59,7 +64,7 @@ class Filter:
 
 
 def counts(served: DuckDBPyConnection, stream: str, which: Filter) -> list[dict[str, Any]]:
-    """The number of `letters` by stream, error_class, reason and status, most first."""
+    """Returns rows with the number of `letters` for each stream, error_class, reason and status, the greatest first."""
     return _rows(
         served,
         f"""select '{stream}' as stream, error_class, reason, status, count(*) as letters from {stream}_letters
@@ -69,7 +74,7 @@ def counts(served: DuckDBPyConnection, stream: str, which: Filter) -> list[dict[
 
 
 def letters(served: DuckDBPyConnection, stream: str, which: Filter, limit: int | None = None) -> list[dict[str, Any]]:
-    """The letters with all columns of the view, and their stream, by id; at most `limit`."""
+    """Returns at most `limit` letters, ordered by id, with their stream and all columns of the view."""
     return _rows(
         served,
         f"""select '{stream}' as stream, * from {stream}_letters where {which.predicate}
@@ -79,8 +84,8 @@ def letters(served: DuckDBPyConnection, stream: str, which: Filter, limit: int |
 
 
 def history(served: DuckDBPyConnection, stream: str, letter: str) -> list[dict[str, Any]]:
-    """What happened to a letter, oldest first: its rejections and its moves (status, attempt, what was wrong, who
-    decided what and why, the place in Kafka)."""
+    """Returns the rejections and moves of the letter with the id `letter`, oldest first: status, attempt, error class
+    and reason, the decision with its author, time (UTC) and reason, and the coordinates in Kafka."""
     return _rows(
         served,
         f"""

@@ -1,4 +1,5 @@
-"""What DuckDB lacks: merging and reading DataSketches, byte-compatible with Spark's built-in functions."""
+"""DuckDB functions that merge and read DataSketches, which DuckDB lacks. They are byte-compatible with the built-in
+functions of Spark (https://datasketches.apache.org)."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ from spark.definitions.measures import HLL_LG_K, KLL_K
 
 
 def hll_estimate(sketches: list[bytes] | None) -> int:
-    """Distinct values over all sketches, rounded half up as Spark's `hll_sketch_estimate` does."""
+    """Returns the estimated number of distinct values over all sketches, rounded half up as Spark's
+    `hll_sketch_estimate` rounds it; 0 if there is no sketch."""
     union = datasketches.hll_union(HLL_LG_K)
     for sketch in sketches or []:
         union.update(datasketches.hll_sketch.deserialize(sketch))
@@ -19,7 +21,7 @@ def hll_estimate(sketches: list[bytes] | None) -> int:
 
 
 def kll_quantile(sketches: list[bytes] | None, rank: float) -> float | None:
-    """The inclusive quantile at `rank` over all sketches; None if they hold no value."""
+    """Returns the inclusive quantile at `rank` (0 to 1) over all sketches; None if they hold no value."""
     merged = datasketches.kll_doubles_sketch(KLL_K)
     for sketch in sketches or []:
         merged.merge(datasketches.kll_doubles_sketch.deserialize(sketch))

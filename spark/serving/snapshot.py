@@ -1,9 +1,10 @@
-"""Which state of the lake a query sees: one publication of each stream, and one Delta version of each table.
+"""Snapshots: the state of the lake that a query sees, which is one publication of each stream and one version of each
+Delta table.
 
-The row of `publications` is what publishes: it names the versions of the batch tables whose rows it makes final, so
-the rows, their horizon and the other aggregates of the stream belong together whatever is written meanwhile, and what a
-dying run left in the batch tables is not served. Publications are pinned first and everything else after them: speed
-and bronze only grow, so what was final when they were pinned is not needed from them, and what was not is there.
+A row of `publications` is the commit of a publication. It names the versions of the batch tables whose rows it makes
+final, so that these rows, their horizon and the other aggregates of the stream belong together whatever is written
+meanwhile, and what a dying run left in the batch tables is not served. Publications are pinned first and the other
+tables after them: speed and bronze only grow, so they hold everything that was not final when publications were pinned.
 """
 
 from __future__ import annotations
@@ -26,33 +27,34 @@ from spark.serving.views import views
 
 
 class NoSuchSnapshot(TerminalError):
-    """There is no such run, or the state at that time is not kept any more."""
+    """No run of that id has published, or the state at that time is not kept any more."""
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """`versions` holds the pinned tables by URI; None stands for a table that did not exist, and a table that is not
-    named is read at its newest version each time."""
+    """The publications in force by stream, and the pinned versions of tables by URI. The version None stands for a
+    table that did not exist. A table that is not in `versions` is read at its newest version at each query."""
 
     publications: Mapping[str, Publication] = field(default_factory=dict)
     versions: Mapping[str, int | None] = field(default_factory=dict)
     gone: frozenset[str] = frozenset()
-    """Tables of which the state at that time is not kept any more: speed and bronze keep theirs less long than the
-    batch tables, so final windows of then can be asked for when open ones cannot."""
+    """The URIs of tables whose state at that time is not kept any more. Speed and bronze are kept for less time than
+    the batch tables, so the final windows of a past time can be asked for when its open windows cannot."""
 
     def final_through(self, stream: str) -> datetime:
-        """Windows of the stream that end at or before this are the batch layer's."""
+        """Returns the stream's horizon (UTC): windows that end at or before it are served from the batch layer."""
         publication = self.publications.get(stream)
         return publication.final_through if publication else BEGINNING_OF_TIME
 
 
 def published(lake_uri: str, contracts: Iterable[Contract]) -> Snapshot:
-    """What is published now: pins the batch tables alone. Logs, events and open windows stay live."""
+    """Returns the snapshot of what is published now, which pins the batch tables alone. Logs, events and open windows
+    show the newest state at each query."""
     return _published(lake_uri, contracts, None)
 
 
 def now(lake_uri: str, contracts: Iterable[Contract]) -> Snapshot:
-    """Pins every table as it is now."""
+    """Returns the snapshot that pins every table as it is now."""
     contracts = list(contracts)
     log = names.system(lake_uri, "publications")
     pinned = _published(lake_uri, contracts, _newest(log))
@@ -61,22 +63,22 @@ def now(lake_uri: str, contracts: Iterable[Contract]) -> Snapshot:
 
 
 def at(lake_uri: str, contracts: Iterable[Contract], moment: datetime) -> Snapshot:
-    """Pins every table as it was at `moment`. Raises `NoSuchSnapshot` where the log of publications does not reach back
-    so far."""
+    """Returns the snapshot that pins every table as it was at `moment`, which has a time zone. Raises `NoSuchSnapshot`
+    if the log of publications does not reach back so far."""
     contracts = list(contracts)
     log = names.system(lake_uri, "publications")
     return _at(lake_uri, contracts, moment, _version_at(log, moment))
 
 
 def of_run(lake_uri: str, contracts: Iterable[Contract], run_id: str) -> Snapshot:
-    """Pins every table as it was when the run `run_id` had just published (a run publishes stream by stream: the last
-    of them). Raises `NoSuchSnapshot` if none did, or too long ago."""
+    """Returns the snapshot that pins every table as it was when the run `run_id` had just published the last of its
+    streams. Raises `NoSuchSnapshot` if no such run has published, or if it did so too long ago."""
     contracts = list(contracts)
     log = names.system(lake_uri, "publications")
     total, low, high = _rows_of(run_id, publications(lake_uri)), 0, _newest(log) or 0
     if not total:
         raise NoSuchSnapshot(
-            f"no run {run_id!r} has published (`from publications` lists those that did); a time is written "
+            f"no run {run_id!r} has published (`from publications` lists the runs that did); a time is written "
             "2026-01-31T12:00"
         )
     while low < high:  # rows are only ever added, and versions that cannot be read any more are the oldest
@@ -92,8 +94,8 @@ def of_run(lake_uri: str, contracts: Iterable[Contract], run_id: str) -> Snapsho
 
 
 def taken(lake_uri: str, contracts: Iterable[Contract], as_of: datetime | str | None = None) -> Snapshot:
-    """Pins every table: as it is now, or as it was `as_of` a time (also in ISO-8601; UTC where it names no zone) or
-    when the run of that id had published. Raises `NoSuchSnapshot`."""
+    """Returns the snapshot that pins every table as it is now, as it was at the time `as_of` (a text is ISO 8601; UTC
+    if it names no zone), or as it was when the run with the id `as_of` had published. Raises `NoSuchSnapshot`."""
     if as_of is None:
         return now(lake_uri, contracts)
     try:
@@ -107,6 +109,7 @@ def taken(lake_uri: str, contracts: Iterable[Contract], as_of: datetime | str | 
 
 
 def _rows_of(run_id: str, published: Iterable[Publication]) -> int:
+    """The number of publications that the run made."""
     return sum(publication.run_id == run_id for publication in published)
 
 
@@ -153,8 +156,8 @@ def _at(lake_uri: str, contracts: list[Contract], moment: datetime, version: int
 
 
 def _all(lake_uri: str, contracts: Iterable[Contract]) -> list[str]:
-    """The tables that views read, in the order in which they are pinned: bronze after what is derived from it, which
-    therefore never knows more than bronze."""
+    """The URIs of the tables that views read, in the order in which they are pinned. Bronze comes after the tables that
+    are made of it, so that these never hold more than bronze does."""
     found: dict[str, None] = {}
     for contract in contracts:
         views(contract, "duckdb", lake_uri, lambda uri, _: str(found.setdefault(uri)), BEGINNING_OF_TIME)
@@ -167,13 +170,14 @@ def _newest(uri: str) -> int | None:
 
 
 def _version_at(uri: str, moment: datetime) -> int | None:
+    """The table's version at `moment`; None if there was no table. Raises `NoSuchSnapshot` if it is not kept."""
     path = names.local_path(uri)
     if not DeltaTable.is_deltatable(path):
         return None
     state = moment.astimezone(UTC).isoformat(" ", "seconds")
     try:
         table = DeltaTable(path)
-        table.load_as_version(moment)  # the oldest one that is kept if all are newer
+        table.load_as_version(moment)  # if all are newer, this loads the oldest one that is kept
         version = int(table.version())
         committed = _committed(uri, version)
     except (DeltaError, OSError) as error:
@@ -187,8 +191,8 @@ def _version_at(uri: str, moment: datetime) -> int | None:
 
 
 def _committed(uri: str, version: int) -> datetime:
-    """When the version was committed: by the clock of the log's files, as Delta has it. Raises FileNotFoundError if the
-    log does not say it any more."""
+    """The instant (UTC) at which the version was committed: the modification time of its file in the log, as Delta
+    defines it. Raises FileNotFoundError if the log does not have the file any more."""
     entry = f"_delta_log/{version:020}.json"
     found: datetime | None = PyFileSystem(DeltaStorageHandler(names.local_path(uri))).get_file_info(entry).mtime
     if found is None:

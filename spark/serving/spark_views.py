@@ -10,9 +10,11 @@ from spark.serving.views import views
 
 
 def register(spark: SparkSession, contract: Contract, lake_uri: str, snapshot: Snapshot | None = None) -> None:
-    """Makes (or replaces) the views of `contract`, under the same names and with the same columns as in DuckDB, of the
-    `snapshot` (default: what is published now). The tables must exist. Raises `NoSuchSnapshot` if the snapshot lacks
-    one."""
+    """Creates or replaces the views of `contract` in the session, as the `snapshot` (default: what is published now)
+    pins them. Names and columns are the same as in DuckDB.
+
+    The tables must exist. Raises `NoSuchSnapshot` if a table's state in the snapshot is not kept any more.
+    """
     shown = snapshot or published(lake_uri, [contract])
 
     def scan(uri: str, _: object) -> str:

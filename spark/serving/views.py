@@ -1,15 +1,17 @@
 """The SQL of the served views, in Spark's and in DuckDB's dialect, from the one table of measures.
 
-For each aggregate `<name>_1m`, `_5m` and `_1h`: columns window_start, window_end (UTC), the dimensions, the measures,
-`source` ('batch' or 'speed'), `final` and `withheld`. Windows that end at or before the stream's `final_through` are
-the batch layer's, exact and final; later ones are the speed layer's partials, folded. Those of hours that a run refused
-to publish, because their exact numbers failed its checks, are `withheld` until a run publishes them. For each velocity,
-session and join the view of its name, with the columns that `schemas.contract.model` names and the same three: rows
-that cannot change any more are the batch layer's. For each stream `<stream>_events` (accepted records, with their place
-in Kafka; a repeated event is there as often as it came),
-`<stream>_dead_letters` (rejected ones, with bytes and reason; one that was rejected again after its replay is there
-again), `<stream>_letters` (one row a dead letter, with its `status`) and, if its contract has alerts, `<stream>_alerts`
-(each alert once). And the platform's own: publications, refusals, ledger, quality, moves, replays, audits.
+- `<aggregate>_1m`, `_5m` and `_1h`: window_start and window_end (UTC), the dimensions, the measures, `source` ('batch'
+  or 'speed'), `final` and `withheld`. Windows that end at or before the stream's horizon come from the batch layer,
+  exact and final; later windows are merged from the speed layer's partials. Windows of hours that a run refused to
+  publish, because their exact numbers failed its checks, are `withheld` until a run publishes them.
+- The name of each velocity, session and join: the columns that `schemas.contract.model` lists, and `source`, `final`
+  and `withheld`. Rows that cannot change any more come from the batch layer.
+- `<stream>_events`: the accepted records with their coordinates. A repeated event is there as often as it came.
+- `<stream>_dead_letters`: the rejected records with their bytes and the reason. A record that was rejected again after
+  its replay is there again.
+- `<stream>_letters`: one row for each dead letter, with its `status`.
+- `<stream>_alerts`, if the contract has alerts: each alert once.
+- The platform's own tables: publications, refusals, ledger, quality, moves, replays and audits.
 """
 
 from __future__ import annotations
@@ -29,12 +31,12 @@ from spark.definitions.windows import SECONDS
 from spark.lake import batch_numbers, names, table_schemas
 
 Scan = Callable[[str, StructType], str]
-"""SQL of a relation: a table's URI and schema as something that can stand after FROM."""
+"""A function from a table's URI and schema to the SQL that stands for the table after FROM."""
 
 
 @dataclass(frozen=True)
 class _Words:
-    """What the two dialects say differently."""
+    """The notation in which the two dialects differ: quotes around names, and the literal of an instant in UTC."""
 
     quote: str
     instant: str
@@ -56,16 +58,25 @@ _WORDS: dict[Dialect, _Words] = {
 
 
 def view_names(contract: Contract) -> list[str]:
-    """The views of a stream, and those of the platform."""
+    """Returns the names of the views of a stream and of those of the platform."""
     windows = [view for aggregate in contract.aggregates for view in aggregate.views]
-    return [*windows, *(one.name for one in contract.stateful_results), *contract.record_views, *table_schemas.SYSTEM]
+    return [
+        *windows,
+        *(result.name for result in contract.stateful_results),
+        *contract.record_views,
+        *table_schemas.SYSTEM,
+    ]
 
 
 def views(
     contract: Contract, dialect: Dialect, lake_uri: str, scan: Scan, final_through: datetime, estimates: bool = True
 ) -> dict[str, str]:
-    """View name to its SELECT, as `view_names` lists them, where windows that end at or before `final_through` are the
-    batch layer's. Without `estimates` the measures that need a sketch are null in the other windows."""
+    """Returns the SELECT of each view of `view_names`, by its name.
+
+    Windows that end at or before `final_through` come from the batch layer, later ones from the speed layer. Without
+    `estimates`, the measures that need a sketch are null in the later ones. Raises `ContractError` if the contract of a
+    joined stream cannot be read.
+    """
     found = {
         f"{aggregate.name}_{window}": _merged(
             contract, aggregate, window, dialect, lake_uri, scan, final_through, estimates
@@ -73,40 +84,41 @@ def views(
         for aggregate in contract.aggregates
         for window in aggregate.windows
     }
-    found |= {one.name: _stateful(contract, one, dialect, lake_uri, scan) for one in contract.stateful_results}
-    words, bronze = (
-        _WORDS[dialect],
-        scan(names.bronze(lake_uri, contract.stream), table_schemas.bronze_schema(contract)),
-    )
-    place = words.names(name for name in table_schemas.COORDINATES if name != "original")
+    found |= {result.name: _stateful(contract, result, dialect, lake_uri, scan) for result in contract.stateful_results}
+    found |= _record_views(contract, dialect, lake_uri, scan)
+    return found | {
+        name: f"select * from {scan(names.system(lake_uri, name), schema)}"
+        for name, schema in table_schemas.SYSTEM.items()
+    }
+
+
+def _record_views(contract: Contract, dialect: Dialect, lake_uri: str, scan: Scan) -> dict[str, str]:
+    """The views of the stream's events, dead letters, letters and alerts."""
+    words, stream = _WORDS[dialect], contract.stream
+    schema = table_schemas.bronze_schema(contract)
+    bronze = scan(names.bronze(lake_uri, stream), schema)
+    coordinates = words.names(name for name in table_schemas.COORDINATES if name != "original")
     original = f"""coalesce({words.name("original")}, concat({words.name("topic")}, '/', {words.name("partition")}, '/',
         {words.name("offset")}))"""
-    values = [
-        name
-        for name in table_schemas.bronze_schema(contract).names
-        if name not in table_schemas.COORDINATES | table_schemas.VERDICT
-    ]
+    about_record = table_schemas.COORDINATES | table_schemas.VERDICT
+    values = words.names(name for name in schema.names if name not in about_record)
     letter = words.names(name for name in table_schemas.VERDICT if name != "accepted")
-    found[f"{contract.stream}_events"] = (
-        f"select {words.names(values)}, {place}, {original} as original from {bronze} where accepted"
-    )
-    found[f"{contract.stream}_dead_letters"] = (
-        f"select {letter}, {place}, {original} as original, {words.names(values)} from {bronze} where not accepted"
-    )
     moves = scan(names.system(lake_uri, "moves"), table_schemas.SYSTEM["moves"])
-    found[f"{contract.stream}_letters"] = _letters(contract, words, bronze, original, moves)
+    found = {
+        f"{stream}_events": f"select {values}, {coordinates}, {original} as original from {bronze} where accepted",
+        f"{stream}_dead_letters": (
+            f"select {letter}, {coordinates}, {original} as original, {values} from {bronze} where not accepted"
+        ),
+        f"{stream}_letters": _letters(contract, words, bronze, original, moves),
+    }
     if contract.alerts:
-        found[f"{contract.stream}_alerts"] = (
-            f"select * from {scan(names.alerts(lake_uri, contract.stream), table_schemas.ALERTS)}"
-        )
-    for name, schema in table_schemas.SYSTEM.items():
-        found[name] = f"select * from {scan(names.system(lake_uri, name), schema)}"
+        found[f"{stream}_alerts"] = f"select * from {scan(names.alerts(lake_uri, stream), table_schemas.ALERTS)}"
     return found
 
 
 def _letters(contract: Contract, words: _Words, bronze: str, original: str, moves: str) -> str:
-    """One row a dead letter: `id` (topic/partition/offset of the original), `status`, what was wrong and the bytes at
-    its last rejection, what was done when it was last moved (recorded at `moved_at`), and its place on
+    """The view with one row for each dead letter: `id` (topic/partition/offset of the original), `status`, the fault
+    and the bytes of its last rejection, its last move (recorded at `moved_at`), and its partition and offset on
     `<stream>.parked` if it is parked."""
     rejection = words.names(["schema_id", "kafka_timestamp", "key", "value", "headers"])
     decision = words.names(["parked_because", "decision", "decided_by", "decided_because", "decided_at"])
@@ -157,9 +169,14 @@ def _merged(
     final_through: datetime,
     estimates: bool,
 ) -> str:
-    words, place = _WORDS[dialect], (lake_uri, contract.stream, aggregate.name)
-    batch = scan(names.batch(*place), table_schemas.batch_schema(contract, aggregate))
-    speed = scan(names.speed(*place), table_schemas.speed_schema(contract, aggregate))
+    """The view of an aggregate: its batch rows up to the horizon, and its merged partials after it."""
+    words = _WORDS[dialect]
+    batch = scan(
+        names.batch(lake_uri, contract.stream, aggregate.name), table_schemas.batch_schema(contract, aggregate)
+    )
+    speed = scan(
+        names.speed(lake_uri, contract.stream, aggregate.name), table_schemas.speed_schema(contract, aggregate)
+    )
     start, end = words.name("window_start"), words.name("window_end")
     dimensions = words.names(aggregate.dimensions)
     results = words.names(measure.name for measure in aggregate.measures)
@@ -171,7 +188,7 @@ def _merged(
     )
     horizon = words.time(final_through)
     truncated, size = _truncated(start, window, dialect), f"interval '{SECONDS[window]}' second"
-    # Said once more of the window's own start, which file statistics are about.
+    # The first condition follows from the second, but is about the column that file statistics are about.
     open_ = f"{start} > {horizon} - {size} and {truncated} + {size} > {horizon}"
     withheld = _withheld(f"{start} + {size}", [contract.stream], words, lake_uri, scan)
     return f"""
@@ -186,20 +203,25 @@ def _merged(
     ) as folded"""
 
 
-def _stateful(contract: Contract, one: StatefulResult, dialect: Dialect, lake_uri: str, scan: Scan) -> str:
-    words, place = _WORDS[dialect], (lake_uri, contract.stream, one.name)
-    batch = scan(names.batch(*place), table_schemas.stateful_batch_schema(contract, one))
-    speed = scan(names.speed(*place), table_schemas.stateful_speed_schema(contract, one))
-    columns, closes_at = words.names(stateful_results.columns(contract, one)), words.name(stateful_results.CLOSES_AT)
+def _stateful(contract: Contract, result: StatefulResult, dialect: Dialect, lake_uri: str, scan: Scan) -> str:
+    """The view of a stateful result: its batch rows up to the horizon, and its speed rows after it."""
+    words = _WORDS[dialect]
+    batch = scan(
+        names.batch(lake_uri, contract.stream, result.name), table_schemas.stateful_batch_schema(contract, result)
+    )
+    speed = scan(
+        names.speed(lake_uri, contract.stream, result.name), table_schemas.stateful_speed_schema(contract, result)
+    )
+    columns, closes_at = words.names(stateful_results.columns(contract, result)), words.name(stateful_results.CLOSES_AT)
     number, generation = words.name("batch"), batch_numbers.batch_number(1, 0)
     made_of = [
-        stateful_results.title(contract, one),
-        *(source.stream for source in stateful_results.sources(contract, one)),
+        stateful_results.title(contract, result),
+        *(source.stream for source in stateful_results.sources(contract, result)),
     ]
     withheld = _withheld(closes_at, made_of, words, lake_uri, scan)
-    # A query that began again has made everything again; what older generations made counts no more.
+    # A query that was reset makes all its rows again, so rows of older generations do not count.
     return f"""
-    with {_horizon(stateful_results.title(contract, one), words, lake_uri, scan)}
+    with {_horizon(stateful_results.title(contract, result), words, lake_uri, scan)}
     select {columns}, {_of_batch(words)}
     from {batch} where {closes_at} <= (select through from horizon)
     union all
@@ -210,6 +232,7 @@ def _stateful(contract: Contract, one: StatefulResult, dialect: Dialect, lake_ur
 
 
 def _of_batch(words: _Words) -> str:
+    """The columns `source`, `final` and `withheld` of a row of the batch layer."""
     return ", ".join(
         f"{value} as {words.name(name)}"
         for name, value in (("source", "'batch'"), ("final", "true"), ("withheld", "false"))
@@ -217,9 +240,9 @@ def _of_batch(words: _Words) -> str:
 
 
 def _withheld(closes_at: str, titles: Iterable[str], words: _Words, lake_uri: str, scan: Scan) -> str:
-    """Whether a row of the speed layer that closes at `closes_at` was to be published by a run that was refused: one
-    for the results called `titles`, or for a stream that they are made of. What was published since is not the speed
-    layer's any more."""
+    """The SQL condition that a run was refused to publish a row of the speed layer which closes at `closes_at`.
+    `titles` are the stream or the stateful result and the streams that it is made of. A row that was published since
+    does not come from the speed layer any more."""
     refusals = scan(names.system(lake_uri, "refusals"), table_schemas.SYSTEM["refusals"])
     listed = ", ".join(f"'{title}'" for title in titles)
     refused = (
@@ -229,8 +252,8 @@ def _withheld(closes_at: str, titles: Iterable[str], words: _Words, lake_uri: st
 
 
 def _horizon(title: str, words: _Words, lake_uri: str, scan: Scan) -> str:
-    """The common table `horizon`, whose only row says how far the results called `title` are final. It is read before
-    the rows it speaks of: published rows are there before their publication is."""
+    """The common table expression `horizon`, whose only row says how far the stateful result `title` is final. It may
+    be read before the result's rows, because published rows are there before their publication is."""
     publications = scan(names.system(lake_uri, "publications"), table_schemas.SYSTEM["publications"])
     never = words.time(BEGINNING_OF_TIME)
     return f"""horizon as (
@@ -240,6 +263,7 @@ def _horizon(title: str, words: _Words, lake_uri: str, scan: Scan) -> str:
 
 
 def _truncated(column: str, window: WindowName, dialect: Dialect) -> str:
+    """The start of the window that holds the timestamp `column`; windows are aligned to the UTC epoch."""
     seconds = SECONDS[window]
     if dialect == "duckdb":
         return f"time_bucket(interval '{seconds}' second, {column})"

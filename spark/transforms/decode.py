@@ -33,7 +33,7 @@ _UNSOUND: dict[type[DataType], str] = {
 }
 
 
-UNREGISTERED = "millrace: a record of a schema that this batch does not know, id "
+UNREGISTERED = "millrace: a record of a schema that this micro-batch does not know, id "
 """The message of the error that ends an evaluation by `decode` with incomplete writers; the schema id follows it."""
 
 

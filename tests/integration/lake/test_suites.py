@@ -11,7 +11,7 @@ from pyspark.sql import DataFrame, SparkSession
 
 from infra.settings import PROJECT
 from schemas.contract.model import Contract
-from spark.lake.tables import bronze_schema
+from spark.lake.table_schemas import bronze_schema
 from spark.quality import suites
 from spark.quality.auditor import Auditor, Outcome
 from tests.support.feed import DOCUMENT, NOW, contract, sale
