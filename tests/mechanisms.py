@@ -681,7 +681,7 @@ MECHANISMS = (
     ),
     Mechanism(
         "P6", "a lane that dies after each start is told", "spark/speed/alert_lane.py",
-        "            if self._clock() - self._started_at >= TOLD_AFTER:\n", "            if True:\n",
+        "            if self._clock() - self._started_at >= REPORTED_AFTER:\n", "            if True:\n",
         ("tests/integration/test_lane.py"
          "::test_a_lane_that_dies_after_each_start_is_told_and_a_reset_loses_no_alert",),
     ),

@@ -1,5 +1,5 @@
 """The streaming driver: one ingest query per stream, an alert lane for each that has alerts, and a query for each
-velocity, sessions or join that a contract declares, in one process, until it is told to stop.
+velocity, sessions or join that a contract declares, in one process, until it is stopped.
 
     spark-submit spark/jobs/stream.py --epoch N        (or plain python; the session configures itself)
 
@@ -11,8 +11,8 @@ its epoch is still the newest. It ends
   `spark.speed.clock`), with the reason in the heartbeat and on standard error.
 
 A stream that needs a person's decision (`Halt`: its topics are missing, its checkpoint is refused, or a poison storm)
-only halts itself: the heartbeat says so, the other streams go on, and it is tried again each `RETRY_HALTED` seconds, so
-it resumes soon after the decision.
+only halts itself: the heartbeat says so, the other streams go on, and it is tried again each `RETRY_HALTED` seconds
+(`spark.speed.driver`), so it resumes soon after the decision.
 
 Between batches it merges the small files of its tables (see `spark.speed.small_files`).
 
@@ -26,12 +26,11 @@ import logging
 import signal
 import sys
 import threading
-from contextlib import ExitStack
 from types import FrameType
 
 from infra.locks.driver_lease import Lease
 from infra.settings import settings
-from spark.speed.driver import Query, log, progress, run
+from spark.speed.driver import Driver, log
 from spark.speed.heartbeat import Heartbeat
 from spark.speed.ingest_query import message
 
@@ -45,26 +44,24 @@ def main(arguments: list[str] | None = None) -> int:
     for ours in ("millrace", "spark"):
         logging.getLogger(ours).setLevel(logging.INFO)
     configured = settings()
-    told_to_stop = threading.Event()
+    stopping = threading.Event()
 
     def on_signal(number: int, _: FrameType | None) -> None:
         log.info("%s: finishing the running batches", signal.Signals(number).name)
-        told_to_stop.set()
+        stopping.set()
 
     signal.signal(signal.SIGTERM, on_signal)
     signal.signal(signal.SIGINT, on_signal)
     heartbeat = Heartbeat(configured.stream_dir / "heartbeat.json", epoch)
     heartbeat.beat("starting", {})
-    streams: dict[str, Query] = {}
-    lease = Lease(configured)
+    driver = Driver(configured, epoch, Lease(configured), heartbeat, stopping)
     try:
-        with ExitStack() as runs:
-            run(configured, epoch, lease, heartbeat, streams, told_to_stop, runs)
+        driver.run()
     except Exception as error:
         log.exception("the driver stops")
-        heartbeat.beat("failed", progress(streams), message(error))
+        heartbeat.beat("failed", driver.progress(), message(error))
         return 1
-    heartbeat.beat("stopped", progress(streams))
+    heartbeat.beat("stopped", driver.progress())
     log.info("stopped")
     return 0
 

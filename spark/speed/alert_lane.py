@@ -1,7 +1,7 @@
 """The alert lane of a stream: Spark's real-time mode from `<stream>` and `<stream>.retry` to `<stream>.alerts`.
 
 It runs beside the ingest and reads for itself, so an alert does not wait for a batch. Real-time mode knows how far it
-is only at its checkpoints: after a crash it reads the interval since the last one again, and tells the same alerts once
+is only at its checkpoints: after a crash it reads the interval since the last one again, and sends the same alerts once
 more, with the same ids.
 
 A query is planned once, with the writer schemas that are registered then. With others it begins a generation of its
@@ -37,13 +37,15 @@ _AT_ONCE = {"kafka.linger.ms": "0", "kafka.acks": "all", "kafka.compression.type
 
 RETRY = 10.0
 """Seconds between the attempts to start a lane that failed."""
-TOLD_AFTER = 30.0
+REPORTED_AFTER = 30.0
 """Seconds that a lane stands still before it counts as halted: a broker that restarts is no news for people. As long a
 query must have run before its failures are forgotten: it dies a while after it was started, if it does."""
 
 
 class Lane:
-    """A stream's lane and the log of its alerts. `tend` is called about once a second and does what is to be done."""
+    """A stream's lane and the log of its alerts as a `spark.speed.query.Query`: `tend` does all that is to be done.
+    `may_commit` is called before each commit of the log and raises when this process must not; `clock` gives
+    seconds."""
 
     def __init__(
         self,
@@ -64,23 +66,32 @@ class Lane:
         self._fails_since: float | None = None
         self._halted: dict[str, str] | None = None
 
+    @property
+    def halted(self) -> bool:
+        """Whether the lane has stood still for so long that it is reported."""
+        return self._halted is not None
+
+    def start(self, spark: SparkSession) -> None:
+        """The same as `tend`."""
+        self.tend(spark)
+
     def tend(self, spark: SparkSession) -> None:
         """Starts the query if it does not run, or anew if a schema was registered or a reference file changed, and
-        copies its alerts to the lake. What goes wrong is told by `progress` and tried again after `RETRY` seconds: a
-        lane that stands still does not stop the ingest."""
+        copies its alerts to the lake. What goes wrong is reported by `progress` and tried again after `RETRY` seconds:
+        a lane that stands still does not stop the ingest."""
         if self._clock() < self._retry:
             return
         try:
             self._keep_running(spark)
             self._log.copy()
-            if self._clock() - self._started_at >= TOLD_AFTER:
+            if self._clock() - self._started_at >= REPORTED_AFTER:
                 self._fails_since = self._halted = None
-        except Exception as error:  # Kafka, the registry, Spark, Delta, a lost lease: all of them are told
+        except Exception as error:  # Kafka, the registry, Spark, Delta, a lost lease
             now = self._clock()
             self._fails_since = now if self._fails_since is None else self._fails_since
             why = f"the alert lane of {self.contract.stream} stands still and is tried again: {_words(error)}"
-            if now - self._fails_since >= TOLD_AFTER:
-                # Since it counts as halted, not since it failed: who began to watch in between has not been told.
+            if now - self._fails_since >= REPORTED_AFTER:
+                # Since it counts as halted, not since it failed: a watch that began in between must report it.
                 since = self._halted["since"] if self._halted else datetime.now(UTC).isoformat()
                 self._halted = {"why": why, "since": since}
             self._retry = now + RETRY
@@ -88,26 +99,35 @@ class Lane:
 
     def progress(self) -> dict[str, Any]:
         """As `spark.speed.heartbeat.progress`, of the last checkpoint; `halted` says why the lane stands still, if it
-        has failed for `TOLD_AFTER` seconds, until it has run for as long. It has no lag: what is between two
+        has failed for `REPORTED_AFTER` seconds, until it has run for as long. It has no lag: what is between two
         checkpoints is unknown."""
         last: Any = self._query.lastProgress if self._query else None
         found = {"batch_id": last["batchId"], "rows": last["numInputRows"]} if last else {}
         return NO_PROGRESS | found | {"halted": self._halted}
 
-    def stop(self) -> None:
-        """Ends the query where it is: real-time mode has no batch whose end would be worth waiting for."""
-        if self._query is not None:
-            self._query.stop()
-            self._query = None
+    def error(self) -> str | None:
+        """Returns None: a lane is no reason to end the driver."""
+        return None
 
-    def close(self) -> None:
-        """`stop`, and copies what is on the topic already."""
-        self.stop()
+    def finish(self) -> bool:
+        """Ends the query where it is, for real-time mode has no batch whose end would be worth waiting for, and copies
+        what is on the topic already. Returns True."""
+        self._stop()
         try:
             self._log.copy(at_once=True)
         except Exception as error:  # the next driver's lane goes on with it
             log.warning("%s: its last alerts are copied later: %s", self._name, _words(error))
+        return True
+
+    def close(self) -> None:
+        """Ends the query if it still runs, and closes the connection of the log."""
+        self._stop()
         self._log.close()
+
+    def _stop(self) -> None:
+        if self._query is not None:
+            self._query.stop()
+            self._query = None
 
     def _keep_running(self, spark: SparkSession) -> None:
         if self._query is not None and not self._query.isActive:
@@ -116,7 +136,7 @@ class Lane:
             raise failure or RuntimeError("the query ended without a reason")
         schemas, files = self._writers.watched(), self._reference_files()
         if schemas != self._schemas or files != self._files:
-            self.stop()
+            self._stop()
         self._schemas, self._files = schemas, files
         if self._query is None:
             self._query = self._started(spark)
@@ -150,13 +170,13 @@ class Lane:
         return query
 
     def _reference_files(self) -> list[tuple[int, int]]:
-        """What tells that a reference file was changed: time and size of each."""
+        """Time and size of each reference file: another value means that one was changed."""
         found = [references.path(self.contract, reference).stat() for reference in self.contract.references]
         return [(file.st_mtime_ns, file.st_size) for file in found]
 
 
 def _words(error: BaseException) -> str:
-    """The first line of what a person reads: of our own errors the message is enough."""
+    """What a person reads of an error: the message of our own ones, type and first line of others."""
     if isinstance(error, MillraceError):
         return str(error)
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:500]

@@ -20,7 +20,6 @@ from schemas.contract.model import Contract
 from schemas.errors import Halt, MillraceError, TransientError
 from spark.lake import batch_numbers, retention
 from spark.speed import kafka_source
-from spark.speed.alert_lane import Lane
 from spark.speed.checkpoint import generations, ingest_start
 from spark.speed.dead_letters import Letters
 from spark.speed.heartbeat import NO_PROGRESS, plain, progress
@@ -36,55 +35,63 @@ class Stopping(Exception):
 
 
 @dataclass
-class Stream:
-    """One stream's ingest query and what is going on in it."""
+class IngestQuery:
+    """The ingest of one stream as a `spark.speed.query.Query`. `stopping` ends the waiting for the registry and keeps
+    batches from beginning; `may_commit` is called before each commit and raises when this process must not."""
 
     contract: Contract
-    configured: Settings
+    settings: Settings
     stopping: threading.Event
     may_commit: Callable[[], None]
     query: StreamingQuery | None = None
     letters: Letters | None = None
     writers: Writers | None = None
     failure: BaseException | None = None
-    told: tuple[str, datetime] | None = None
-    """The last halt's message and when it began; kept while the stream is tried again, until a batch is finished."""
+    last_halt: tuple[str, datetime] | None = None
+    """The last halt's message and when it began; kept while the query is tried again, until a batch is finished."""
     running: bool = field(default=False)
-    lane: Lane | None = field(default=None, init=False)
-    """If the contract has alerts; it runs whether the ingest is halted or not."""
-
-    def __post_init__(self) -> None:
-        if self.contract.alerts:
-            self.lane = Lane(self.contract, self.configured, self.may_commit)
+    """Whether a batch runs."""
 
     def start(self, spark: SparkSession) -> None:
-        """Finishes what a reset left to be finished and starts the query. What `Halt`s it, `halted` tells."""
+        """Finishes what a reset left to be finished and starts the query. A `Halt` is in `halted`; raises what else
+        goes wrong."""
         try:
             self._start(spark)
         except Halt as halt:
             self._failed(halt)
 
     def _start(self, spark: SparkSession) -> None:
-        name, settings = self.contract.stream, self.configured
+        name, settings = self.contract.stream, self.settings
         if generations.settled_batch(self.contract, settings) is None:  # else it costs each recovery a connection
             with suppress(TransientError):  # a broker that is away is waited for by the query
                 require_topics(settings, self.contract, "stream")
         opening = ingest_start.opening(self.contract, settings)
         if opening.unfinished is not None:
-            ingest = self._ingest(batch_numbers.generation_of(opening.unfinished))
-            ingest.onward(spark, batch_numbers.batch_id_of(opening.unfinished))
-            ingest_start.finished(self.contract, settings, opening.generation)
+            self._finish_batch(spark, opening.unfinished, opening.generation)
         ingest_start.remember(self.contract, settings, opening.generation)
         ingest = self._ingest(opening.generation)
-        history = timedelta(hours=settings.history_hours)
-        lake = settings.lake_uri
-        upkeep = Upkeep(
-            of_ingest(lake, self.contract),
-            history,
-            self.may_commit,
-            lake,
-            retention.rules_of_partials(lake, self.contract),
+        self.failure = None
+        spark.sparkContext.setLocalProperty("spark.scheduler.pool", name)
+        self.query = (
+            kafka_source.records(spark, self.contract, settings, opening.start)
+            .writeStream.queryName(name)
+            .option("checkpointLocation", generations.location(settings, name, opening.generation))
+            .trigger(processingTime=f"{int(settings.trigger_interval * 1000)} milliseconds")
+            .foreachBatch(self._batch(ingest))
+            .start()
         )
+
+    def _finish_batch(self, spark: SparkSession, number: int, generation: int) -> None:
+        """Sends the batch `number`, which an older generation left in bronze, onward, and notes that it did."""
+        ingest = self._ingest(batch_numbers.generation_of(number))
+        ingest.onward(spark, batch_numbers.batch_id_of(number))
+        ingest_start.finished(self.contract, self.settings, generation)
+
+    def _batch(self, ingest: Ingest) -> Callable[[DataFrame, int], None]:
+        """The foreachBatch function: the ingest of a batch, and the care for the stream's tables after it."""
+        lake_uri, history = self.settings.lake_uri, timedelta(hours=self.settings.history_hours)
+        kept = retention.rules_of_partials(lake_uri, self.contract)
+        upkeep = Upkeep(of_ingest(lake_uri, self.contract), history, self.may_commit, lake_uri, kept)
 
         def batch(records: DataFrame, batch_id: int) -> None:
             if self.stopping.is_set():
@@ -95,26 +102,17 @@ class Stream:
                 # The batch is in the served view by now: nobody waits for this but a batch to come.
                 upkeep.after_batch(waiting=self.query is not None and progress(self.query, False)["lag"] > 0)
                 self.may_commit()  # else Spark would note the batch as done in a checkpoint that is another driver's
-                self.told = None
+                self.last_halt = None
             except BaseException as error:
                 self._failed(error)
                 raise
             finally:
                 self.running = False
 
-        self.failure = None
-        spark.sparkContext.setLocalProperty("spark.scheduler.pool", name)
-        self.query = (
-            kafka_source.records(spark, self.contract, settings, opening.start)
-            .writeStream.queryName(name)
-            .option("checkpointLocation", generations.location(settings, name, opening.generation))
-            .trigger(processingTime=f"{int(settings.trigger_interval * 1000)} milliseconds")
-            .foreachBatch(batch)
-            .start()
-        )
+        return batch
 
     def _ingest(self, generation: int) -> Ingest:
-        name, settings = self.contract.stream, self.configured
+        name, settings = self.contract.stream, self.settings
         self.close()
         self.letters = Letters(
             self.contract, settings.kafka_client("stream"), generations.application(name, generation)
@@ -132,12 +130,13 @@ class Stream:
 
     def _failed(self, error: BaseException) -> None:
         self.failure = error
-        if isinstance(error, Halt) and (self.told is None or self.told[0] != str(error)):
-            self.told = (str(error), datetime.now(UTC))
+        if isinstance(error, Halt) and (self.last_halt is None or self.last_halt[0] != str(error)):
+            self.last_halt = (str(error), datetime.now(UTC))
             log.error("stream %s is halted: %s", self.contract.stream, error)
 
     @property
     def active(self) -> bool:
+        """Whether Spark runs the query."""
         return self.query is not None and self.query.isActive
 
     @property
@@ -145,12 +144,18 @@ class Stream:
         """Whether the stream stands still until somebody decides."""
         return not self.active and isinstance(self.failure, Halt)
 
+    def tend(self, spark: SparkSession) -> None:
+        """Does nothing: the ingest has nothing to do beside its batches."""
+
     def progress(self) -> dict[str, Any]:
         """As `spark.speed.heartbeat.progress`, and `halted`: why and since when (ISO-8601, UTC), None while it runs;
         `waiting`: why a batch waits for the schema registry, None while none does; and `within`: the seconds in which
         its contract wants a batch finished, None if it does not say."""
         found = progress(self.query, self.running) if self.query else dict(NO_PROGRESS)
-        halted = {"why": self.told[0], "since": self.told[1].isoformat()} if self.halted and self.told else None
+        halted = None
+        if self.halted and self.last_halt is not None:
+            why, since = self.last_halt
+            halted = {"why": why, "since": since.isoformat()}
         within = self.contract.progress_within
         return found | {
             "halted": halted,
@@ -164,12 +169,8 @@ class Stream:
             return None
         return message(self.failure or self.query.exception() or RuntimeError("the query ended without a reason"))
 
-    def close(self) -> None:
-        if self.letters is not None:
-            self.letters.close()
-
     def finish(self) -> bool:
-        """With `stopping` set: stops the query if it is between two batches; returns whether it has ended."""
+        """Stops the query if it is between two batches, with `stopping` set; returns whether it has ended."""
         if self.query is None or not self.query.isActive:
             return True
         if not self.query.status["isTriggerActive"]:
@@ -177,8 +178,14 @@ class Stream:
             return True
         return False
 
+    def close(self) -> None:
+        """Closes the connection of the dead letters."""
+        if self.letters is not None:
+            self.letters.close()
+
 
 def message(error: BaseException) -> str:
+    """What people read of an error: of our own ones the message is enough, others have their type before it."""
     if isinstance(error, MillraceError):
         return str(error)
     return f"{type(error).__name__}: {plain(error)}"

@@ -41,7 +41,7 @@ EVERYTHING = 1_000_000
 """Files a batch takes at most. All that is there when a query begins must be one batch: files come in the order in
 which they were last written, and compaction would make old events late."""
 
-TOLD_AFTER = timedelta(seconds=60)
+REPORTED_AFTER = timedelta(seconds=60)
 """How long a query that failed stands still before it counts as halted: it is tried again meanwhile, twice. A column
 that its tables gain (Delta ends each running read of a table whose columns change), or a disk that is full for a
 moment, is no news for people."""
@@ -66,18 +66,18 @@ def events(spark: SparkSession, contract: Contract, lake_uri: str) -> DataFrame:
     )
 
 
-def results(spark: SparkSession, contract: Contract, one: StatefulResult, lake_uri: str) -> DataFrame:
-    """The streaming rows of the speed table of `one`, without `batch`."""
+def results(spark: SparkSession, contract: Contract, result: StatefulResult, lake_uri: str) -> DataFrame:
+    """The streaming rows of the result's speed table, without `batch`."""
     mine = events(spark, contract, lake_uri)
-    match one:
+    match result:
         case Velocity():
-            return crossings(mine, contract, one)
+            return crossings(mine, contract, result)
         case Sessions():
-            return sessions(mine.dropDuplicatesWithinWatermark(contract.event_id), contract, one)
+            return sessions(mine.dropDuplicatesWithinWatermark(contract.event_id), contract, result)
         case Join():
-            other = stateful_results.other(contract, one)
+            other = stateful_results.other(contract, result)
             theirs = events(spark, other, lake_uri).dropDuplicatesWithinWatermark(other.event_id)
-            return joined(mine.dropDuplicatesWithinWatermark(contract.event_id), theirs, contract, one)
+            return joined(mine.dropDuplicatesWithinWatermark(contract.event_id), theirs, contract, result)
 
 
 def append(rows: DataFrame, uri: str, application: str, batch_id: int, may_commit: Callable[[], None]) -> None:
@@ -89,21 +89,18 @@ def append(rows: DataFrame, uri: str, application: str, batch_id: int, may_commi
         delta_append.append(rows, uri, application, batch_id, may_commit)
 
 
-# -- its checkpoint ------------------------------------------------------------------------------------------------
-
-
 # -- the running query ---------------------------------------------------------------------------------------------
 
 
 @dataclass
 class StatefulQuery:
-    """One stateful result's query in the driver; what `spark.speed.ingest_query.Stream` is to an ingest. If it fails it
-    halts itself alone: the ingest goes on, and the driver tries it again. (A lost lease is among what a batch fails of;
-    the driver learns of it when it renews the lease, and ends.)"""
+    """The query of one stateful result as a `spark.speed.query.Query`. If it fails it halts itself alone: the ingest
+    goes on, and the driver tries it again. (A lost lease is among what a batch fails of; the driver learns of it when
+    it renews the lease, and ends.) `may_commit` is called before each commit and raises when this process must not."""
 
     contract: Contract
-    one: StatefulResult
-    configured: Settings
+    result: StatefulResult
+    settings: Settings
     may_commit: Callable[[], None] = lambda: None
     once: bool = False
     """Whether it ends when it has taken what is there."""
@@ -114,23 +111,35 @@ class StatefulQuery:
     clock: Callable[[], datetime] = lambda: datetime.now(UTC)
 
     def start(self, spark: SparkSession) -> None:
-        """Starts the query. What keeps it from that, `halted` tells."""
+        """Starts the query. What keeps it from that is in `halted` and `progress`."""
         try:
             self._start(spark)
         except Exception as error:  # a refused checkpoint, Spark, Delta, the disk
             self._failed(error)
 
     def _start(self, spark: SparkSession) -> None:
-        title, settings = stateful_results.title(self.contract, self.one), self.configured
-        generation = opening(self.contract, self.one, settings)
-        remember(self.contract, self.one, settings, generation)
+        settings = self.settings
+        generation = opening(self.contract, self.result, settings)
+        remember(self.contract, self.result, settings, generation)
         self.failure = None
         every = f"{int(SLOWER * settings.trigger_interval * 1000)} milliseconds"
-        uri = names.speed(settings.lake_uri, self.contract.stream, self.one.name)
-        application = generations.application(title, generation)
-        kept = [retention.rule_of_stateful_result(settings.lake_uri, self.contract, self.one)]
-        history = timedelta(hours=settings.history_hours)
-        upkeep = Upkeep([uri], history, self.may_commit, settings.lake_uri, kept)
+        spark.sparkContext.setLocalProperty("spark.scheduler.pool", self.title)
+        self.query = (
+            results(spark, self.contract, self.result, settings.lake_uri)
+            .writeStream.queryName(self.title)
+            .option("checkpointLocation", generations.location(settings, self.title, generation))
+            .trigger(**({"availableNow": True} if self.once else {"processingTime": every}))
+            .foreachBatch(self._batch(generation))
+            .start()
+        )
+
+    def _batch(self, generation: int) -> Callable[[DataFrame, int], None]:
+        """The foreachBatch function of a generation: appends a batch, and cares for the table after it."""
+        lake_uri, history = self.settings.lake_uri, timedelta(hours=self.settings.history_hours)
+        uri = names.speed(lake_uri, self.contract.stream, self.result.name)
+        application = generations.application(self.title, generation)
+        kept = [retention.rule_of_stateful_result(lake_uri, self.contract, self.result)]
+        upkeep = Upkeep([uri], history, self.may_commit, lake_uri, kept)
 
         def batch(rows: DataFrame, batch_id: int) -> None:
             try:
@@ -143,18 +152,16 @@ class StatefulQuery:
                 self._failed(error)
                 raise
 
-        spark.sparkContext.setLocalProperty("spark.scheduler.pool", title)
-        self.query = (
-            results(spark, self.contract, self.one, settings.lake_uri)
-            .writeStream.queryName(title)
-            .option("checkpointLocation", generations.location(settings, title, generation))
-            .trigger(**({"availableNow": True} if self.once else {"processingTime": every}))
-            .foreachBatch(batch)
-            .start()
-        )
+        return batch
+
+    @property
+    def title(self) -> str:
+        """The name of the result, of its checkpoint and of the query: `<stream>.<result>`."""
+        return stateful_results.title(self.contract, self.result)
 
     @property
     def active(self) -> bool:
+        """Whether Spark runs the query."""
         return self.query is not None and self.query.isActive
 
     @property
@@ -170,31 +177,34 @@ class StatefulQuery:
         self.failure = error
         if self.since is None:
             self.since = self.clock()
-            log.error("%s stands still: %s", stateful_results.title(self.contract, self.one), error)
+            log.error("%s stands still: %s", self.title, error)
 
-    def _told(self) -> dict[str, str] | None:
-        """Why it is halted, with the way out, and since when it counts as that: at once if somebody must decide."""
+    def _reported_halt(self) -> dict[str, str] | None:
+        """Why it is halted, with the way out, and since when (ISO-8601, UTC) it counts as halted, which is at once if
+        somebody must decide; None while it does not."""
         if not self.halted or self.failure is None or self.since is None:
             return None
-        title = stateful_results.title(self.contract, self.one)
         if isinstance(self.failure, Halt):
             return {"why": str(self.failure), "since": self.since.isoformat()}
-        since = self.since + TOLD_AFTER
+        since = self.since + REPORTED_AFTER
         if since > self.clock():
             return None
         words = plain(self.failure) or type(self.failure).__name__
-        again = f"It is tried again by itself; if it stays so, {reset_advice(title)}"
-        return {"why": f"{title} stands still: {words}\n{again}", "since": since.isoformat()}
+        again = f"It is tried again by itself; if it stays so, {reset_advice(self.title)}"
+        return {"why": f"{self.title} stands still: {words}\n{again}", "since": since.isoformat()}
 
     def progress(self) -> dict[str, Any]:
         """The newest batch_id, its rows and `halted`, as an ingest's. It has no lag: its first batch is all that there
         is, and however long that takes, the driver of the other streams must not be replaced for it."""
         last: Any = self.query.lastProgress if self.query else None
         found = {"batch_id": last["batchId"], "rows": last["numInputRows"]} if last else {}
-        return NO_PROGRESS | found | {"halted": self._told()}
+        return NO_PROGRESS | found | {"halted": self._reported_halt()}
+
+    def tend(self, spark: SparkSession) -> None:
+        """Does nothing: the query has nothing to do beside its batches."""
 
     def error(self) -> str | None:
-        """Why the driver must end: never for this."""
+        """Returns None: the query is no reason to end the driver."""
         return None
 
     def finish(self) -> bool:
@@ -207,4 +217,4 @@ class StatefulQuery:
         return True
 
     def close(self) -> None:
-        pass
+        """Does nothing: the query has no connection."""

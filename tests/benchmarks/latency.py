@@ -193,20 +193,23 @@ def run_lane(beside: bool) -> None:
     """What runs in that process: the parts of the streaming driver that are measured."""
     from spark.lake import tables
     from spark.session import session
-    from spark.speed.ingest_query import Stream
+    from spark.speed.alert_lane import Lane
+    from spark.speed.ingest_query import IngestQuery
+    from spark.speed.query import Query
 
     config = settings()
     contract = contract_in(config.contracts, load.STREAM)
     spark = session(config, "stream", "millrace-latency")
     tables.create(config.lake_uri, contract)
-    stream = Stream(contract, config, threading.Event(), lambda: None)
-    assert stream.lane is not None
+    queries: list[Query] = [Lane(contract, config)]
     if beside:
-        stream.start(spark)
+        queries.append(IngestQuery(contract, config, threading.Event(), lambda: None))
+        queries[-1].start(spark)
     while True:
-        stream.lane.tend(spark)
-        if why := stream.error() or (stream.lane.progress()["halted"] or {}).get("why"):
-            raise RuntimeError(why)
+        for query in queries:
+            query.tend(spark)
+            if why := query.error() or (query.progress()["halted"] or {}).get("why"):
+                raise RuntimeError(why)
         threading.Event().wait(1.0)
 
 

@@ -40,7 +40,7 @@ from schemas.contract.verdict import Judge
 from spark.lake import names, tables
 from spark.serving.duck import connect
 from spark.session import QUICK_COMPILER
-from spark.speed.alert_lane import RETRY, TOLD_AFTER, Lane
+from spark.speed.alert_lane import REPORTED_AFTER, RETRY, Lane
 from spark.speed.alert_log import AlertLog
 from spark.speed.checkpoint import generations, lane_start
 from tests.integration.test_produce import read
@@ -315,7 +315,7 @@ def test_a_lane_that_dies_after_each_start_is_told_and_a_reset_loses_no_alert(de
     try:
         assert life.tend().isActive
         life.wait_told("first", "meanwhile")
-        life.now += TOLD_AFTER - 1
+        life.now += REPORTED_AFTER - 1
         life.tend()
         assert life.lane.progress()["halted"] is not None, "it may die yet"
         life.now += 1

@@ -101,7 +101,7 @@ class Site:
     stack: Settings
     spark: SparkSession
     contract: Contract
-    life: ingest_query.Stream | None = None
+    life: ingest_query.IngestQuery | None = None
     crash_at: int | None = None
     good: list[int] = field(default_factory=list)
     bad: list[bytes] = field(default_factory=list)
@@ -124,11 +124,11 @@ class Site:
         if self._commits == self.crash_at:
             raise PowerOut("the power is out")
 
-    def start(self, crash_at: int | None = None) -> ingest_query.Stream:
+    def start(self, crash_at: int | None = None) -> ingest_query.IngestQuery:
         """`crash_at`: the power goes out before that commit: 1 bronze, 2 and 3 partials, 4 letters."""
         self.stop()
         self._commits, self.crash_at = 0, crash_at
-        self.life = ingest_query.Stream(self.contract, self.stack, threading.Event(), self._may_commit)
+        self.life = ingest_query.IngestQuery(self.contract, self.stack, threading.Event(), self._may_commit)
         self.life.start(self.spark)
         return self.life
 

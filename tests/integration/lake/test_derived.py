@@ -383,7 +383,7 @@ def test_a_query_that_fails_halts_itself_and_goes_on_when_it_is_tried_again(lake
             query.query.awaitTermination()
         assert query.halted
         assert query.progress()["halted"] is None, "not yet news for people"
-        clock.now += stateful_query.TOLD_AFTER / 2
+        clock.now += stateful_query.REPORTED_AFTER / 2
     assert query.progress()["halted"] == {
         "why": "visits.bursts stands still: the power is out\n" + WAY_OUT,
         "since": clock.now.isoformat(),
@@ -408,7 +408,7 @@ def test_a_query_that_cannot_be_built_halts_itself_alone(lake: Lake) -> None:
     query = stateful_query.StatefulQuery(lake.visits, lake.one("followed"), lake.settings, once=True, clock=clock)
     query.start(lake.spark)
     assert query.halted
-    clock.now += stateful_query.TOLD_AFTER
+    clock.now += stateful_query.REPORTED_AFTER
     assert "Table schema is not set" in query.progress()["halted"]["why"]
     assert query.error() is None
 
@@ -458,7 +458,7 @@ def test_a_damaged_state_is_told_in_words_with_a_way_out_that_leads_out(lake: La
     with pytest.raises(StreamingQueryException):
         query.query.awaitTermination()
     assert query.halted
-    clock.now += stateful_query.TOLD_AFTER
+    clock.now += stateful_query.REPORTED_AFTER
     why = query.progress()["halted"]["why"]
     assert why.startswith("visits.bursts stands still: ")
     assert why.endswith(f"\n{WAY_OUT}")

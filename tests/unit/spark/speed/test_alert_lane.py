@@ -19,7 +19,7 @@ from infra.settings import Settings, settings
 from schemas.contract.catalog import load
 from schemas.contract.folders import USES
 from spark.session import submit_conf
-from spark.speed.alert_lane import RETRY, TOLD_AFTER, Lane
+from spark.speed.alert_lane import REPORTED_AFTER, RETRY, Lane
 from spark.speed.checkpoint import lane_start
 from spark.speed.checkpoint.start_check import CheckpointRefused
 from tests.support.checkpoints import SALES, spark_checkpoint
@@ -46,12 +46,12 @@ def test_a_lane_that_fails_is_tried_again_and_told_after_a_while(
         raise OSError("no registry\nand no more")
 
     monkeypatch.setattr(lane, "_keep_running", fails)
-    for clock.now in range(int(TOLD_AFTER)):
+    for clock.now in range(int(REPORTED_AFTER)):
         lane.tend(None)  # type: ignore[arg-type]
         assert lane.progress()["halted"] is None
     assert attempts == [0, RETRY, 2 * RETRY]
     began = datetime.now(UTC)
-    for clock.now in (TOLD_AFTER, TOLD_AFTER + RETRY):
+    for clock.now in (REPORTED_AFTER, REPORTED_AFTER + RETRY):
         lane.tend(None)  # type: ignore[arg-type]
         told = lane.progress()["halted"]
         assert told["why"].endswith("telemetry stands still and is tried again: OSError: no registry")
