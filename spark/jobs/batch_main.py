@@ -1,4 +1,4 @@
-"""What the batch jobs have in common: their arguments, and one stream after the other in one Spark application."""
+"""The main function of the batch jobs: their arguments, and one stream after the other in one Spark application."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def main(
     arguments: list[str] | None = None,
     parents: Sequence[argparse.ArgumentParser] = (),
 ) -> int:
-    """Does `work`, which is what `spark.lineage.graph.graph` has by `duty`, for each `--stream` and returns the exit
-    code: 0, or 1 if a stream failed. A stream that fails does not keep the others from their turn. The last line of
+    """Does `work`, which `spark.lineage.graph` knows as `duty`, for each `--stream` and returns the exit code: 0, or 1
+    if a stream failed. A stream that fails does not keep the others from their turn. The last line of
     standard output is JSON: the summaries in a list, which `--summary` names a file for. `parents` have options of the
     job's own, for its help."""
     parser = argparse.ArgumentParser(description=description, parents=parents)
@@ -58,7 +58,7 @@ def main(
             failed.append(stream)
         log.info("%s: done in %.0f s", stream, time.monotonic() - began)
         if (active := SparkSession.getActiveSession()) is not None:
-            active.catalog.clearCache()  # what a stream has cached is nothing to the next one
+            active.catalog.clearCache()  # the next stream needs nothing that this one has cached
     if failed:
         log.error("failed: %s", ", ".join(failed))
     if given.summary:

@@ -35,6 +35,7 @@ from spark.lineage import graph
 
 
 def main() -> int:
+    """Runs the job for the streams of the command line and returns its exit code."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument(
         "--from", dest="since", type=utc, help="first hour (UTC) of event time to recompute in any case"

@@ -28,7 +28,7 @@ from spark.speed import kafka_source
 from spark.speed.alert_log import AlertLog
 from spark.speed.checkpoint import generations, lane_start
 from spark.speed.heartbeat import NO_PROGRESS
-from spark.speed.writer_schemas import Writers
+from spark.speed.writer_schemas import RegisteredSchemas
 from spark.transforms.alerts import alerts
 
 log = logging.getLogger("millrace.lane")
@@ -57,7 +57,7 @@ class Lane:
         self.contract, self._settings = contract, settings
         self._name = contract.alerts_topic
         self._clock = clock
-        self._writers = Writers(contract, settings)
+        self._writers = RegisteredSchemas(contract, settings)
         self._log = AlertLog(contract, settings, may_commit)
         self._query: StreamingQuery | None = None
         self._schemas: Mapping[int, str] = {}
@@ -176,7 +176,7 @@ class Lane:
 
 
 def _words(error: BaseException) -> str:
-    """What a person reads of an error: the message of our own ones, type and first line of others."""
+    """An error in words for people: the message of our own ones, type and first line of others."""
     if isinstance(error, MillraceError):
         return str(error)
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:500]

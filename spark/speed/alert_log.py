@@ -30,12 +30,12 @@ LIST = 60.0
 
 
 class AlertLog:
-    """Copies what is on `<stream>.alerts` into the stream's alerts table, of which it is the only writer.
+    """Copies the alerts on `<stream>.alerts` into the stream's alerts table, of which it is the only writer.
 
     A commit carries, beside its rows, the offset of each partition that comes next (as Delta's transaction ids), so it
     holds nothing that could be lost or disagree. The lane repeats alerts after a crash: an id that the table has is
     passed over. Small files are merged as `spark.speed.small_files` says. `may_commit` is called before each commit and
-    raises when this process must not (any more).
+    raises when this process must not (any more); `clock` gives seconds.
     """
 
     def __init__(
@@ -66,8 +66,9 @@ class AlertLog:
         )
 
     def copy(self, at_once: bool = False) -> int:
-        """Takes what has come, and commits it if `EVERY` seconds have passed since the last commit or `at_once`.
-        Returns the number of rows committed. Raises KafkaException, and what Delta and `may_commit` raise."""
+        """Takes the alerts that have come, and commits them if `EVERY` seconds have passed since the last commit or
+        `at_once`. Returns the number of rows committed. Raises KafkaException, and what Delta and `may_commit`
+        raise."""
         if not self._partitions or (not (self._held or at_once) and self._clock() >= self._list):
             self._assign()
         while len(self._held) < MOST and (messages := self._consumer.consume(1000, 0.05 if at_once else 0)):
@@ -89,6 +90,7 @@ class AlertLog:
         return rows
 
     def close(self) -> None:
+        """Closes the connection. What was taken and not committed is read again by the next log."""
         self._consumer.close()
 
     def _assign(self) -> None:
@@ -139,7 +141,7 @@ class AlertLog:
         return len(rows)
 
     def _known(self, table: DeltaTable, found: Mapping[str, dict[str, Any]]) -> set[str]:
-        """Those of the ids that the table has. Offsets prune it to the files that may have them."""
+        """The ids in `found` that the table has. Their offsets prune the table to the files that may have them."""
         if not found:
             return set()
         offsets = [row["offset"] for row in found.values()]
@@ -148,6 +150,7 @@ class AlertLog:
 
 
 def _row(message: Message) -> dict[str, Any] | None:
+    """The row of the alerts table for a message; None if it is no alert."""
     try:
         alert = json.loads(message.value() or b"")
         topic, partition, offset = alert["original"].rsplit("/", 2)
@@ -165,6 +168,6 @@ def _row(message: Message) -> dict[str, Any] | None:
             "references": json.dumps(alert["references"]) if alert.get("references") else None,
         }
     except (ValueError, KeyError, TypeError) as error:
-        place = f"{message.topic()}/{message.partition()}/{message.offset()}"
-        log.warning("%s is no alert, and is passed over: %s", place, error)
+        coordinates = f"{message.topic()}/{message.partition()}/{message.offset()}"
+        log.warning("%s is no alert, and is passed over: %s", coordinates, error)
         return None

@@ -21,7 +21,7 @@ from tenacity import Retrying, before_sleep_log, retry_if_exception_type, stop_a
 
 from infra.broker.bounded import Unanswered, answered
 from schemas.contract.model import Contract
-from schemas.dead_letter import ATTEMPT, ERROR_CLASS, FIRST_FAILED_AT, ID, NEXT_DUE_AT, PREFIX, REASON
+from schemas.dead_letter import ATTEMPT, ERROR_CLASS, FIRST_FAILED_AT, ID, NEXT_DUE_AT, PREFIX, REASON, instant
 from schemas.errors import TerminalError, TransientError
 
 log = logging.getLogger(__name__)
@@ -44,9 +44,9 @@ class LettersFenced(TerminalError):
 def letters(rejected: DataFrame) -> DataFrame:
     """Rejected rows of bronze as `Letters.send` takes them: id (the original's topic/partition/offset), error_class,
     reason, attempt, key, value, headers, timestamp (milliseconds since 1970)."""
-    place = F.concat_ws("/", "topic", "partition", "offset")
+    own_id = F.concat_ws("/", "topic", "partition", "offset")
     return rejected.select(
-        F.coalesce("original", place).alias("id"),
+        F.coalesce("original", own_id).alias("id"),
         "error_class",
         "reason",
         "attempt",
@@ -58,8 +58,9 @@ def letters(rejected: DataFrame) -> DataFrame:
 
 
 class Letters:
-    """Sends dead letters as transactions of `transactional.id` `stream.<application>`, where `application` is stream
-    and checkpoint generation. Kafka fences an older process that still holds the id."""
+    """Sends the contract's dead letters as transactions of `transactional.id` `stream.<application>`, where
+    `application` is stream and checkpoint generation. Kafka fences an older process that still holds the id. `client`
+    is the configuration of the connection, `clock` gives the time (UTC) of the failure."""
 
     def __init__(
         self,
@@ -80,7 +81,7 @@ class Letters:
     def send(self, batch_id: int, letters: Callable[[], Iterable[Row]]) -> int:
         """Sends what `letters` gives in one transaction with the marker and returns the number; 0 if the letters of the
         batch are out already. A failed transaction is tried again for `PATIENCE` seconds, with `letters` called anew:
-        when a commit's outcome is unknown, the marker tells it. Raises `LettersError`, or `LettersFenced`."""
+        when a commit's outcome is unknown, the marker shows it. Raises `LettersError`, or `LettersFenced`."""
         attempts = Retrying(
             retry=retry_if_exception_type(LettersError),
             wait=wait_exponential_jitter(multiplier=0.2, max=5),
@@ -184,15 +185,11 @@ class Letters:
             ERROR_CLASS: letter["error_class"].encode(),
             REASON: letter["reason"].encode(),
             ATTEMPT: str(letter["attempt"]).encode(),
-            FIRST_FAILED_AT: first or _instant(now),
-            NEXT_DUE_AT: _instant(now + backoff.due_after(letter["attempt"], letter["id"])),
+            FIRST_FAILED_AT: first or instant(now).encode(),
+            NEXT_DUE_AT: instant(now + backoff.due_after(letter["attempt"], letter["id"])).encode(),
         }
         return [(key, value) for key, value in own if not key.startswith(PREFIX)] + list(ours.items())
 
 
 def _bytes(value: bytearray | None) -> bytes | None:
     return None if value is None else bytes(value)
-
-
-def _instant(time: datetime) -> bytes:
-    return time.astimezone(UTC).isoformat().replace("+00:00", "Z").encode()

@@ -1,8 +1,8 @@
-"""What the streaming driver appends to a Delta table and reads back: Spark writes the files of a batch, delta-rs
-commits them (docs/decisions/0014-files-by-spark-commits-by-delta-rs.md).
+"""The appends of the streaming driver to a Delta table, and what it reads back of them: Spark writes the files of a
+batch, delta-rs commits them (docs/decisions/0014-files-by-spark-commits-by-delta-rs.md).
 
 The files of an attempt are in a folder of their own, `<table>/batch-<version>-<random>/`. Before the commit they belong
-to nothing, and what a crash leaves of them `spark.speed.small_files` removes. The commit names each file with its
+to nothing, and `spark.speed.small_files` removes what a crash leaves of them. The commit names each file with its
 number of rows and, for the columns that the table keeps statistics of, least, greatest and nulls, taken from the
 Parquet footers.
 """
@@ -37,10 +37,11 @@ FOLDER = "batch-"
 def append(
     frame: DataFrame, uri: str, app_id: str, version: int, may_commit: Callable[[], None] = lambda: None
 ) -> None:
-    """Appends `frame` once: nothing is written when `app_id` already committed `version` or a later one (a retried
-    batch). Columns that only the table has are null; a type that differs from the table's is cast. `may_commit` is
-    called when all is written, right before the commit, and also if it is there already: who must not commit must not
-    go on. Raises ValueError for a column that the table lacks, and what Spark, Delta and `may_commit` raise."""
+    """Appends `frame` to the table at `uri` once: nothing is written when `app_id` already committed `version` or a
+    later one (a retried batch). Columns that only the table has are null; a type that differs from the table's is cast.
+    `may_commit` is called when all is written, right before the commit, and also if the commit is there already: a
+    process that must not commit must not go on. Raises ValueError for a column that the table lacks, and what Spark,
+    Delta and `may_commit` raise."""
     table = DeltaTable(names.local_path(uri))
     written = table.transaction_version(app_id)
     if written is not None and written >= version:
@@ -72,7 +73,7 @@ def stamp(number: int) -> Column:
 
 @dataclass(frozen=True)
 class Written:
-    """What bronze holds of a batch: the number of rows, whether replays may have sent some of them, and the `accepted`
+    """A batch as bronze holds it: the number of rows, whether replays may have sent some of them, and the `accepted`
     and `rejected` ones (columns of bronze without `accepted`)."""
 
     rows: int
@@ -86,16 +87,16 @@ def written(spark: SparkSession, lake_uri: str, contract: Contract, number: int)
     """The rows of batch `number` in bronze, found by the file statistics of the log: after an append they are whole
     files, which are read as they are and counted without reading. Files that a compaction has mixed are searched."""
     uri = names.bronze(lake_uri, contract.stream)
-    path, accepted = DeltaTable(names.local_path(uri)), "partition.accepted"
-    files = pyarrow.table(path.get_add_actions(flatten=True)).to_pylist()
+    table, accepted = DeltaTable(names.local_path(uri)), "partition.accepted"
+    files = pyarrow.table(table.get_add_actions(flatten=True)).to_pylist()
     mine = [file for file in files if _may_hold(file, number)]
     if all(file["min.batch"] == file["max.batch"] == number for file in mine):
         schema = table_schemas.bronze_schema(contract)
         columns = StructType([field for field in schema.fields if field.name != "accepted"])
 
         def rows(of: bool) -> DataFrame:
-            places = [f"{uri}/{file['path']}" for file in mine if file[accepted] is of]
-            return spark.read.schema(columns).parquet(*places) if places else spark.createDataFrame([], columns)
+            paths = [f"{uri}/{file['path']}" for file in mine if file[accepted] is of]
+            return spark.read.schema(columns).parquet(*paths) if paths else spark.createDataFrame([], columns)
 
         counts = {of: sum(file["num_records"] for file in mine if file[accepted] is of) for of in (True, False)}
         replays = any(file.get("max.attempt") != 0 for file in mine)  # one without statistics may have some
@@ -133,7 +134,7 @@ def _fitted(frame: DataFrame, table: DeltaTable, uri: str) -> DataFrame:
 
 
 def _actions(table: DeltaTable, folder: str) -> Iterator[AddAction]:
-    """One for each file in `folder` that has rows."""
+    """The action that adds a file to the table, for each file in `folder` that has rows."""
     files: FileSystem = PyFileSystem(DeltaStorageHandler.from_table(table._table))
     metadata = table.metadata()
     described = metadata.configuration.get("delta.dataSkippingStatsColumns")
@@ -145,11 +146,11 @@ def _actions(table: DeltaTable, folder: str) -> Iterator[AddAction]:
             footer = parquet.read_metadata(source)
         if not footer.num_rows:
             continue
-        place = dict(part.split("=", 1) for part in info.path.split("/") if "=" in part)
+        partition = dict(part.split("=", 1) for part in info.path.split("/") if "=" in part)
         yield AddAction(
             path=info.path,
             size=info.size,
-            partition_values={name: place[name] for name in metadata.partition_columns},
+            partition_values={name: partition[name] for name in metadata.partition_columns},
             modification_time=int(time.time() * 1000),
             data_change=True,
             stats=json.dumps(_statistics(footer, columns)),
@@ -157,28 +158,28 @@ def _actions(table: DeltaTable, folder: str) -> Iterator[AddAction]:
 
 
 def _statistics(footer: parquet.FileMetaData, columns: list[str]) -> dict[str, Any]:
-    """Of a file, as Delta's protocol describes them under "Per-file Statistics"; a column that the footer has no
-    complete statistics of is left out."""
-    leaves = {footer.schema.column(place).path: place for place in range(footer.num_columns)}
+    """The statistics of a file, as Delta's protocol describes them under "Per-file Statistics"; a column that the
+    footer has no complete statistics of is left out."""
+    leaves = {footer.schema.column(index).path: index for index in range(footer.num_columns)}
     least: dict[str, Any] = {}
     most: dict[str, Any] = {}
     nulls: dict[str, int] = {}
     for name in columns:
         if name not in leaves:
             continue
-        groups = [footer.row_group(place).column(leaves[name]).statistics for place in range(footer.num_row_groups)]
+        groups = [footer.row_group(index).column(leaves[name]).statistics for index in range(footer.num_row_groups)]
         if not all(group is not None and group.has_null_count for group in groups):
             continue
         nulls[name] = sum(group.null_count for group in groups)
         if nulls[name] < footer.num_rows and all(group.has_min_max or not group.num_values for group in groups):
             bounded = [group for group in groups if group.has_min_max]
-            least[name] = _told(min(group.min for group in bounded))
-            most[name] = _told(max(group.max for group in bounded))
+            least[name] = _statistic(min(group.min for group in bounded))
+            most[name] = _statistic(max(group.max for group in bounded))
     return {"numRecords": footer.num_rows, "minValues": least, "maxValues": most, "nullCount": nulls}
 
 
-def _told(value: Any) -> Any:
-    """As statistics have it. Delta reads times as UTC, and so does Spark write them."""
+def _statistic(value: Any) -> Any:
+    """`value` as statistics have it. Delta reads times as UTC, and Spark writes them as such."""
     if isinstance(value, datetime):  # `%Y` does not fill years before 1000 up with zeros
         return f"{value.replace(tzinfo=None).isoformat(timespec='microseconds')}Z"
     return value

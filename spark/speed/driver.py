@@ -58,7 +58,7 @@ class Driver:
     heartbeat: Heartbeat
     stopping: threading.Event
     queries: dict[str, Query] = field(default_factory=dict)
-    """What runs, by the names that the heartbeat has for them."""
+    """The running queries by the names that the heartbeat has for them."""
 
     def run(self) -> None:
         """Starts the queries of all streams and runs them until the driver must end. For OpenLineage this is a run of

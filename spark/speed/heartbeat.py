@@ -1,4 +1,4 @@
-"""What the streaming driver says about itself, each second, for the supervisor and for people."""
+"""The heartbeat: the streaming driver's word about itself, each second, for the supervisor and for people."""
 
 from __future__ import annotations
 
@@ -71,7 +71,8 @@ def progress(query: StreamingQuery, running: bool) -> dict[str, Any]:
 
 
 def plain(error: BaseException) -> str:
-    """What an error says to people: without the plan and the stack trace that Spark adds, 2,000 characters at most."""
+    """The message of an error for people: without the plan and the stack trace that Spark adds, 2,000 characters at
+    most."""
     return re.split(r"\n(?:=== Streaming Query ===|\s+at )", str(error))[0].strip()[:2000]
 
 

@@ -1,7 +1,7 @@
 """The ingest of a stream: what happens to one micro-batch. Every step can be repeated and happens once.
 
-1. decode, validate, append every record to bronze, good or bad; if a record has a schema that the writers in the
-   cache do not include, nothing is appended: the registry is asked, and the batch decoded again;
+1. decode, validate, append every record to bronze, good or bad; if a record has a schema that is not in the cache,
+   nothing is appended: the registry is asked, and the batch decoded again;
 2. read back what was just written (also when a retried append was skipped);
 3. append the partials of the accepted rows to the speed tables, repeats within the batch dropped;
 4. send the rejected rows to the dead-letter topic.
@@ -40,18 +40,19 @@ MOST_SUSPECTS = 1000
 
 class PoisonStorm(Halt):
     """Too many records of a batch are bad: somebody produces garbage, and draining it into the dead letters would hide
-    it. The batch is in bronze; no partials and no dead letters were made of it. They are when the batch is run again
-    and somebody has accepted it, or when the schemas that it lacked are registered by then. Velocity, sessions and
-    joins read the accepted rows from bronze and do not wait: they are good events, whatever is decided about the
+    it. The batch is in bronze; no partials and no dead letters were made of it. They are made when the batch is run
+    again and somebody has accepted it, or when the schemas that it lacked are registered by then. Velocity, sessions
+    and joins read the accepted rows from bronze and do not wait: they are good events, whatever is decided about the
     others."""
 
 
 @dataclass
 class Ingest:
-    """`batch` is the foreachBatch function of a stream.
+    """The ingest of a stream under one generation of its checkpoint. `batch` is the foreachBatch function.
 
-    `writers` gives the schemas of records, `may_commit` is called before each commit and raises when this process must
-    not (any more), `storm_accepted` tells whether somebody accepted the storm of a `batch` number.
+    `writers` gives the schemas that records were written with, `letters` takes the dead letters, `may_commit` is called
+    before each commit and raises when this process must not (any more), `storm_accepted` returns whether somebody
+    accepted the storm of a batch, given its number with the generation.
     """
 
     contract: Contract
@@ -64,7 +65,7 @@ class Ingest:
     _judging: tuple[Known, Callable[[DataFrame], DataFrame], Callable[[DataFrame], DataFrame]] | None = field(
         default=None, init=False
     )
-    """What was decoded with last, and how."""
+    """The schemas of the last batch, and the functions that decode and validate with them."""
 
     def batch(self, records: DataFrame, batch_id: int) -> None:
         """Ingests the rows of Spark's Kafka source (with headers) as batch `batch_id` of the checkpoint. Raises
@@ -102,7 +103,7 @@ class Ingest:
         application = generations.application(self.contract.stream, self.generation)
         written = delta_append.written(spark, self.lake_uri, self.contract, number)
         policy = self.contract.dead_letters
-        # What replays sent again is no storm, and must not hide one: where there is some, it is told apart by counting.
+        # Records that replays sent again are no storm, and must not hide one: where there are some, they are counted.
         if policy.is_storm(policy.storm_minimum if written.replays else written.rows, written.rows_rejected):
             self._stop_poison(written, number)
         if written.rows_rejected < written.rows:
@@ -113,16 +114,17 @@ class Ingest:
             log.info("%s batch %d: %d dead letters", self.contract.stream, batch_id, sent)
 
     def _append_partials(self, accepted: DataFrame, application: str, batch_id: int, number: int) -> None:
-        place = ("topic", "partition", "offset", "batch")
-        events = self._distinct(accepted.select(*event_columns(self.contract), *place))
+        coordinates = ("topic", "partition", "offset", "batch")
+        events = self._distinct(accepted.select(*event_columns(self.contract), *coordinates))
         for aggregate in self.contract.aggregates:
             states = partials(events, self.contract, aggregate).withColumn("batch", delta_append.stamp(number))
             speed = names.speed(self.lake_uri, self.contract.stream, aggregate.name)
             delta_append.append(states, speed, application, batch_id, self.may_commit)
 
     def _distinct(self, events: DataFrame) -> DataFrame:
-        """`distinct_events`, which sorts all of them, only of those that may be repeats: events whose identities have
-        the same hash. Eight bytes an event come here for that, and a batch has a bounded number of them."""
+        """The distinct ones of `events`. `distinct_events` sorts what it is given, so it is given only the events that
+        may be repeats: those whose identities have the same hash. Eight bytes an event come to this process for that,
+        and a batch has a bounded number of them."""
         identity = F.xxhash64(*self.contract.event_id)
         hashes = np.sort(events.select(identity.alias("identity")).toArrow()["identity"].to_numpy())
         repeated = np.unique(hashes[1:][hashes[1:] == hashes[:-1]])

@@ -25,7 +25,7 @@ from spark.speed.dead_letters import Letters
 from spark.speed.heartbeat import NO_PROGRESS, plain, progress
 from spark.speed.ingest import Ingest
 from spark.speed.small_files import Upkeep, of_ingest
-from spark.speed.writer_schemas import Writers
+from spark.speed.writer_schemas import RegisteredSchemas
 
 log = logging.getLogger("millrace.stream")
 
@@ -45,7 +45,7 @@ class IngestQuery:
     may_commit: Callable[[], None]
     query: StreamingQuery | None = None
     letters: Letters | None = None
-    writers: Writers | None = None
+    writers: RegisteredSchemas | None = None
     failure: BaseException | None = None
     last_halt: tuple[str, datetime] | None = None
     """The last halt's message and when it began; kept while the query is tried again, until a batch is finished."""
@@ -117,7 +117,7 @@ class IngestQuery:
         self.letters = Letters(
             self.contract, settings.kafka_client("stream"), generations.application(name, generation)
         )
-        self.writers = self.writers or Writers(self.contract, settings, self.stopping)
+        self.writers = self.writers or RegisteredSchemas(self.contract, settings, self.stopping)
         return Ingest(
             self.contract,
             settings.lake_uri,
@@ -185,7 +185,7 @@ class IngestQuery:
 
 
 def message(error: BaseException) -> str:
-    """What people read of an error: of our own ones the message is enough, others have their type before it."""
+    """An error in words for people: the message of our own ones, type and message of others."""
     if isinstance(error, MillraceError):
         return str(error)
     return f"{type(error).__name__}: {plain(error)}"

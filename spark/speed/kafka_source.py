@@ -30,8 +30,8 @@ def records(spark: SparkSession, contract: Contract, settings: Settings, start: 
 
 
 def live_records(spark: SparkSession, contract: Contract, settings: Settings, start: Offsets | None) -> DataFrame:
-    """The same for a query in real-time mode, which has no batches to limit: a record comes as soon as it is there.
-    What Kafka dropped before it was read is too old to alert anybody, and the ingest fails for it."""
+    """The same records for a query in real-time mode, which has no batches to limit: a record comes as soon as it is
+    there. What Kafka dropped before it was read is too old to alert anybody, and the ingest fails for it."""
     return _read(spark, contract, settings, start, {"failOnDataLoss": "false"})
 
 
@@ -51,6 +51,6 @@ def _read(
 
 
 def _starting(contract: Contract, settings: Settings, start: Offsets) -> str:
-    """Spark wants every partition named, also one that was added since."""
+    """`start` as Spark takes it, as JSON: with every partition named, also one that was added since."""
     there = broker_offsets(settings, contract.ingest_topics, principal="stream")
-    return json.dumps(nested({place: start.get(place, EARLIEST) for place in there}))
+    return json.dumps(nested({partition: start.get(partition, EARLIEST) for partition in there}))

@@ -1,4 +1,4 @@
-"""What the streaming driver runs: every query of a stream as the driver sees it."""
+"""The queries of streams as the streaming driver sees them."""
 
 from __future__ import annotations
 

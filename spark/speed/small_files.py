@@ -1,14 +1,14 @@
 """Small files: the streaming driver merges those of its own tables and removes what is superseded, between batches.
 
 Every batch leaves a few small files and a log entry in bronze and in each speed table, those of velocity, sessions and
-joins too, and every few seconds of alerts leave some in theirs. Merging moves rows and changes none: they keep their
-`batch`, and one commit, an OPTIMIZE whose actions say that no data changed, puts the new files in place of the old
-ones. Each table is looked after by the one who writes it, after a batch and before the next.
+joins too, and every few seconds of alerts leave some in the alerts table. Merging moves rows and changes none: they
+keep their `batch`, and one commit, an OPTIMIZE whose actions say that no data changed, replaces the old files with the
+new ones. The query that writes a table looks after it, after a batch and before the next.
 
-Rows of the speed layer that are older than the contract keeps them go when superseded files do
+Rows of the speed layer that are older than the contract keeps them are removed together with superseded files
 (`spark.lake.retention`).
 
-Files are merged by size: many tiny ones become one, and not before there are many of these are they merged again. So a
+Files are merged by size: many tiny ones become one, and those are merged again when there are many of them. So a
 row is rewritten a few times for each of the `TIERS`, and a look merges the files of one of them at most in each table.
 """
 
@@ -52,7 +52,7 @@ CLEANINGS = 20
 
 @dataclass
 class Upkeep:
-    """Of the tables at `uris`, which the caller alone writes; it calls `after_batch` after each of its batches.
+    """The care for the tables at `uris`, which the caller alone writes; it calls `after_batch` after each batch.
     Superseded files and log entries stay for `history`, so that readers of an older version are not disturbed and time
     travel reaches back as far. `may_commit` is called before each commit and raises when this process must not (any
     more)."""
@@ -62,7 +62,7 @@ class Upkeep:
     may_commit: Callable[[], None] = lambda: None
     lake_uri: str = ""
     kept: Sequence[retention.RetentionRule] = ()
-    """Those of the tables that do not keep their rows for ever."""
+    """How long rows are kept, for each of the tables that does not keep them for ever."""
     _batches: int = field(default=0, init=False)
     _looks: int = field(default=0, init=False)
 
@@ -80,27 +80,27 @@ class Upkeep:
             self.clean()
 
     def merge(self) -> bool:
-        """Merges the files of one tier of each table that has many; whether any were merged."""
+        """Merges the files of one tier of each table that has many of them. Returns whether any were merged."""
         return any([self._merged(uri) for uri in self.uris])
 
     def clean(self) -> None:
         """Removes rows that are older than the contract keeps them, and files and log entries that were superseded
         longer than `history` ago."""
-        for one in self.kept:
-            self._expired(one)
+        for rule in self.kept:
+            self._expired(rule)
         for uri in self.uris:
             self._cleaned(uri)
 
-    def _expired(self, one: retention.RetentionRule) -> None:
-        if (since := one.since(self.lake_uri)) is None:
+    def _expired(self, rule: retention.RetentionRule) -> None:
+        if (since := rule.since(self.lake_uri)) is None:
             return
         try:
-            removed = retention.remove(one.uri, one.column, since, self.may_commit)
+            removed = retention.remove(rule.uri, rule.column, since, self.may_commit)
         except (DeltaError, OSError) as error:
-            log.warning("the rows of %s from before %s could not be removed now: %s", one.uri, since, error)
+            log.warning("the rows of %s from before %s could not be removed now: %s", rule.uri, since, error)
             return
         if removed:
-            log.info("%s: %d rows from before %s were removed", one.uri, removed, since)
+            log.info("%s: %d rows from before %s were removed", rule.uri, removed, since)
 
     def _merged(self, uri: str) -> bool:
         table = DeltaTable(names.local_path(uri))
@@ -144,8 +144,8 @@ def of_ingest(lake_uri: str, contract: Contract) -> list[str]:
 
 
 def _remove_empty_folders(uri: str) -> None:
-    """Of batches whose files are gone, with the checksums that Hadoop keeps beside them; object stores have neither.
-    Nobody writes to the table meanwhile."""
+    """Removes the folders of batches whose files are gone, with the checksums that Hadoop keeps beside them; object
+    stores have neither. Nobody writes to the table meanwhile."""
     if urlsplit(uri).scheme != "file":
         return
     for folder in Path(names.local_path(uri)).glob(f"{delta_append.FOLDER}*"):

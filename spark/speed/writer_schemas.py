@@ -40,7 +40,7 @@ WATCHFUL = 60.0
 schema sends more of them, and a question costs less than a batch that is decoded twice."""
 
 WATCH = 1.0
-"""Seconds between looks of who watches the registry instead."""
+"""Seconds between two looks at the registry for a reader that watches it."""
 
 LONGEST_PAUSE = 5.0
 """Seconds between attempts, at most, while the registry does not answer."""
@@ -55,7 +55,8 @@ class RegistryUnavailable(TransientError):
 
 @dataclass(frozen=True)
 class Known:
-    """The known `schemas`, id to Avro JSON. `complete` if every other id was unregistered when the batch began."""
+    """The known `schemas`, id to Avro JSON. They are `complete` if every other id was unregistered when the batch
+    began."""
 
     schemas: Mapping[int, str]
     complete: bool = True
@@ -68,13 +69,13 @@ class Known:
 
 
 class WriterSchemas(Protocol):
-    """Where the ingest has its writers from. A `Known` that is complete is one that never changes."""
+    """Where the ingest has its writer schemas from. A complete `Known` is one that never changes."""
 
     def current(self) -> Known:
-        """What a batch begins to decode with."""
+        """The schemas that a batch begins to decode with."""
 
     def asked(self) -> Known:
-        """What the registry knows now, complete. Waits while it does not answer."""
+        """The schemas that the registry has now, complete. Waits while it does not answer."""
 
 
 @cache
@@ -84,8 +85,9 @@ def breaker(url: str) -> CircuitBreaker:
     return CircuitBreaker(fail_max=FAILURES, reset_timeout=OPEN_SECONDS, exclude=answers, name=f"registry {url}")
 
 
-class Writers:
-    """The `WriterSchemas` of a contract's subject. `stopping` ends the waiting; `clock` gives seconds."""
+class RegisteredSchemas:
+    """The `WriterSchemas` of a contract's subject in the registry. `stopping` ends the waiting; `clock` gives
+    seconds."""
 
     def __init__(
         self,
@@ -106,7 +108,8 @@ class Writers:
         """Why a batch waits for the registry, None while none does."""
 
     def current(self) -> Known:
-        """The cache. Waits for the first version; asks only if an unknown id was met less than `WATCHFUL` ago."""
+        """The cached schemas. Waits for the first version; asks the registry only if an unknown id was met less than
+        `WATCHFUL` seconds ago."""
         if not self._schemas:
             self._wait()
         elif self._clock() < self._watchful_until:
@@ -125,8 +128,8 @@ class Writers:
         return Known(dict(self._schemas))
 
     def watched(self) -> Mapping[int, str]:
-        """The cache, after a look if the last one is `WATCH` seconds old: for who would not meet an unknown id. Does
-        not wait. Raises `RegistryUnavailable` while nothing is known."""
+        """The cached schemas, after a look at the registry if the last one is `WATCH` seconds old: for a reader that
+        does not notice an unknown id. Does not wait. Raises `RegistryUnavailable` while nothing is known."""
         if self._clock() >= self._next_look:
             self._next_look = self._clock() + WATCH
             try:
@@ -143,7 +146,7 @@ class Writers:
                 wait=wait_exponential_jitter(multiplier=0.2, max=LONGEST_PAUSE),
                 sleep=sleep_using_event(self._stopping),
                 stop=stop_when_event_set(self._stopping),
-                before_sleep=self._told,
+                before_sleep=self._report,
                 reraise=True,
             ):
                 with attempt:
@@ -170,7 +173,7 @@ class Writers:
             self._schemas[registered.schema_id] = registered.schema.schema_str
             self._versions.add(version)
 
-    def _told(self, state: RetryCallState) -> None:
+    def _report(self, state: RetryCallState) -> None:
         if self.waiting is None and state.outcome is not None:
             self.waiting = str(state.outcome.exception())
             log.warning("%s; the batch waits for it", self.waiting)

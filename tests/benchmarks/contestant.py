@@ -23,7 +23,7 @@ from spark.speed import kafka_source
 from spark.speed.checkpoint import generations
 from spark.speed.dead_letters import Letters
 from spark.speed.ingest import Ingest
-from spark.speed.writer_schemas import Writers
+from spark.speed.writer_schemas import RegisteredSchemas
 from tests.benchmarks import textbook
 from tests.benchmarks.readings import STREAM
 
@@ -35,7 +35,7 @@ def millrace(spark: SparkSession, config: Settings, contract: Contract) -> None:
     tables.create(config.lake_uri, contract)
     generation = generations.generation(config, STREAM)
     letters = Letters(contract, config.kafka_client("stream"), generations.application(STREAM, generation))
-    ingest = Ingest(contract, config.lake_uri, generation, Writers(contract, config), letters)
+    ingest = Ingest(contract, config.lake_uri, generation, RegisteredSchemas(contract, config), letters)
     query = (
         kafka_source.records(spark, contract, config)
         .writeStream.option("checkpointLocation", generations.location(config, STREAM, generation))

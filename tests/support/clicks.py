@@ -24,7 +24,7 @@ from spark.speed import kafka_source
 from spark.speed.checkpoint import generations
 from spark.speed.dead_letters import Letters
 from spark.speed.ingest import Ingest
-from spark.speed.writer_schemas import Writers
+from spark.speed.writer_schemas import RegisteredSchemas
 
 V1 = {
     "type": "record",
@@ -79,7 +79,7 @@ class Pipeline:
 
     def __init__(self, stack: Settings, spark: SparkSession, contract: Contract) -> None:
         self.stack, self.spark, self.contract = stack, spark, contract
-        self.writers = Writers(contract, stack)
+        self.writers = RegisteredSchemas(contract, stack)
 
     def run(self, may_commit: Callable[[], None] = lambda: None, afterwards: Callable[[], None] = lambda: None) -> None:
         """Takes everything that is in the topics now. `may_commit` and `afterwards` (before Spark notes the batch as

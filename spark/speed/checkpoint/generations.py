@@ -23,8 +23,8 @@ class NothingSettled(TransientError):
 
 
 class Start(BaseModel):
-    """What a reset notes in a generation's `start.json`: the `offsets` it starts from, nested as Spark does; the newest
-    batch that bronze held then (`after`); and whether that one is `finished` (see
+    """The content of a generation's `start.json`, which a reset notes: the `offsets` it starts from, nested as Spark
+    does; the newest batch that bronze held then (`after`); and whether that one is `finished` (see
     `spark.speed.checkpoint.ingest_start`). An alert lane notes the ids of the `schemas` that its query knows as well,
     None until it has run (see `spark.speed.alert_lane`)."""
 

@@ -1,4 +1,4 @@
-"""What Spark's checkpoint of a query says about its batches, read without Spark; and small documents beside it."""
+"""The logs of a query's checkpoint, read without Spark: which batches it has; and small documents beside them."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class Log:
 
 def read(uri: str, *, kafka: bool = True) -> Log:
     """The log of the checkpoint at `uri`; empty if there is none. Raises `Unreadable` when a file that Spark needs to
-    go on is missing or broken, or when the offset log and the commit log do not belong together. `kafka` tells whether
-    the query reads from there."""
+    go on is missing or broken, or when the offset log and the commit log do not belong together. `kafka` says whether
+    the query reads from Kafka."""
     planned = max(numbers(f"{uri}/offsets", r"(\d+)"), default=None)
     committed = max(numbers(f"{uri}/commits", r"(\d+)"), default=None)
     if planned is None:
@@ -110,7 +110,8 @@ def beginning(uri: str) -> Offsets:
 
 
 def _document(uri: str, lines: int | None) -> Any:
-    """The JSON in the last line of a log entry that has at least so many `lines`; the first of several is a version."""
+    """The JSON in the last line of a log entry, which has at least `lines` lines; the first of several is a version.
+    Raises `Unreadable`."""
     text = document(uri)
     if text is None:
         raise Unreadable(f"{uri} is missing")

@@ -16,7 +16,7 @@ from spark.speed.checkpoint.start_check import StartCheck
 from spark.transforms.velocity import Event
 
 FIRST_STATE = "at, id, amount, told"
-"""What the state of velocity held when its fingerprint did not say so."""
+"""The fields that the state of velocity held before its fingerprint had them."""
 
 
 def fingerprint(contract: Contract, result: StatefulResult) -> Fingerprint:
@@ -97,5 +97,5 @@ def emitted_through(contract: Contract, result: StatefulResult, settings: Settin
 
 
 def reset_advice(title: str) -> str:
-    """What a reset of the query called `title` does, with the command."""
+    """The advice to reset the query called `title`: what that does, with the command."""
     return f"begin again with the first row of bronze: `millrace checkpoint reset {title}`"

@@ -18,7 +18,7 @@ YEARS = (1, 9, 10, 99, 100, 999, 1000, 1582, 1969, 1970, 2026, 9999)
 
 @given(st.datetimes(timezones=st.sampled_from([None, UTC])))
 def test_a_time_of_any_year_is_written_so_that_texts_are_in_the_order_of_times(time: datetime) -> None:
-    text = delta_append._told(time)
+    text = delta_append._statistic(time)
     assert datetime.fromisoformat(text) == time.replace(tzinfo=UTC)
     assert len(text) == len("0001-01-01T00:00:00.000000Z")
 

@@ -11,7 +11,7 @@ from pybreaker import STATE_OPEN, CircuitBreakerError
 from infra.settings import Settings
 from schemas.contract.catalog import catalog
 from spark.speed import writer_schemas
-from spark.speed.writer_schemas import RegistryUnavailable, Writers
+from spark.speed.writer_schemas import RegisteredSchemas, RegistryUnavailable
 from tests.support.stacks import free_ports
 
 
@@ -22,7 +22,7 @@ def config(tmp_path: Path) -> Settings:
 
 
 def test_the_circuit_opens_for_every_stream_of_the_process(config: Settings) -> None:
-    flights, weather = (Writers(contract, config) for contract in catalog().values())
+    flights, weather = (RegisteredSchemas(contract, config) for contract in catalog().values())
     for _ in range(writer_schemas.FAILURES):
         with pytest.raises(RegistryUnavailable):
             flights._look()
@@ -34,7 +34,7 @@ def test_the_circuit_opens_for_every_stream_of_the_process(config: Settings) -> 
 
 def test_a_wait_tells_what_for_and_ends_with_the_driver(config: Settings) -> None:
     stopping = threading.Event()
-    it = Writers(catalog()["flights"], config, stopping)
+    it = RegisteredSchemas(catalog()["flights"], config, stopping)
     ended: list[BaseException] = []
 
     def wait() -> None:
