@@ -28,6 +28,7 @@ class Heartbeat:
         self._started_at = clock().isoformat()
 
     def beat(self, state: State, queries: dict[str, dict[str, Any]], error: str | None = None) -> None:
+        """Writes the file anew. `queries` maps the name of a query to its progress; `error` is why it failed."""
         document = {
             "epoch": self._epoch,
             "pid": os.getpid(),

@@ -140,7 +140,7 @@ class Ingest:
         if self.storm_accepted(number):
             log.warning("%s batch %d: its %d bad records were accepted", stream, batch_id, written.rows_rejected)
             return
-        # What a replay sent again says nothing about who produces now: if it is bad still, its policy decides.
+        # Records that a replay sent again say nothing about those who produce now: bad ones are left to their policy.
         first = F.col("attempt") == 0
         bad = written.rejected.where(first)
         rejected = bad.count()

@@ -81,7 +81,8 @@ def results(spark: SparkSession, contract: Contract, result: StatefulResult, lak
 
 
 def append(rows: DataFrame, uri: str, application: str, batch_id: int, may_commit: Callable[[], None]) -> None:
-    """Appends a batch of a stateful query once, and lets its state have the batch every time."""
+    """Appends a batch of a stateful query to the table at `uri` once, and lets its state have the batch every time.
+    Raises as `spark.speed.delta_append.append` does."""
     written = contents.newest_append(uri, application)
     if written is not None and written >= batch_id:
         rows.write.format("noop").mode("append").save()

@@ -46,7 +46,7 @@ LONGEST_PAUSE = 5.0
 """Seconds between attempts, at most, while the registry does not answer."""
 
 FAILURES, OPEN_SECONDS = 5, 10.0
-"""After so many failures the circuit opens: for so long nobody asks the registry, and then one does."""
+"""The failures after which the circuit opens, and the seconds for which nobody asks the registry then."""
 
 
 class RegistryUnavailable(TransientError):
@@ -62,9 +62,11 @@ class Known:
     complete: bool = True
 
     def current(self) -> Known:
+        """Itself: it does not change."""
         return self
 
     def asked(self) -> Known:
+        """Itself: there is nothing to ask."""
         return self
 
 

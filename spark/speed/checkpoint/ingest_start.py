@@ -156,7 +156,7 @@ def _misfit(contract: Contract, settings: Settings, generation: int, log: Log, s
 def reset(
     contract: Contract, settings: Settings, *, accept_loss: bool = False, may_write: Callable[[], None] = lambda: None
 ) -> Reset:
-    """Makes the next generation of the stream's checkpoint; the old one stays for whoever wants to look. No driver may
+    """Makes the next generation of the stream's checkpoint; the old one's files stay where they are. No driver may
     run: `may_write` is called right before the generation is made and raises when that is not sure.
 
     Raises `ResetRefused` if Kafka has dropped records that bronze lacks, unless their loss is accepted; if a topic ends
