@@ -94,7 +94,7 @@ def test_a_clock_that_jumps_is_no_silence() -> None:
 
 def test_a_stop_on_purpose_is_not_a_failure(home: Settings) -> None:
     started(home)
-    assert ending(home, lambda: (home.stream_dir / "stop").touch())["reason"] == "stopped"
+    assert ending(home, (home.stream_dir / "stop").touch)["reason"] == "stopped"
 
 
 def test_a_paused_driver_stalls(home: Settings) -> None:
