@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pyspark.sql import SparkSession
 
 from infra.local import stack as local
 from infra.settings import PROJECT, Settings
+from spark.session import QUICK_COMPILER, session
 from tests.support import stacks
 
 
@@ -33,9 +35,22 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     told = tmp_path_factory.mktemp("lineage") / "events.jsonl"
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("MILLRACE_OPENLINEAGE", str(told))
+        # For the one JVM that the sessions of this process share: most of what it runs it runs once.
+        patched.setenv("SPARK_SUBMIT_OPTS", QUICK_COMPILER)
         contracts = _impatient_contracts(tmp_path_factory.mktemp("contracts"))
         with stacks.running("millrace-test-", contracts, LIGHT) as config:
             yield config
+
+
+@pytest.fixture(scope="module")
+def streaming(stack: Settings, request: pytest.FixtureRequest) -> Iterator[SparkSession]:
+    """The driver's session for a module that runs its queries itself. It interprets plans: to compile one costs more
+    than a few rows; the lake's tests and the drivers of the platform's compile them."""
+    found = session(stack, "stream", request.module.__name__)
+    found.conf.set("spark.sql.codegen.wholeStage", "false")
+    found.conf.set("spark.sql.codegen.factoryMode", "NO_CODEGEN")
+    yield found
+    found.stop()
 
 
 @pytest.fixture(scope="session")

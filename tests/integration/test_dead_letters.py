@@ -19,6 +19,7 @@ import pytest
 from confluent_kafka import Message
 from confluent_kafka.schema_registry import Schema
 from deltalake import DeltaTable
+from pyspark.sql import SparkSession
 from typer.testing import CliRunner
 
 from infra.cli import app
@@ -33,7 +34,6 @@ from spark.lake import names
 from spark.lake.letter_moves import LettersLost
 from spark.serving import spark_views
 from spark.serving.duck import connect
-from spark.session import session
 from tests.support.clicks import V1, Pipeline, click, made, schema_id, send
 from tests.support.kafka_rows import wire
 from tests.support.topics import header_list, header_values, read
@@ -76,17 +76,15 @@ def contract(mine: Settings) -> Contract:
 
 
 @pytest.fixture(scope="module")
-def pipeline(mine: Settings, contract: Contract) -> Iterator[Pipeline]:
+def pipeline(mine: Settings, streaming: SparkSession, contract: Contract) -> Pipeline:
     """The ingest, with six bad records among ten in the first batch."""
-    spark = session(mine, "stream", "test-dead-letters")
-    pipeline = made(mine, spark, contract)
+    pipeline = made(mine, streaming, contract)
     known = schema_id(mine, contract, 1)
     bad = [wire(known, V1, click(number, page="nowhere")) for number in (100, 101, 102)]
     bad += [b"nonsense", b"more nonsense", wire(known + 1, V2, click(103, referrer="mail"))]
     send(mine, contract.stream, [*bad, *(wire(known, V1, click(number)) for number in range(4))], [("trace", b"\xff")])
     pipeline.run()
-    yield pipeline
-    spark.stop()
+    return pipeline
 
 
 def replayed(run_id: str) -> dict[str, int]:

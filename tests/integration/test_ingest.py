@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 from deltalake import DeltaTable
 from pybreaker import STATE_OPEN
+from pyspark.sql import SparkSession
 from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
 
 from infra.local.supervisor import Supervisor
@@ -23,7 +24,6 @@ from schemas.wire import header
 from spark.conservation import audit_log
 from spark.conservation.audit import audit
 from spark.lake import batch_numbers, names
-from spark.session import session
 from spark.speed.checkpoint import generations
 from spark.speed.writer_schemas import breaker
 from tests.support.clicks import NOON, NOW, V1, V2, V3, Pipeline, click, clicks, made, power_out, read, schema_id, send
@@ -37,10 +37,8 @@ def contract() -> Contract:
 
 
 @pytest.fixture(scope="module")
-def pipeline(stack: Settings, contract: Contract) -> Iterator[Pipeline]:
-    spark = session(stack, "stream", "test-ingest")
-    yield made(stack, spark, contract)
-    spark.stop()
+def pipeline(stack: Settings, streaming: SparkSession, contract: Contract) -> Pipeline:
+    return made(stack, streaming, contract)
 
 
 def waits(headers: dict[str, bytes]) -> float:

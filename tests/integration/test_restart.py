@@ -34,7 +34,6 @@ from producers.codec import registry
 from producers.replay import replay
 from schemas.contract.model import Contract
 from spark.lake import batch_numbers, names, tables
-from spark.session import QUICK_COMPILER, session
 from spark.speed import ingest_query
 from spark.speed.checkpoint import generations, ingest_start, start_check
 from spark.speed.ingest import Ingest
@@ -46,14 +45,8 @@ NAMES = (f"restart_{RUN}_{number}" for number in itertools.count())
 
 
 @pytest.fixture(scope="module")
-def spark(stack: Settings) -> Iterator[SparkSession]:
-    os.environ["SPARK_SUBMIT_OPTS"] = QUICK_COMPILER
-    found = session(stack, "stream", "test-restart")
-    # Compiling a plan costs more than these few rows.
-    found.conf.set("spark.sql.codegen.wholeStage", "false")
-    found.conf.set("spark.sql.codegen.factoryMode", "NO_CODEGEN")
-    yield found
-    found.stop()
+def spark(streaming: SparkSession) -> SparkSession:
+    return streaming
 
 
 def contract(name: str, **changes: Any) -> Contract:
