@@ -42,6 +42,7 @@ class Finding(NamedTuple):
 
     @property
     def range(self) -> Range:
+        """The offsets without the reason."""
         return Range(self.first, self.last)
 
 

@@ -42,12 +42,15 @@ class _Words:
     instant: str
 
     def name(self, identifier: str) -> str:
+        """Returns an identifier in quotes."""
         return f"{self.quote}{identifier}{self.quote}"
 
     def time(self, value: datetime) -> str:
+        """Returns the literal of an instant, which has a time zone."""
         return self.instant.format(value.astimezone(UTC).replace(tzinfo=None).isoformat(" "))
 
     def names(self, identifiers: Iterable[str]) -> str:
+        """Returns identifiers in quotes, separated by commas."""
         return ", ".join(map(self.name, identifiers))
 
 

@@ -178,6 +178,7 @@ class Crossings(StatefulProcessor):
         self._key, self._width, self._more_than, self._amount = key, width, more_than, amount
 
     def init(self, handle: StatefulProcessorHandle) -> None:
+        """Declares the state, one array for each field of `Event`."""
         self._handle = handle
         types = (LongType(), StringType(), self._amount, BooleanType(), BooleanType())
         columns = zip(Event._fields, map(ArrayType, types), strict=True)
@@ -185,6 +186,7 @@ class Crossings(StatefulProcessor):
         self._events = handle.getValueState("events", schema)
 
     def handleInputRows(self, key: Any, rows: Any, timerValues: Any) -> Iterator[Row]:
+        """Takes a micro-batch's events of a key into the state, and yields the new crossings."""
         watermark = timerValues.getCurrentWatermarkInMs() * 1000
         kept = {event.id: event for event in self._state() if event.at > watermark - 2 * self._width}
         latest = max((event.at for event in kept.values()), default=None)
@@ -200,12 +202,14 @@ class Crossings(StatefulProcessor):
             yield Row(**dict(zip(self._key, key, strict=True)), _at=crossing.at, _done=crossing.amount)
 
     def handleExpiredTimer(self, key: Any, timerValues: Any, expiredTimerInfo: Any) -> Iterator[Row]:
+        """Forgets a key whose newest event has become too old, and yields nothing."""
         events = self._state()
         if events and self._forgotten_at(events[-1]) <= timerValues.getCurrentWatermarkInMs():
             self._events.clear()
         return iter(())
 
     def close(self) -> None:
+        """Does nothing; Spark requires the method."""
         pass
 
     def _state(self) -> list[Event]:
