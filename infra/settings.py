@@ -302,9 +302,17 @@ def _absolute(path: Path) -> Path:
         raise ValueError(str(error)) from error
 
 
+def hosts_without_proxy() -> str:
+    """Returns a value of `NO_PROXY`: the caller's, and this machine, whose servers no proxy reaches."""
+    given = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    return ",".join(dict.fromkeys([*filter(None, given.split(",")), "127.0.0.1", "localhost", "::1"]))
+
+
 @lru_cache(maxsize=1)
 def settings() -> Settings:
-    """The process's settings, read once. Raises `SettingsError` naming every wrong setting."""
+    """The process's settings, read once. Raises `SettingsError` naming every wrong setting. From then on the HTTP
+    clients of this process reach this machine's servers directly, whatever proxy the environment names."""
+    os.environ["no_proxy"] = os.environ["NO_PROXY"] = hosts_without_proxy()
     home = os.environ.get("MILLRACE_HOME", str(PROJECT / ".millrace"))
     try:
         file = _absolute(Path(home)) / "settings.env"

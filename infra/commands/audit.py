@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from infra import strict_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -60,7 +61,7 @@ def audit(
         sys.stderr.write(f"millrace: {problem}\n")
     if json_:
         about = {account.stream: _document(account) for account in found}
-        typer.echo(json.dumps({"residual": sum(account.residual for account in found), "streams": about}))
+        typer.echo(strict_json.dumps({"residual": sum(account.residual for account in found), "streams": about}))
     if problems:
         raise typer.Exit(1)
 

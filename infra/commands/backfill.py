@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from infra import strict_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -53,7 +54,7 @@ def backfill(
         done = operation.backfill(settings(), stream, hours, records or [], dry_run=not apply)
     _show(done, console)
     if json_:
-        typer.echo(json.dumps(done))
+        typer.echo(strict_json.dumps(done))
 
 
 def _show(done: dict[str, Any], console: Console) -> None:

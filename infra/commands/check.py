@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import Annotated
 
 import typer
+
+from infra import strict_json
 
 
 def check(
@@ -24,7 +25,7 @@ def check(
     problems = problems_of(root, streams)
     if json_:
         rows = [{**asdict(problem), "file": str(problem.file)} for problem in problems]
-        typer.echo(json.dumps({"ok": not problems, "contracts": str(root), "problems": rows}))
+        typer.echo(strict_json.dumps({"ok": not problems, "contracts": str(root), "problems": rows}))
     else:
         for problem in problems:
             typer.echo(str(problem))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from infra import strict_json
 from schemas.errors import TerminalError
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def show(
     contracts = [contract_of(stream)] if stream else list(catalog(config.contracts).values())
     streams = {contract.stream: _facts(contract, config) for contract in contracts}
     if json_:
-        typer.echo(json.dumps({"streams": streams}))
+        typer.echo(strict_json.dumps({"streams": streams}))
         return
     for name, facts in streams.items():
         lane = {f"{name}.alerts": facts["lane"]} if facts["lane"] else {}
@@ -111,7 +111,7 @@ def reset(
         "lost": nested(done.lost),
     }
     if json_:
-        typer.echo(json.dumps(document))
+        typer.echo(strict_json.dumps(document))
         return
     typer.echo(f"{stream} begins generation {done.generation} at its next start: `millrace stream start`")
     _show_start(done.start)
@@ -130,7 +130,7 @@ def _reset_stateful_result(contract: Contract, name: str, config: Settings, json
         check()
         generation = stateful_start.reset(contract, known[name], config)
     said = f"{contract.stream}.{name} begins generation {generation} with the first row of bronze at its next start"
-    typer.echo(json.dumps({"generation": generation}) if json_ else f"{said}: `millrace stream start`")
+    typer.echo(strict_json.dumps({"generation": generation}) if json_ else f"{said}: `millrace stream start`")
 
 
 def _reset_lane(contract: Contract, config: Settings, json_: bool) -> None:
@@ -141,7 +141,7 @@ def _reset_lane(contract: Contract, config: Settings, json_: bool) -> None:
         check()
         generation, start = lane_start.begin(contract, config)
     if json_:
-        typer.echo(json.dumps({"generation": generation, "start": start.offsets}))
+        typer.echo(strict_json.dumps({"generation": generation, "start": start.offsets}))
         return
     said = f"{contract.alerts_topic} begins generation {generation} at its next start"
     typer.echo(f"{said}: `millrace stream start`")
@@ -165,7 +165,7 @@ def accept_storm(stream: Stream, json_: Json = False) -> None:
     from spark.speed.checkpoint import ingest_start
 
     accepted = _storm(ingest_start.accept_storm(contract_of(stream), settings()))
-    typer.echo(json.dumps(accepted) if json_ else f"accepted: {_described(accepted)}")
+    typer.echo(strict_json.dumps(accepted) if json_ else f"accepted: {_described(accepted)}")
 
 
 def _facts(contract: Contract, config: Settings) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from infra import strict_json
 from infra.commands.produce import contract_of
 from infra.commands.query import print_table, text
 from schemas.errors import MillraceError, TerminalError
@@ -69,7 +70,7 @@ def list_(
     _add_pending(contracts, found)
     shown = ("id", "status", "error_class", "attempt", "reason", "parked_because", "decision", "decided_by", "pending")
     if json_:
-        typer.echo(json.dumps({"counts": counts, "letters": found}, default=_plain))
+        typer.echo(strict_json.dumps({"counts": counts, "letters": found}, default=_plain))
         return
     print_table(["stream", "error_class", "reason", "status", "letters"], [tuple(row.values()) for row in counts])
     if found:
@@ -98,13 +99,13 @@ def show(letter: Id, json_: Json = False) -> None:
         undecodable = str(error)
     if json_:
         document = found | {"record": record, "undecodable": undecodable, "history": history}
-        typer.echo(json.dumps(document, default=_plain))
+        typer.echo(strict_json.dumps(document, default=_plain))
         return
     print_table(["", letter], [(name, value) for name, value in found.items() if name not in ("value", "headers")])
     print_table(list(history[0]) if history else [], [tuple(row.values()) for row in history])
     console = Console(highlight=False, markup=False, soft_wrap=True)
     if record is not None:
-        console.print(json.dumps(record, default=text, indent=2))
+        console.print(strict_json.dumps(record, default=text, indent=2))
     else:
         console.print(f"Not decoded: {undecodable}")
         console.print(_dump(found["value"]))
@@ -210,7 +211,7 @@ def replay(json_: Json = False) -> None:
     streams = sorted(airflow.task_states(run))
     counts = {stream: airflow.xcom(run, stream) or {} for stream in streams}
     if json_:
-        typer.echo(json.dumps(counts))
+        typer.echo(strict_json.dumps(counts))
     else:
         names = list(dict.fromkeys(name for its in counts.values() for name in its))
         print_table(["", *names], [(stream, *(its.get(name) for name in names)) for stream, its in counts.items()])
@@ -221,7 +222,7 @@ def replay(json_: Json = False) -> None:
 
 def _report(verb: Verb, decisions: dict[str, int], json_: bool) -> None:
     if json_:
-        typer.echo(json.dumps({"decision": verb, "letters": decisions}))
+        typer.echo(strict_json.dumps({"decision": verb, "letters": decisions}))
     else:
         typer.echo(f"{verb}: {sum(decisions.values()):,} letters; {NEXT}")
 
@@ -300,6 +301,7 @@ def _record(contract: Contract, letter: str) -> dict[str, Any]:
 
     with connect(settings(), [contract]) as served:
         found = _found(letter_status.letters(served, contract.stream, letter_status.Filter([letter])), letter)
+    # A letter that is edited goes back as it was but for the edit, so NaN stays NaN here.
     record: dict[str, Any] = json.loads(json.dumps(decoded(found["value"], settings()), default=text))
     return record
 

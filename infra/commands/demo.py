@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from infra import strict_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -72,7 +73,7 @@ def demo(
         _run(config, contracts, faults, days, events, speed, again, console)
     document = facts()
     if json_:
-        typer.echo(json.dumps(document))
+        typer.echo(strict_json.dumps(document))
     else:
         show(document)
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import typer
+
+from infra import strict_json
 
 
 def doctor(json_: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False) -> None:
@@ -19,7 +20,7 @@ def doctor(json_: Annotated[bool, typer.Option("--json", help="Print one JSON do
     findings = stack.examine(settings())
     fit = all(finding.ok for finding in findings)
     if json_:
-        typer.echo(json.dumps({"fit": fit, "findings": [finding.document() for finding in findings]}))
+        typer.echo(strict_json.dumps({"fit": fit, "findings": [finding.document() for finding in findings]}))
     else:
         from rich.console import Console
         from rich.table import Table

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import typer
+
+from infra import strict_json
 
 
 def lineage(
@@ -27,6 +28,6 @@ def lineage(
     if name is not None:
         found = around(found, name)
     if json_:
-        typer.echo(json.dumps([vars(edge) for edge in found]))
+        typer.echo(strict_json.dumps([vars(edge) for edge in found]))
     else:
         print_table(["of", "is made", "by"], [(edge.source, edge.target, edge.by) for edge in found])

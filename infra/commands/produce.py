@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from infra import strict_json
 from schemas.errors import TerminalError
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def produce(
             transactional,
         )
     if json_:
-        typer.echo(json.dumps(asdict(report) | {"rate": report.rate}))
+        typer.echo(strict_json.dumps(asdict(report) | {"rate": report.rate}))
     else:
         kinds = ", ".join(f"{kind} {count:,}" for kind, count in report.by_kind.items())
         before = f", {report.committed_before:,} had been sent before" if report.committed_before else ""

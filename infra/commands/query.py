@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from io import TextIOWrapper
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Literal, get_args
 
 import typer
+
+from infra import strict_json
 
 if TYPE_CHECKING:
     import duckdb
@@ -94,7 +95,7 @@ def _write(cursor: duckdb.DuckDBPyConnection, wanted: Format, file: IO[bytes], l
     words = TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
     if wanted == "json":
         rows = [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
-        words.write(json.dumps(rows, default=text) + "\n")
+        words.write(strict_json.dumps(rows, default=text) + "\n")
     elif wanted == "csv":
         _write_csv(names, cursor.fetchall(), words)
     else:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from infra import strict_json
+
 if TYPE_CHECKING:
     import duckdb
     from rich.console import Console
@@ -331,10 +333,8 @@ def _replay(last: dict[str, Any] | None) -> str:
 
 def status(json_: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False) -> None:
     """Show services, streams, the last runs and where the user interfaces are."""
-    import json
-
     document = facts()
     if json_:
-        typer.echo(json.dumps(document))
+        typer.echo(strict_json.dumps(document))
     else:
         show(document)

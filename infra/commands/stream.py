@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import getpass
-import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from infra import strict_json
 
 if TYPE_CHECKING:
     from infra.driver.actions import Action
@@ -25,7 +26,7 @@ def _acting(action: Action, explained: str) -> None:
         from infra.settings import settings
 
         done = operate(settings(), action, getpass.getuser(), because)
-        typer.echo(json.dumps(asdict(done)) if json_ else done.said)
+        typer.echo(strict_json.dumps(asdict(done)) if json_ else done.said)
 
 
 _acting(

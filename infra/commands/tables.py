@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import typer
+
+from infra import strict_json
 
 
 def tables(
@@ -23,7 +24,7 @@ def tables(
     config = settings()
     found = usage(config.lake_uri, catalog(config.contracts).values())
     if json_:
-        typer.echo(json.dumps([vars(table) for table in found], default=text))
+        typer.echo(strict_json.dumps([vars(table) for table in found], default=text))
         return
     rows: list[tuple[object, ...]] = [
         (its.table, its.owner, f"{its.rows:,}", f"{its.files:,}", _size(its.bytes), _size(its.bytes_on_disk))

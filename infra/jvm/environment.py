@@ -7,6 +7,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from infra.settings import hosts_without_proxy
+
 _PASSED_ON = (
     "HOME",
     "USER",
@@ -30,7 +32,7 @@ def program_environment() -> Mapping[str, str]:
 
     `PATH` starts with this Python's folder, so that `spark-submit`, `airflow` and `python` are the environment's own.
     """
-    loopback = ",".join(filter(None, [os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), "127.0.0.1,localhost"]))
+    loopback = hosts_without_proxy()
     kept = {name: os.environ[name] for name in (*_PASSED_ON, *_PROXIES) if name in os.environ}
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     return {**kept, "PATH": path, "no_proxy": loopback, "NO_PROXY": loopback}

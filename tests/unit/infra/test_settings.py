@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any, get_args
 
 import pytest
 
-from infra.settings import PRINCIPALS, Settings, SettingsError, settings
+from infra.settings import PRINCIPALS, PROJECT, Settings, SettingsError, settings
 from spark.lake import names
 
 
@@ -113,3 +115,29 @@ def test_every_principal_speaks_sasl_over_tls_with_its_own_password(tmp_path: Pa
 def test_an_own_postgres_is_used_with_its_password(tmp_path: Path) -> None:
     config = Settings(home=tmp_path, postgres_url="postgresql://ann:s%40fe@db.example:5433")
     assert config.postgres("millrace") == "postgresql://ann:s%40fe@db.example:5433/millrace"
+
+
+@pytest.mark.parametrize("given", ["", "internal.example"])
+def test_this_machine_is_never_reached_through_a_proxy(tmp_path: Path, given: str) -> None:
+    """Real clients ask a real server on loopback, with a proxy in the environment at which nobody answers."""
+    program = """
+import http.server, threading, urllib.request
+import httpx
+from infra.settings import settings
+
+settings()
+server = http.server.HTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+url = f"http://127.0.0.1:{server.server_port}/"
+print(httpx.get(url).status_code, urllib.request.urlopen(url).status)
+print(bool(urllib.request.proxy_bypass("internal.example")), bool(urllib.request.proxy_bypass("elsewhere.example")))
+"""
+    proxies = dict.fromkeys(("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "ALL_PROXY"), "http://127.0.0.1:9")
+    environment = {name: value for name, value in os.environ.items() if name.lower() != "no_proxy"} | proxies
+    environment |= {"MILLRACE_HOME": str(tmp_path), "PYTHONPATH": str(PROJECT)}
+    environment |= {"NO_PROXY": given} if given else {}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["200", "200", str(bool(given)), "False"]
