@@ -12,9 +12,9 @@ import fastavro
 from fastavro.schema import SchemaParseException, UnknownType
 from pydantic import ValidationError
 
-from schemas.contract import check_names
+from schemas.contract import check_names, check_types
 from schemas.contract.document import Document, read_json, read_yaml
-from schemas.contract.folders import STREAMS, folder_of, folders
+from schemas.contract.folders import STREAMS, folder_of, folders, streams_folder
 from schemas.contract.model import Contract
 from schemas.contract.problem import ContractError, Problem
 
@@ -55,7 +55,7 @@ def contract_in(root: Path, stream: str) -> Contract:
 def load(folder: Path) -> Contract:
     """The contract in `folder`, whose name is the stream's, with the contracts that it joins, which stand beside it.
 
-    Raises `ContractError` with every problem of its shape and of the names that its tables are made of;
+    Raises `ContractError` with every problem of its shape, of its types and of the names that its tables are made of;
     `schemas.contract.check` looks deeper. A joined contract that cannot be read is no reason to raise: most of what is
     done with a stream does not need it, and what does raises `ContractError` when it asks for it.
     """
@@ -63,14 +63,16 @@ def load(folder: Path) -> Contract:
     others: dict[str, Contract] = {}
     for join in contract.joins:
         with suppress(ContractError):
-            others[join.other] = _load_alone(folder.parent / join.other)
+            others[join.other] = _load_alone(folder_of(streams_folder(folder.parent), join.other))
     return _with_joined(contract, others)
 
 
 def _load_alone(folder: Path) -> Contract:
     """`load` without the contracts that it joins."""
     contract, document = load_with_lines(folder)
-    if problems := list(check_names.problems(contract, document)):
+    problems = list(check_names.problems(contract, document))
+    problems += [problem for version in documents(folder) for problem in check_types.problems(version)]
+    if problems:
         raise ContractError(problems)
     return contract
 

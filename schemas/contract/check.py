@@ -6,7 +6,9 @@ from collections.abc import Collection, Iterator
 from datetime import timedelta
 from pathlib import Path
 
-from schemas.contract import check_names, check_stateful, examples, references
+from avro.errors import SchemaParseException
+
+from schemas.contract import check_names, check_stateful, check_types, examples, references
 from schemas.contract.catalog import documents, load_with_lines
 from schemas.contract.compatibility import incompatibilities
 from schemas.contract.document import Document, Step
@@ -56,7 +58,13 @@ def _contract(contract: Contract, document: Document, others: list[Contract]) ->
     for index, aggregate in enumerate(contract.aggregates):
         yield from check_names.aggregate(contract, document, aggregate, ("aggregates", index))
     yield from check_stateful.problems(contract, document, others)
-    yield from _compatibility(contract)
+    wrong_types = [problem for version in documents(contract.folder) for problem in check_types.problems(version)]
+    yield from wrong_types
+    try:
+        yield from _compatibility(contract)
+    except SchemaParseException:
+        if not wrong_types:  # which are why
+            raise
     wrong_rules = list(_rules(contract, document))
     yield from wrong_rules
     wrong_references = list(_references(contract, document))
@@ -68,21 +76,16 @@ def _contract(contract: Contract, document: Document, others: list[Contract]) ->
 
 
 def _names(contract: Contract) -> Iterator[Problem]:
-    """Problems of the newest version's field names: Delta does not distinguish columns by upper and lower case, and
-    bronze has columns of its own."""
+    """Problems of the newest version's field names: bronze and the served views have columns of their own."""
     avsc = documents(contract.folder)[-1]
-    seen: dict[str, str] = {}
     for index, name in enumerate(contract.fields):
         loc = ("fields", index, "name")
         if name.lower() in RESERVED:
             yield avsc.problem(loc, f"{name!r} is reserved: bronze or the served views have a column of that name")
-        if name.lower() in seen:
-            yield avsc.problem(loc, f"{name!r} differs from {seen[name.lower()]!r} only in case")
         if name.lower() == "event_time" and contract.event_time != name:
             yield avsc.problem(
                 loc, f"{name!r} may only be the name of the event time, which is {contract.event_time!r}"
             )
-        seen[name.lower()] = name
 
 
 def _dead_letters(contract: Contract, document: Document) -> Iterator[Problem]:

@@ -37,6 +37,7 @@ def test_a_stream_that_stands_in_the_old_folder_stays_in_service(checkout: Path)
     assert contract_in(root, "clicks").folder == checkout / "clicks"
     shutil.move(checkout / "clicks", root / "clicks")
     assert contract_in(root, "clicks").folder == root / "clicks"
+    assert set(contract_in(root, "impressions").joined) == {"clicks"}, "what it joins may stand in the new folder"
 
 
 def test_another_folder_of_contracts_knows_no_old_one(checkout: Path, tmp_path: Path) -> None:

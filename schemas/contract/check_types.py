@@ -1,0 +1,100 @@
+"""Whether the lake can hold what an Avro schema declares: each type has a column, and each column a name of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from schemas.contract.document import Document, Step
+from schemas.contract.problem import Problem
+
+PRIMITIVES = frozenset({"boolean", "int", "long", "float", "double", "bytes", "string"})
+MAX_PRECISION = 38
+"""Digits of a decimal that Spark and Delta hold at most."""
+
+Loc = tuple[Step, ...]
+
+
+def problems(document: Document) -> Iterator[Problem]:
+    """Yields the problems of the record schema in `document`, which is an Avro schema already, at any depth of it."""
+    yield from _record(document, document.data, (), ())
+
+
+def _record(document: Document, avro: dict[str, Any], loc: Loc, within: tuple[str, ...]) -> Iterator[Problem]:
+    """`within` are the names of the records around this one."""
+    fields = avro.get("fields") or []
+    if not fields:
+        yield document.problem(loc, f"record {avro.get('name')!r} has no fields, and the lake no column for that")
+    first: dict[str, str] = {}
+    for index, field in enumerate(fields):
+        at = (*loc, "fields", index)
+        name = field["name"]
+        if (before := first.setdefault(name.lower(), name)) != name:
+            yield document.problem(
+                (*at, "name"),
+                f"{name!r} differs from {before!r} only in case, and Delta does not tell such columns apart",
+            )
+        elif sum(other["name"] == name for other in fields[:index]):
+            yield document.problem((*at, "name"), f"{name!r} is defined twice")
+        yield from _type(document, field["type"], (*at, "type"), (*within, str(avro.get("name"))))
+
+
+def _type(document: Document, avro: Any, loc: Loc, within: tuple[str, ...]) -> Iterator[Problem]:
+    match avro:
+        case list():
+            others = [(index, branch) for index, branch in enumerate(avro) if branch != "null"]
+            if len(others) != 1:
+                kinds = ", ".join(_named(branch) for branch in avro)
+                yield document.problem(
+                    loc, f"a union may only add null to one type, and this one is of {kinds}; use a field for each type"
+                )
+            for index, branch in others:
+                yield from _type(document, branch, (*loc, index), within)
+        case "null":
+            yield document.problem(loc, "a field of type null has no value; leave it out, or add a type to it")
+        case str():
+            if avro not in PRIMITIVES:
+                yield document.problem(loc, _reference(avro, within))
+        case {"type": "record" | "error"}:
+            yield from _record(document, avro, loc, within)
+        case {"type": "array", "items": items}:
+            yield from _type(document, items, (*loc, "items"), within)
+        case {"type": "map", "values": values}:
+            yield from _type(document, values, (*loc, "values"), within)
+        case {"type": "enum" | "fixed"}:
+            yield from _logical(document, avro, loc)
+        case {"type": inner}:
+            yield from _type(document, inner, (*loc, "type"), within)
+            yield from _logical(document, avro, loc)
+
+
+def _reference(name: str, within: tuple[str, ...]) -> str:
+    if name.rpartition(".")[2] in within:
+        return f"a value of type {name!r} may hold another one, to any depth, and the lake has no column for that"
+    return f"type {name!r} is used again by its name; write it out here, under a name of its own"
+
+
+def _logical(document: Document, avro: dict[str, Any], loc: Loc) -> Iterator[Problem]:
+    match avro.get("logicalType"):
+        case "decimal":
+            precision, scale = avro.get("precision"), avro.get("scale", 0)
+            if not (
+                isinstance(precision, int) and isinstance(scale, int) and 0 <= scale <= precision and precision > 0
+            ):
+                yield document.problem(loc, f"a decimal has a precision above 0 and a scale from 0 to that: {avro}")
+            elif precision > MAX_PRECISION:
+                yield document.problem(
+                    loc, f"a decimal of {precision} digits is more than the {MAX_PRECISION} that the lake holds"
+                )
+        case "local-timestamp-millis" | "local-timestamp-micros" | "local-timestamp-nanos" as local:
+            yield document.problem(
+                loc, f"{local} says no instant, and the lake has instants alone; use timestamp-micros, or a string"
+            )
+        case "uuid" if avro["type"] != "string":
+            yield document.problem(loc, "a uuid must be a string")
+
+
+def _named(avro: Any) -> str:
+    if isinstance(avro, dict):
+        return str(avro.get("logicalType") or avro.get("name") or avro["type"])
+    return str(avro)
