@@ -30,6 +30,10 @@ SHARE = {
     "faults": ("tests/integration/test_faults.py",),
     "a lane": ("tests/integration/test_lane.py",),
     "homes": ("tests/integration/test_up.py",),
+    "a broker and Spark": (
+        "tests/integration/test_dead_letters.py", "tests/integration/test_ingest.py",
+        "tests/integration/test_restart.py",
+    ),
     "a broker": ("tests/integration/",),
     "Spark": ("tests/unit/spark/transforms/", "tests/unit/spark/batch/test_usual_hours.py"),
     "DAGs": ("tests/unit/dags/test_policy.py",),

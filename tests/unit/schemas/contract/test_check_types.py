@@ -127,6 +127,7 @@ def named(avro: Any, names: Any) -> Any:
     return avro | own | inner
 
 
+@pytest.mark.filterwarnings("ignore::avro.errors.IgnoredLogicalType")
 @given(types=st.lists(TYPES, min_size=1, max_size=4))
 def test_what_is_accepted_has_a_column_and_is_avro_to_every_parser(
     types: list[Any], tmp_path_factory: pytest.TempPathFactory
