@@ -138,13 +138,12 @@ class SparkJob(SparkSubmitOperator):
     def _done(self, context: Context, chosen: list[str]) -> dict[str, Any]:
         """Runs the job on the `chosen` streams and returns its reports. Raises AirflowException if the job failed."""
         from infra.settings import settings
+        from spark.lake import contents, names
         from spark.session import submit_conf
 
         self.application_args = [*(self.application_args or []), *(f"--stream={stream}" for stream in chosen)]
         if settings().openlineage_transport:
             from airflow.providers.openlineage.plugins.macros import lineage_parent_id
-
-            from spark.lake import contents, names
 
             self.application_args.append(f"--parent={lineage_parent_id(context['ti'])}")
         rows = sum(contents.rows(names.bronze(settings().lake_uri, stream)) for stream in chosen)
