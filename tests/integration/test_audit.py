@@ -88,7 +88,13 @@ class Stream:
         producer.begin_transaction()
         offsets = self._produce(producer, number, self.name)
         producer.commit_transaction(30) if commit else producer.abort_transaction(30)
+        self._wait_past(offsets[-1])
         return offsets
+
+    @retry(wait=wait_fixed(0.05), stop=stop_after_delay(30), retry=retry_if_result(lambda past: not past))
+    def _wait_past(self, offset: int) -> bool:
+        """A broker writes the marks of a transaction's end after it has answered; until then readers see none of it."""
+        return broker_offsets(self.settings, [self.name])[self.name, 0] > offset
 
     def _produce(
         self,
