@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property, reduce
-from typing import Any
+from typing import Any, assert_never
 
 from deltalake import DeltaTable
 from pyspark.sql import Column, DataFrame, SparkSession
@@ -150,6 +150,8 @@ class Derivation:
             case Join():
                 mine, theirs = (events(source) for source in self.sources)
                 rows = joined(mine, theirs, self.contract, self.one)
+            case _:
+                assert_never(self.one)
         wanted = rows.join(dirty, self.key).where(F.col(self.place) >= F.col("since"))
         return wanted.where(F.col(stateful_results.CLOSES_AT) <= final).select(*rows.columns)
 
@@ -210,6 +212,8 @@ class Derivation:
                 open_for = self.one.gap
             case Join():
                 open_for = self.one.after
+            case _:
+                assert_never(self.one)
         return rows.where(new | (F.col("event_time") >= F.expr(literal(self._before)) - F.expr(interval(open_for))))
 
     def _refuse(self, unexplained: DataFrame) -> None:
