@@ -320,19 +320,19 @@ MECHANISMS = (
         ("tests/integration/lake/test_derived.py::test_results_that_are_refused_keep_no_other_from_its_turn",),
     ),
     Mechanism(
-        "P4", "sessions, joins and alerts with new events are computed again", "spark/batch/stateful_reconciliation.py",
-        'new = F.col("batch") > self._through_before[source.stream]', "new = F.lit(False)",
+        "P4", "sessions, joins and alerts with new events are computed again", "spark/batch/stateful_planner.py",
+        'new = F.col("batch") > self.through_before[source.stream]', "new = F.lit(False)",
         ("tests/integration/lake/test_derived.py"
          "::test_whatever_comes_when_the_published_rows_are_exact_and_explained",),
     ),
     Mechanism(
-        "P3", "lost rows that came back are put back where they were counted", "spark/batch/reconciliation.py",
+        "P3", "lost rows that came back are put back where they were counted", "spark/batch/comparer.py",
         "            history = rows.unionByName(lost)\n", "            history = rows\n",
         ("tests/integration/lake/test_histories.py"
          "::test_lost_rows_that_came_back_are_counted_twice_by_the_speed_layer_and_explained",),
     ),
     Mechanism(
-        "P3", "a measure is compared with the batches that the speed layer has it of", "spark/batch/reconciliation.py",
+        "P3", "a measure is compared with the batches that the speed layer has it of", "spark/batch/comparer.py",
         'F.col("is_late_hour") | (F.col("batch") >= batch)', "F.lit(True)",
         ("tests/integration/lake/test_histories.py"
          "::test_an_aggregate_and_a_measure_that_are_added_to_a_stream_that_runs",),
@@ -373,7 +373,7 @@ MECHANISMS = (
     Mechanism(
         "P5", "nothing unexplained of velocity, sessions and joins is published",
         "spark/batch/stateful_reconciliation.py",
-        "            self._refuse(found.where(\"cause = 'unexplained'\"))\n", "            pass\n",
+        "            self._refuse(plan, found.where(\"cause = 'unexplained'\"))\n", "            pass\n",
         ("tests/integration/lake/test_derived.py"
          "::test_lost_rows_are_unexplained_and_publish_nothing_and_a_dead_run_is_undone",),
     ),
@@ -612,8 +612,8 @@ MECHANISMS = (
          "::test_what_is_kept_no_longer_is_neither_compared_nor_computed_again",),
     ),
     Mechanism(
-        "P4", "hours that are not kept any more are not made again", "spark/batch/reconciliation.py",
-        "            if (since := self.store.kept_since()) is not None:", "            if (since := None) is not None:",
+        "P4", "hours that are not kept any more are not made again", "spark/batch/planner.py",
+        "        if (since := store.kept_since()) is not None:", "        if (since := None) is not None:",
         ("tests/integration/lake/test_histories.py"
          "::test_what_is_kept_no_longer_is_neither_compared_nor_computed_again",),
     ),

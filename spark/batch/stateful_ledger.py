@@ -28,39 +28,39 @@ SLACK = timedelta(seconds=1)
 """Watermarks have milliseconds and pass through operators one by one: so much later a row has surely been emitted."""
 
 
-def numbers(one: StatefulResult, contract: Contract) -> dict[str, Column]:
+def numbers(result: StatefulResult, contract: Contract) -> dict[str, Column]:
     """What is compared of the rows with one identity: aggregates, by measure."""
-    match one:
+    match result:
         case Velocity():
             return {"alerts": F.count("*"), "done": F.sum("done")}
         case Sessions():
-            types = stateful_results.columns(contract, one)
-            measured = [m.name for m in one.measures if isinstance(types[m.name], NumericType)]
+            types = stateful_results.columns(contract, result)
+            measured = [m.name for m in result.measures if isinstance(types[m.name], NumericType)]
             seconds = (F.unix_micros("session_end") - F.unix_micros("session_start")) / 1e6
             return {name: F.sum(name) for name in [*measured, "events"]} | {"seconds": F.sum(seconds)}
         case Join():
-            return {"rows": F.count("*"), "matches": F.count(f"{one.other}_event_time")}
+            return {"rows": F.count("*"), "matches": F.count(f"{result.other}_event_time")}
 
 
-def reach(one: StatefulResult) -> timedelta:
+def reach(result: StatefulResult) -> timedelta:
     """How long before the place of a row the events are that it depends on."""
-    match one:
+    match result:
         case Velocity():
-            return 2 * one.within
+            return 2 * result.within
         case Sessions():
-            return one.gap
+            return result.gap
         case Join():
-            return one.before
+            return result.before
 
 
 def differences(
-    exact: DataFrame, served: DataFrame, contract: Contract, one: StatefulResult, emitted: Column | None
+    exact: DataFrame, served: DataFrame, contract: Contract, result: StatefulResult, emitted: Column | None
 ) -> DataFrame:
     """One row per identity and measure that differ: the identity, `closes_at`, `measure`, `speed`, `exact`.
 
     A row that was not served is a difference if it closed before `emitted`, up to where the speed layer has come (null:
     nowhere)."""
-    names, compared_by = stateful_results.identity(one, contract), numbers(one, contract)
+    names, compared_by = stateful_results.identity(result, contract), numbers(result, contract)
     sides = []
     for side, frame in (("e", exact), ("s", served)):
         of_side = frame.groupBy(*names).agg(
@@ -113,14 +113,14 @@ def _passed(found: DataFrame, rows: DataFrame, names: list[str], lateness: timed
 
 
 def explained(
-    differences: DataFrame, arrived: Mapping[str, DataFrame], contract: Contract, one: StatefulResult
+    differences: DataFrame, arrived: Mapping[str, DataFrame], contract: Contract, result: StatefulResult
 ) -> DataFrame:
     """`differences` with `cause` and its evidence: how many `rows` the row is made of, how many of them are `repeats`,
     came `late` or are `replayed`. `arrived` are the `arrivals` of each source."""
     names, key, place = (
-        stateful_results.identity(one, contract),
-        stateful_results.key(one),
-        stateful_results.time_column(one),
+        stateful_results.identity(result, contract),
+        stateful_results.key(result),
+        stateful_results.time_column(result),
     )
     subjects = differences.select(*names, stateful_results.CLOSES_AT).distinct()
     evidence = ("behind", "repeat", "attempt")
@@ -128,7 +128,7 @@ def explained(
         DataFrame.unionByName,
         [frame.select(*key, F.col("event_time").alias("_came_for"), *evidence) for frame in arrived.values()],
     )
-    inside = (F.col("_came_for") >= F.col(place) - F.expr(interval(reach(one)))) & (
+    inside = (F.col("_came_for") >= F.col(place) - F.expr(interval(reach(result)))) & (
         F.col("_came_for") <= F.col(stateful_results.CLOSES_AT)
     )
     same_key = reduce(Column.__and__, [F.col(name) == F.col(f"_k_{name}") for name in key])

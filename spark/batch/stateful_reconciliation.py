@@ -15,43 +15,38 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime, timedelta
-from functools import cached_property, reduce
-from typing import Any, assert_never
+from datetime import datetime
+from typing import Any
 
 from deltalake import DeltaTable
-from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from infra.settings import Settings
-from schemas.contract.model import Contract, Join, Sessions, StatefulResult, Velocity
+from schemas.contract.model import Contract, Join, StatefulResult, Velocity
 from spark.batch import stateful_ledger
 from spark.batch.plan import UnexplainedDifference
+from spark.batch.stateful_planner import StatefulPlan
 from spark.batch.store import BatchStore
 from spark.definitions import stateful_results
-from spark.definitions.times import BEGINNING_OF_TIME, literal, time_of
-from spark.definitions.windows import interval
+from spark.definitions.times import literal, time_of
 from spark.lake import contents, names, table_schemas
-from spark.lake.publications import Publication, publications, unique_run_id
+from spark.lake.publications import Publication, unique_run_id
 from spark.speed.checkpoint import stateful_start
-from spark.transforms import velocity
-from spark.transforms.aggregates import distinct_events
-from spark.transforms.joins import joined
-from spark.transforms.sessions import sessions
 
 log = logging.getLogger("millrace.reconcile")
 
 
 @dataclass
-class Derivation:
+class StatefulReconciliation:
     """One run for one result. `now` is the time that its log rows carry; `emitted` is how far the speed layer has come
-    (`stateful.emitted_through`). `may_commit` is called before each write and raises when this process must not (any
-    more)."""
+    (`stateful_start.emitted_through`). `may_commit` is called before each write and raises when this process must not
+    (any more)."""
 
     spark: SparkSession
     lake_uri: str
     contract: Contract
-    one: StatefulResult
+    result: StatefulResult
     run_id: str
     now: datetime
     emitted: datetime | None
@@ -60,192 +55,127 @@ class Derivation:
     def run(self) -> dict[str, Any]:
         """Does the run and returns its summary. Raises `UnexplainedDifference`, with nothing published: the ledger has
         the alert until a later run finds it gone."""
-        known = publications(self.lake_uri, self.title)
-        self.run_id = unique_run_id(self.run_id, known)
-        if self.final is None or (known and self.final == self._before and not self._news()):
-            return self._summary(0, Counter())
-        self._undo({publication.run_id for publication in known})
-        dirty = self.dirty().localCheckpoint()
+        plan = StatefulPlan(self.spark, self.lake_uri, self.contract, self.result)
+        known = {publication.run_id for publication in plan.published}
+        self.run_id = unique_run_id(self.run_id, plan.published)
+        if plan.is_idle:
+            return self._summary(plan, 0, Counter())
+        self._undo(plan, known)
+        dirty = plan.dirty().localCheckpoint()
         micros = (dirty.agg(F.unix_micros(F.min("since"))).head() or [None])[0]
         if micros is None:
-            self._publish(0)
-            return self._summary(0, Counter())
-        first = literal(time_of(micros))
-        since = F.expr(first)
-        exact = self.exact(dirty, since).localCheckpoint()
-        old = self._read(names.batch).where(F.col(self.place) >= since)
-        marked = old.join(dirty, self.key, "left").withColumn("_stale", F.col(self.place) >= F.col("since"))
+            self._publish(plan, 0)
+            return self._summary(plan, 0, Counter())
+        since = literal(time_of(micros))
+        exact = plan.exact(dirty, F.expr(since)).localCheckpoint()
+        old = plan.read(names.batch).where(F.col(plan.time_column) >= F.expr(since))
+        marked = old.join(dirty, plan.key, "left").withColumn("_stale", F.col(plan.time_column) >= F.col("since"))
         stale = F.coalesce("_stale", F.lit(False))
         replaced = marked.where(stale).select(*old.columns).localCheckpoint()
-        found = self.differences(exact, replaced).localCheckpoint()
+        found = self.differences(plan, exact, replaced).localCheckpoint()
         causes = Counter({row.cause: row.n for row in found.groupBy("cause").agg(F.count("*").alias("n")).collect()})
-        log.info("%s: ledger: %s", self.title, dict(causes) or "no differences")
-        self.store.forget_ledger({publication.run_id for publication in known}, self.title)
+        log.info("%s: ledger: %s", plan.title, dict(causes) or "no differences")
+        self.store.forget_ledger(known, plan.title)
         if causes["unexplained"]:
-            self._refuse(found.where("cause = 'unexplained'"))
-        kept = marked.where(~stale).select(*old.columns)
-        columns = table_schemas.stateful_batch_schema(self.contract, self.one).names
-        staged = exact.withColumn("run_id", F.lit(self.run_id)).select(*columns).unionByName(kept.select(*columns))
-        self.may_commit()
-        staged.write.format("delta").mode("overwrite").save(self._uri(names.staged))
-        rows = exact.count()
-        self.may_commit()
-        (
-            self._read(names.staged)
-            .write.format("delta")
-            .mode("overwrite")
-            .option("replaceWhere", f"{self.place} >= {first}")
-            .option("userMetadata", self.run_id)
-            .save(self._uri(names.batch))
-        )
+            self._refuse(plan, found.where("cause = 'unexplained'"))
+        self._replace(plan, exact, marked.where(~stale), since)
         if causes:
             self.store.append_ledger(found)
-        self._publish(rows)
-        return self._summary(rows, causes)
+        rows = exact.count()
+        self._publish(plan, rows)
+        return self._summary(plan, rows, causes)
 
     # -- the steps -------------------------------------------------------------------------------------------------
 
-    def dirty(self) -> DataFrame:
-        """The keys whose rows must be computed again, and since which place: the columns of the key, `since`."""
-        found = []
-        for source in self.sources:
-            own = source is self.contract
-            earlier = timedelta() if own or not isinstance(self.one, Join) else self.one.after
-            since = F.min("event_time") - F.expr(interval(earlier))
-            found.append(self._unsettled(source).groupBy(*self.key).agg(since.alias("since")))
-        dirty = reduce(DataFrame.unionByName, found).groupBy(*self.key).agg(F.min("since").alias("since"))
-        if not isinstance(self.one, Sessions):
-            return dirty
-        # A session that is not closed may have begun long ago, but not before the end of the last one that is.
-        ended = self._read(names.batch).select(*self.key, "session_end").join(dirty, self.key)
-        last = (
-            ended.where(F.col("session_end") < F.col("since"))
-            .groupBy(*self.key)
-            .agg(F.max("session_end").alias("_last"))
-        )
-        beginning = F.expr(literal(BEGINNING_OF_TIME))
-        return dirty.join(last, self.key, "left").select(*self.key, F.coalesce("_last", beginning).alias("since"))
-
-    def exact(self, dirty: DataFrame, since: Column) -> DataFrame:
-        """The exact rows of the dirty keys from `since` (theirs; at least the given one) on that are final."""
-        final = F.expr(literal(self.final))
-        context = F.expr(interval(stateful_ledger.reach(self.one)))
-
-        def events(source: Contract) -> DataFrame:
-            """Distinct events of the dirty keys from a little before their `since`. Repeats may have other times than
-            the event, so they are dropped before."""
-            columns = list(dict.fromkeys(["event_time", *source.fields]))
-            rows = self._accepted(source)
-            if source.event_time in source.event_id:
-                rows = rows.where(F.col("event_time") >= since - context)
-            distinct = distinct_events(rows, source).select(*columns)
-            return distinct.join(dirty, self.key).where(F.col("event_time") >= F.col("since") - context).drop("since")
-
-        match self.one:
-            case Velocity():
-                rows = velocity.exact(events(self.contract), self.contract, self.one)
-            case Sessions():
-                mine = events(self.contract).join(dirty, self.key).where(F.col("event_time") >= F.col("since"))
-                rows = sessions(mine.drop("since"), self.contract, self.one)
-            case Join():
-                mine, theirs = (events(source) for source in self.sources)
-                rows = joined(mine, theirs, self.contract, self.one)
-            case _:
-                assert_never(self.one)
-        wanted = rows.join(dirty, self.key).where(F.col(self.place) >= F.col("since"))
-        return wanted.where(F.col(stateful_results.CLOSES_AT) <= final).select(*rows.columns)
-
-    def differences(self, exact: DataFrame, replaced: DataFrame) -> DataFrame:
+    def differences(self, plan: StatefulPlan, exact: DataFrame, replaced: DataFrame) -> DataFrame:
         """The ledger rows of the run: against the speed layer for rows that are published for the first time, against
         the published ones for those that are published again."""
-        speed = self._read(names.speed)
-        generation = F.lit(contents.newest_batch(self._uri(names.speed)) or 0).bitwiseAND(~((1 << 40) - 1))
+        speed = plan.read(names.speed)
+        generation = F.lit(contents.newest_batch(plan.uri(names.speed)) or 0).bitwiseAND(~((1 << 40) - 1))
         new = (
             speed.where(F.col("batch") >= generation)
-            .where(F.col(stateful_results.CLOSES_AT) > F.expr(literal(self._before)))
-            .where(F.col(stateful_results.CLOSES_AT) <= F.expr(literal(self.final)))
+            .where(F.col(stateful_results.CLOSES_AT) > F.expr(literal(plan.final_before)))
+            .where(F.col(stateful_results.CLOSES_AT) <= F.expr(literal(plan.final)))
         )
-        identity = stateful_results.identity(self.one, self.contract)
-        columns = [*stateful_results.columns(self.contract, self.one), stateful_results.CLOSES_AT]
+        identity = stateful_results.identity(self.result, self.contract)
+        columns = [*stateful_results.columns(self.contract, self.result), stateful_results.CLOSES_AT]
         served = replaced.select(*columns).unionByName(new.select(*columns).join(replaced, identity, "left_anti"))
-        emitted = F.expr(literal(max(self.emitted, self._before))) if self.emitted else None
-        different = stateful_ledger.differences(exact, served, self.contract, self.one, emitted).localCheckpoint()
+        emitted = F.expr(literal(max(self.emitted, plan.final_before))) if self.emitted else None
+        different = stateful_ledger.differences(exact, served, self.contract, self.result, emitted).localCheckpoint()
         if different.isEmpty():
             return self.spark.createDataFrame([], table_schemas.SYSTEM["ledger"])
-        keys = different.select(*self.key).distinct() if isinstance(self.one, Velocity) else None
+        keys = different.select(*plan.key).distinct() if isinstance(self.result, Velocity) else None
         # Of all batches: the query may have taken some after the cut together with those up to it.
         arrived = {
             source.stream: stateful_ledger.arrivals(
                 BatchStore(self.spark, self.lake_uri, source).accepted(),
                 source,
-                (F.col("batch") > self._through_before[source.stream])
-                & (F.col("event_time") < F.expr(literal(self._before))),
+                (F.col("batch") > plan.through_before[source.stream])
+                & (F.col("event_time") < F.expr(literal(plan.final_before))),
                 keys,
             )
-            for source in self.sources
+            for source in plan.sources
         }
-        values = [F.col(name).cast("string") for name in self.key]
-        return stateful_ledger.explained(different, arrived, self.contract, self.one).select(
+        values = [F.col(name).cast("string") for name in plan.key]
+        return stateful_ledger.explained(different, arrived, self.contract, self.result).select(
             F.lit(self.run_id).alias("run_id"),
-            F.lit(self.title).alias("stream"),
-            F.lit(self.one.name).alias("aggregate"),
-            F.lit(type(self.one).__name__.lower()).alias("window"),
-            F.col(self.place).alias("window_start"),
-            F.map_from_arrays(F.array(*(F.lit(name) for name in self.key)), F.array(*values)).alias("keys"),
+            F.lit(plan.title).alias("stream"),
+            F.lit(self.result.name).alias("aggregate"),
+            F.lit(type(self.result).__name__.lower()).alias("window"),
+            F.col(plan.time_column).alias("window_start"),
+            F.map_from_arrays(F.array(*(F.lit(name) for name in plan.key)), F.array(*values)).alias("keys"),
             "measure", "speed", "exact",
             (F.col("exact") - F.col("speed")).alias("difference"),
             "cause", "rows", "repeats", "late", "replayed",
             F.expr(literal(self.now)).alias("recorded_at"),
         )  # fmt: skip
 
-    def _unsettled(self, source: Contract) -> DataFrame:
-        """The accepted rows of a source that can change what is published: those that came after the last publication
-        and those of which rows were not closed then."""
-        rows = self._accepted(source)
-        new = F.col("batch") > self._through_before[source.stream]
-        if source is not self.contract:
-            return rows.where(new)
-        match self.one:
-            case Velocity():
-                open_for = timedelta()
-            case Sessions():
-                open_for = self.one.gap
-            case Join():
-                open_for = self.one.after
-            case _:
-                assert_never(self.one)
-        return rows.where(new | (F.col("event_time") >= F.expr(literal(self._before)) - F.expr(interval(open_for))))
+    def _replace(self, plan: StatefulPlan, exact: DataFrame, kept: DataFrame, since: str) -> None:
+        """Makes `exact` and `kept` the rows of the batch table from the place `since` (SQL) on, in one commit."""
+        columns = table_schemas.stateful_batch_schema(self.contract, self.result).names
+        staged = exact.withColumn("run_id", F.lit(self.run_id)).select(*columns).unionByName(kept.select(*columns))
+        self.may_commit()
+        staged.write.format("delta").mode("overwrite").save(plan.uri(names.staged))
+        self.may_commit()
+        (
+            plan.read(names.staged)
+            .write.format("delta")
+            .mode("overwrite")
+            .option("replaceWhere", f"{plan.time_column} >= {since}")
+            .option("userMetadata", self.run_id)
+            .save(plan.uri(names.batch))
+        )
 
-    def _refuse(self, unexplained: DataFrame) -> None:
+    def _refuse(self, plan: StatefulPlan, unexplained: DataFrame) -> None:
         self.store.append_ledger(unexplained)
         examples = "\n  ".join(
             f"{row['keys']} {row.start}: {row.measure} was served as {row.speed}, exact is {row.exact}"
             for row in unexplained.withColumn("start", F.col("window_start").cast("string")).limit(10).collect()
         )
         refused = UnexplainedDifference(
-            f"{self.title}: served numbers differ from the exact ones and nothing explains it: nothing is published. "
+            f"{plan.title}: served numbers differ from the exact ones and nothing explains it: nothing is published. "
             f"The ledger has them all (run_id {self.run_id}); if the exact ones are right, let the query begin again: "
-            f"`millrace checkpoint reset {self.title}`:\n  {examples}"
+            f"`millrace checkpoint reset {plan.title}`:\n  {examples}"
         )
-        row = {"run_id": self.run_id, "stream": self.title, "final_through": self.final}
+        row = {"run_id": self.run_id, "stream": plan.title, "final_through": plan.final}
         self.store.log_rows("refusals", [row | {"reason": str(refused), "recorded_at": self.now}])
         raise refused
 
-    def _publish(self, rows: int) -> None:
+    def _publish(self, plan: StatefulPlan, rows: int) -> None:
         """Its own row says how far it is final; one for each other source, what of it is in there. One commit."""
-        assert self.final is not None
-        titles = {source.stream: f"{self.title}.{source.stream}" for source in self.sources}
-        titles[self.contract.stream] = self.title
+        assert plan.final is not None
+        titles = {source.stream: f"{plan.title}.{source.stream}" for source in plan.sources}
+        titles[self.contract.stream] = plan.title
         self.store.log_rows(
             "publications",
             [
-                Publication(self.run_id, name, self.final, self._through[stream], 0, rows, self.now).row
+                Publication(self.run_id, name, plan.final, plan.through[stream], 0, rows, self.now).row
                 for stream, name in titles.items()
             ],
         )
 
-    def _undo(self, known: set[str]) -> None:
-        table = DeltaTable(names.local_path(self._uri(names.batch)))
+    def _undo(self, plan: StatefulPlan, known: set[str]) -> None:
+        table = DeltaTable(names.local_path(plan.uri(names.batch)))
         # Newest first; what is neither a run's nor takes one back (a compaction) changes no row.
         telling = [
             entry
@@ -254,84 +184,24 @@ class Derivation:
         ]
         good = next(entry for entry in telling if entry.get("userMetadata") is None or entry["userMetadata"] in known)
         if good is not telling[0]:
-            log.warning("%s: an unfinished run is undone, back to version %d", self.title, good["version"])
+            log.warning("%s: an unfinished run is undone, back to version %d", plan.title, good["version"])
             self.may_commit()
             table.restore(good["version"])
-
-    # -- facts -----------------------------------------------------------------------------------------------------
-
-    @property
-    def title(self) -> str:
-        return stateful_results.title(self.contract, self.one)
-
-    @property
-    def key(self) -> list[str]:
-        return stateful_results.key(self.one)
-
-    @property
-    def place(self) -> str:
-        return stateful_results.time_column(self.one)
 
     @property
     def store(self) -> BatchStore:
         return BatchStore(self.spark, self.lake_uri, self.contract, self.may_commit)
 
-    @cached_property
-    def sources(self) -> tuple[Contract, ...]:
-        return stateful_results.sources(self.contract, self.one)
-
-    @cached_property
-    def _published(self) -> dict[str, list[Publication]]:
-        return {source.stream: publications(self.lake_uri, source.stream) for source in self.sources}
-
-    @cached_property
-    def final(self) -> datetime | None:
-        """How far its rows can be final: as far as all of its sources are. None while one of them is nowhere."""
-        ends = [found[-1].final_through if found else None for found in self._published.values()]
-        return None if None in ends else min(end for end in ends if end)
-
-    @cached_property
-    def _through(self) -> dict[str, int]:
-        """The newest batch of each source that its last publication contains."""
-        return {stream: found[-1].through_batch for stream, found in self._published.items()}
-
-    @cached_property
-    def _before(self) -> datetime:
-        known = publications(self.lake_uri, self.title)
-        return known[-1].final_through if known else BEGINNING_OF_TIME
-
-    @cached_property
-    def _through_before(self) -> dict[str, int]:
-        found = {}
-        for source in self.sources:
-            name = self.title if source is self.contract else f"{self.title}.{source.stream}"
-            known = publications(self.lake_uri, name)
-            found[source.stream] = known[-1].through_batch if known else -1
-        return found
-
-    def _news(self) -> bool:
-        return any(self._through[stream] > before for stream, before in self._through_before.items())
-
-    def _accepted(self, source: Contract) -> DataFrame:
-        return BatchStore(self.spark, self.lake_uri, source).accepted(self._through[source.stream])
-
-    def _uri(self, layer: Any) -> str:
-        uri: str = layer(self.lake_uri, self.contract.stream, self.one.name)
-        return uri
-
-    def _read(self, layer: Any) -> DataFrame:
-        return self.spark.read.format("delta").load(self._uri(layer))
-
-    def _summary(self, rows: int, causes: Counter[str]) -> dict[str, Any]:
+    def _summary(self, plan: StatefulPlan, rows: int, causes: Counter[str]) -> dict[str, Any]:
         return {
-            "result": self.title,
+            "result": plan.title,
             "rows": rows,
-            "final_through": self.final and self.final.isoformat(),
+            "final_through": plan.final and plan.final.isoformat(),
             "ledger": dict(causes),
         }
 
 
-def derivations(
+def stateful_reconciliations(
     spark: SparkSession,
     settings: Settings,
     contracts: dict[str, Contract],
@@ -339,20 +209,20 @@ def derivations(
     run_id: str,
     now: datetime,
     may_commit: Callable[[], None] = lambda: None,
-) -> list[Derivation]:
+) -> list[StatefulReconciliation]:
     """What a publication of `stream` may change: its own results, and the joins of other streams with it."""
     return [
-        Derivation(
+        StatefulReconciliation(
             spark,
             settings.lake_uri,
             contract,
-            one,
+            result,
             run_id,
             now,
-            stateful_start.emitted_through(contract, one, settings),
+            stateful_start.emitted_through(contract, result, settings),
             may_commit,
         )
         for contract in contracts.values()
-        for one in contract.stateful_results
-        if contract.stream == stream or (isinstance(one, Join) and one.other == stream)
+        for result in contract.stateful_results
+        if contract.stream == stream or (isinstance(result, Join) and result.other == stream)
     ]

@@ -20,7 +20,7 @@ from pyspark.sql.pandas.types import to_arrow_schema
 from infra.settings import Settings
 from schemas.contract.catalog import catalog
 from schemas.contract.model import Contract, StatefulResult
-from spark.batch.stateful_reconciliation import Derivation
+from spark.batch.stateful_reconciliation import StatefulReconciliation
 from spark.lake import contents, names, table_schemas, tables
 from spark.lake.batch_numbers import batch_number
 from spark.speed import stateful_query
@@ -226,7 +226,7 @@ class Lake:
     def derive(self, name: str, run_id: str = "r", now: datetime = NOON) -> dict[str, Any]:
         emitted = stateful_start.emitted_through(self.visits, self.one(name), self.settings)
         place = self.settings.lake_uri, self.visits, self.one(name)
-        return Derivation(self.spark, *place, run_id, now, emitted).run()
+        return StatefulReconciliation(self.spark, *place, run_id, now, emitted).run()
 
     def rows(self, layer: Any, name: str) -> list[dict[str, Any]]:
         uri = layer(self.settings.lake_uri, "visits", name)

@@ -23,7 +23,7 @@ from schemas.contract.model import Join, Sessions, Velocity
 from schemas.errors import TerminalError
 from spark.batch.plan import UnexplainedDifference
 from spark.batch.reconciliation import publish_stateful_results
-from spark.batch.stateful_reconciliation import Derivation, derivations
+from spark.batch.stateful_reconciliation import StatefulReconciliation, stateful_reconciliations
 from spark.definitions import stateful_results
 from spark.lake import names, tables
 from spark.serving.duck import connect
@@ -294,7 +294,7 @@ def test_results_that_are_refused_keep_no_other_from_its_turn(lake: Lake, batch_
             speed = names.local_path(names.speed(lake.settings.lake_uri, "visits", name))
             DeltaTable(speed).update({wrong: f"{wrong} + 1"})
     lake.publish(END)
-    found = derivations(lake.spark, lake.settings, lake.contracts, "visits", "r", NOON)
+    found = stateful_reconciliations(lake.spark, lake.settings, lake.contracts, "visits", "r", NOON)
     with pytest.raises(TerminalError, match="nothing is published") as refused:
         publish_stateful_results(lake.settings, found)
     assert [title for title in ("bursts", "spending", "stays") if f"visits.{title}: served" in str(refused.value)] == [
@@ -327,7 +327,7 @@ def test_lost_rows_are_unexplained_and_publish_nothing_and_a_dead_run_is_undone(
         return served.execute("select distinct withheld from stays where not final").fetchall()
 
     with monkeypatch.context() as dead:
-        dead.setattr(Derivation, "_publish", _power_out)
+        dead.setattr(StatefulReconciliation, "_publish", _power_out)
         with pytest.raises(RuntimeError, match="the power is out"):
             lake.derive("stays", "dead")
     assert lake.rows(names.batch, "stays")

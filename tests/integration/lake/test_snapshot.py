@@ -13,7 +13,7 @@ from deltalake import DeltaTable
 from pyspark.sql import SparkSession
 
 from infra.settings import Settings
-from spark.batch.reconciliation import Reconciliation
+from spark.batch.publisher import Publisher
 from spark.lake import names
 from spark.lake.publications import publications
 from spark.serving import snapshot, spark_views
@@ -103,7 +103,7 @@ def test_rows_of_a_run_that_died_while_it_published_are_not_served(
     before = finals(seen(published, None))
     published.send(LATE)
     with monkeypatch.context() as patched:
-        patched.setattr(Reconciliation, "_publish", killed)
+        patched.setattr(Publisher, "publish", killed)
         with pytest.raises(RuntimeError, match="killed"):
             published.reconcile("r2")
     assert {row["run_id"] for row in published.published()} == {"r1", "r2"}, "it had replaced published hours"
