@@ -350,84 +350,91 @@ COLUMNS = {
 """What a column means, by `table.column` or for every table that has one of that name."""
 
 
+STREAM_TABLES = [
+    [
+        "`bronze/<stream>`",
+        "one a Kafka record, good or bad",
+        "coordinates, the fields of the contract, `event_time`, verdict: see below",
+    ],
+    [
+        "`speed/<stream>/<aggregate>`",
+        "one a micro-batch, minute and key: a partial",
+        "`window_start`, the dimensions, the states of the measures, `batch`",
+    ],
+    [
+        "`speed/<stream>/<name>`",
+        "the results of velocity, sessions or a join",
+        "those of the view, `closes_at`, `batch`",
+    ],
+    ["`speed/<stream>/alerts`", "one an alert", "see below"],
+    [
+        "`batch/<stream>/<aggregate>`",
+        "one a window and key: exact",
+        "`window`, `window_start`, `window_end`, the dimensions, the measures, `hour`, `run_id`",
+    ],
+    [
+        "`batch/<stream>/<name>`",
+        "the exact results of velocity, sessions or a join",
+        "those of the view, `closes_at`, `run_id`",
+    ],
+    ["`staged/<stream>/…`", "what a run has computed and not published", "as the tables of `batch/`"],
+]
+"""The tables that each stream has: name, what a row is, columns."""
+
+
 def tables() -> str:
     """Tables, views and their columns with types, from the schemas of the code and DuckDB's word about the views."""
     from pyspark.sql.types import StructField, StructType
 
-    from infra.settings import Settings
-    from schemas.contract.catalog import catalog
     from spark.lake import table_schemas as lake
 
-    def fields(name: str, schema: StructType) -> str:
-        rows = (
-            [
-                f"`{one.name}`",
-                f"`{one.dataType.simpleString()}`",
-                COLUMNS.get(f"{name}.{one.name}") or COLUMNS[one.name],
-            ]
-            for one in schema
-        )
-        return table(["column", "type", "meaning"], rows)
-
-    in_service, uses = catalog(Settings.model_fields["contracts"].default), catalog(PROJECT / "schemas" / "uses")
     parts = [
         f"# Tables and views\n\n{WRITTEN}\n"
         "Every table is a Delta table under `MILLRACE_LAKE`, and has one process that writes it. `millrace tables`\n"
         'lists those of an installation, and `millrace query "show tables"` lists the views. Times are UTC. A column\n'
         "that a contract gains is added to the tables, and is null in the rows before.\n\n"
-        "## Tables of a stream\n\n"
-        + table(
-            ["table", "rows", "columns"],
-            [
-                [
-                    "`bronze/<stream>`",
-                    "one a Kafka record, good or bad",
-                    "coordinates, the fields of the contract, `event_time`, verdict: see below",
-                ],
-                [
-                    "`speed/<stream>/<aggregate>`",
-                    "one a micro-batch, minute and key: a partial",
-                    "`window_start`, the dimensions, the states of the measures, `batch`",
-                ],
-                [
-                    "`speed/<stream>/<name>`",
-                    "the results of velocity, sessions or a join",
-                    "those of the view, `closes_at`, `batch`",
-                ],
-                ["`speed/<stream>/alerts`", "one an alert", "see below"],
-                [
-                    "`batch/<stream>/<aggregate>`",
-                    "one a window and key: exact",
-                    "`window`, `window_start`, `window_end`, the dimensions, the measures, `hour`, `run_id`",
-                ],
-                [
-                    "`batch/<stream>/<name>`",
-                    "the exact results of velocity, sessions or a join",
-                    "those of the view, `closes_at`, `run_id`",
-                ],
-                ["`staged/<stream>/…`", "what a run has computed and not published", "as the tables of `batch/`"],
-            ],
-        )
-        + "\n### Bronze: coordinates\n\n"
-        + fields("bronze", StructType([StructField(*one) for one in lake.COORDINATES.items()]))
-        + "\n### Bronze: verdict\n\n"
-        + fields("bronze", StructType([StructField(*one) for one in lake.VERDICT.items()]))
-        + "\n### Alerts\n\n"
-        + fields("alerts", lake.ALERTS)
+        f"## Tables of a stream\n\n{table(['table', 'rows', 'columns'], STREAM_TABLES)}"
     ]
+    for title, name, columns in (
+        ("Bronze: coordinates", "bronze", StructType([StructField(*column) for column in lake.COORDINATES.items()])),
+        ("Bronze: verdict", "bronze", StructType([StructField(*column) for column in lake.VERDICT.items()])),
+        ("Alerts", "alerts", lake.ALERTS),
+    ):
+        parts.append(f"### {title}\n\n{_fields(name, columns)}")
     parts.append("## Tables of the platform\n\nThese lie under `system/`, and the view of the same name shows each.\n")
-    parts += [f"### {name}\n\n{TABLES[name]}\n\n{fields(name, schema)}" for name, schema in lake.SYSTEM.items()]
-    parts.append(
+    parts += [f"### {name}\n\n{TABLES[name]}\n\n{_fields(name, schema)}" for name, schema in lake.SYSTEM.items()]
+    return "\n".join([*parts, *_of_views()])
+
+
+def _fields(name: str, schema: Iterable[Any]) -> str:
+    """The columns of a Spark schema with their types and `COLUMNS`' words for them."""
+    rows = (
+        [
+            f"`{column.name}`",
+            f"`{column.dataType.simpleString()}`",
+            COLUMNS.get(f"{name}.{column.name}") or COLUMNS[column.name],
+        ]
+        for column in schema
+    )
+    return table(["column", "type", "meaning"], rows)
+
+
+def _of_views() -> list[str]:
+    """The part about views: those of the streams in service and of the uses."""
+    from infra.settings import Settings
+    from schemas.contract.catalog import catalog
+
+    in_service, uses = catalog(Settings.model_fields["contracts"].default), catalog(PROJECT / "schemas" / "uses")
+    parts = [
         "## Views of the streams\n\n"
         "Types are DuckDB's. Besides these columns, each view of an aggregate, velocity, session or join has `source`\n"
         "(`batch` or `speed`), `final` and `withheld`. The views of an aggregate's windows have the same columns.\n"
-    )
-    contracts = {**in_service, **uses}
-    for stream, views in _views(list(contracts.values())).items():
+    ]
+    for stream, views in _views([*{**in_service, **uses}.values()]).items():
         kind = " (a use)" if stream in uses else ""
         rows = ([", ".join(f"`{name}`" for name in names), columns] for columns, names in views.items())
         parts.append(f"### {stream}{kind}\n\n{table(['view', 'columns'], rows)}")
-    return "\n".join(parts)
+    return parts
 
 
 def _views(contracts: list[Any]) -> dict[str, dict[str, list[str]]]:

@@ -33,13 +33,13 @@ def audit(
     """
     from rich.console import Console
 
-    from infra.commands.produce import contract_of
     from infra.settings import settings
-    from schemas.contract.catalog import catalog
+    from schemas.contract.catalog import catalog, contract_in
     from spark.conservation.audit import NotConserved, require_conserved
     from spark.speed.checkpoint.generations import NothingSettled
 
-    contracts = [contract_of(name) for name in streams] if streams else list(catalog(settings().contracts).values())
+    root = settings().contracts
+    contracts = [contract_in(root, name) for name in streams] if streams else list(catalog(root).values())
     console = Console(stderr=json_)
     found: list[Audit] = []
     for contract in contracts:

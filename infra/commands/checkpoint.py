@@ -37,12 +37,11 @@ def show(
 ) -> None:
     """Show generation, fingerprint, last planned and committed batch, offsets and lag, and whether the stream may
     start, also for its velocity, sessions and joins and for its alert lane."""
-    from infra.commands.produce import contract_of
     from infra.settings import settings
-    from schemas.contract.catalog import catalog
+    from schemas.contract.catalog import catalog, contract_in
 
     config = settings()
-    contracts = [contract_of(stream)] if stream else list(catalog(config.contracts).values())
+    contracts = [contract_in(config.contracts, stream)] if stream else list(catalog(config.contracts).values())
     streams = {contract.stream: _facts(contract, config) for contract in contracts}
     if json_:
         typer.echo(strict_json.dumps({"streams": streams}))
@@ -90,12 +89,12 @@ def reset(
     stay where they are.
     """
     from infra.broker.offsets import nested
-    from infra.commands.produce import contract_of
     from infra.settings import settings
+    from schemas.contract.catalog import contract_in
     from spark.speed.checkpoint import ingest_start
 
     config, (stream, _, name) = settings(), stream.partition(".")
-    contract = contract_of(stream)
+    contract = contract_in(config.contracts, stream)
     if contract.alerts and f"{stream}.{name}" == contract.alerts_topic:
         _reset_lane(contract, config, json_)
         return
@@ -160,11 +159,11 @@ def accept_storm(stream: Stream, json_: Json = False) -> None:
 
     The running driver goes on with it within half a minute. The next storm halts the stream again.
     """
-    from infra.commands.produce import contract_of
     from infra.settings import settings
+    from schemas.contract.catalog import contract_in
     from spark.speed.checkpoint import ingest_start
 
-    accepted = _storm(ingest_start.accept_storm(contract_of(stream), settings()))
+    accepted = _storm(ingest_start.accept_storm(contract_in(settings().contracts, stream), settings()))
     typer.echo(strict_json.dumps(accepted) if json_ else f"accepted: {_described(accepted)}")
 
 

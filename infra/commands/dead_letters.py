@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from infra import strict_json
-from infra.commands.produce import contract_of
 from infra.commands.query import print_table, text
 from schemas.errors import MillraceError, TerminalError
 
@@ -56,13 +55,13 @@ def list_(
 ) -> None:
     """Count dead letters by class, reason and status, and list them."""
     from infra.settings import settings
-    from schemas.contract.catalog import catalog
+    from schemas.contract.catalog import catalog, contract_in
     from spark.serving import letter_status
     from spark.serving.duck import connect
 
     if status is not None and status not in letter_status.STATUSES:
         raise NoSuchLetter(f"there is no status {status!r}; there are: {', '.join(letter_status.STATUSES)}")
-    contracts = [contract_of(stream)] if stream else list(catalog(settings().contracts).values())
+    contracts = [contract_in(settings().contracts, stream)] if stream else list(catalog(settings().contracts).values())
     which = letter_status.Filter((), error_class, reason, status)
     with connect(settings(), contracts) as served:
         counts = [row for c in contracts for row in letter_status.counts(served, c.stream, which)]
@@ -127,13 +126,15 @@ def _deciding(verb: Verb, explained: str) -> None:
     ) -> None:
         from infra.settings import settings
         from producers.decisions import announce
+        from schemas.contract.catalog import contract_in
 
         if bool(ids) == bool(stream):
             raise NoSuchLetter(f"say which letters to {verb}: either their ids, or --stream with --class or --reason")
         if stream and not (error_class or reason):
             raise NoSuchLetter(f"say which letters of {stream} to {verb}: with --class, --reason or both")
         decision = _decision(verb, because, by)
-        contracts = [contract_of(stream)] if stream else list({c.stream: c for c in map(_contract, ids or ())}.values())
+        named = [stream] if stream else list(dict.fromkeys(map(_stream, ids or ())))
+        contracts = [contract_in(settings().contracts, name) for name in named]
         chosen = [
             (
                 contract,
@@ -325,7 +326,10 @@ def _found(rows: list[dict[str, Any]], letter: str) -> dict[str, Any]:
 
 
 def _contract(letter: str) -> Contract:
-    return contract_of(_stream(letter))
+    from infra.settings import settings
+    from schemas.contract.catalog import contract_in
+
+    return contract_in(settings().contracts, _stream(letter))
 
 
 def _stream(letter: str) -> str:

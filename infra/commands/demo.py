@@ -13,6 +13,7 @@ from infra import strict_json
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from infra.airflow_client import Airflow
     from infra.commands.progress import Say
     from infra.settings import Settings
     from producers.generators import Generated
@@ -56,17 +57,17 @@ def demo(
     """
     from rich.console import Console
 
-    from infra.commands.produce import contract_of
     from infra.commands.status import facts, show
     from infra.local import stack
     from infra.operations.uses import named, take
     from infra.settings import settings
     from producers.inject import Faults
+    from schemas.contract.catalog import contract_in
 
     config = settings()
     further = named(uses)
     take(config.contracts, further)
-    contracts = [contract_of(name) for name in (*STREAMS, *further)]
+    contracts = [contract_in(config.contracts, name) for name in (*STREAMS, *further)]
     faults = Faults(duplicates, late, malformed, seed=seed)
     console = Console(stderr=json_)
     with stack.stopped_on_interrupt(config, console.print):
@@ -88,11 +89,10 @@ def _run(
     again: bool,
     console: Console,
 ) -> None:
-    """Every step of the demo, told on `console`."""
+    """Does every step of the demo and shows it on `console`."""
     from infra.airflow_client import DAGS, Airflow
     from infra.commands.progress import narrated
     from infra.commands.provision import provisioned
-    from infra.driver.heartbeat import heartbeat
     from infra.driver.waiting import wait_until_ingested, wait_until_running
     from infra.local import stack
 
@@ -100,22 +100,10 @@ def _run(
     stack.up(config, (), console.print)
     airflow = Airflow(config)
     with narrated(console) as step:
-
-        def waiting(dag_id: str) -> Callable[[Say], object]:
-            """Triggers a run now, and gives the work of waiting for its end."""
-            airflow.unpause(dag_id)
-            run = airflow.trigger(dag_id)
-            return lambda say: airflow.wait(run)
-
         step("Airflow reads the DAGs", lambda say: airflow.wait_for_dags(DAGS))
         step("provision: topics, schemas, tables", partial(provisioned, airflow, streams))
         airflow.unpause("stream_supervisor")
-        if (
-            (beat := heartbeat(config.stream_dir))
-            and beat.get("state") == "running"
-            and not set(streams) <= set(beat["queries"])
-        ):
-            (config.stream_dir / "stop").touch()  # the next driver reads the streams that are new
+        _end_a_driver_without(config, streams)
         # The driver first: records that arrive while it runs make several batches, so that the ledger has work to do.
         step("stream_supervisor: the Spark driver starts", lambda say: wait_until_running(config, streams=streams))
         for contract in contracts:
@@ -127,20 +115,36 @@ def _run(
             )
 
         step("stream ingests", ingested)
-        beside = waiting("replay_dead_letters")  # takes seconds, which need not be waited for in turn
+        beside = _triggered(airflow, "replay_dead_letters")  # takes seconds, which need not be waited for in turn
         for dag_id in ("reconcile", "data_quality"):
-            step(f"{dag_id}: {DUTIES[dag_id]}", waiting(dag_id))
+            step(f"{dag_id}: {DUTIES[dag_id]}", _triggered(airflow, dag_id))
         step(f"replay_dead_letters: {DUTIES['replay_dead_letters']}", beside)
         for dag_id in DAGS:  # the others do something at their hour, or when somebody asks for it
             airflow.unpause(dag_id)
 
 
+def _end_a_driver_without(config: Settings, streams: list[str]) -> None:
+    """Asks a driver that runs and does not read all of `streams` to end: the next one reads those that are new."""
+    from infra.driver.heartbeat import heartbeat
+
+    beat = heartbeat(config.stream_dir)
+    if beat and beat.get("state") == "running" and not set(streams) <= set(beat["queries"]):
+        (config.stream_dir / "stop").touch()
+
+
+def _triggered(airflow: Airflow, dag_id: str) -> Callable[[Say], object]:
+    """Triggers a run now, and returns the work of waiting for its end."""
+    airflow.unpause(dag_id)
+    run = airflow.trigger(dag_id)
+    return lambda say: airflow.wait(run)
+
+
 def _replay(contract: Contract, days: int, events: int, faults: Faults, speed: float, again: bool, say: Say) -> None:
     """Send one stream's data set, or a generated day, unless its topic holds that many records already."""
     from infra.broker.offsets import broker_offsets
-    from infra.commands.produce import send
     from infra.settings import settings
     from producers.generators import CLICK_SHARE, GENERATORS, generated
+    from producers.produce import produce
     from producers.sources import source
 
     if contract.stream in GENERATORS:
@@ -152,12 +156,13 @@ def _replay(contract: Contract, days: int, events: int, faults: Faults, speed: f
     if held >= total and not again:
         say(f"replay {contract.stream}: its topic holds {held:,} records already")
         return
-    report = send(
+    report = produce(
         contract,
         records,
-        faults,
-        speed,
-        lambda r: say(f"replay {contract.stream}: {r.sent:,} records of {total:,} events"),
+        settings=settings(),
+        faults=faults,
+        speed=speed or None,
+        on_progress=lambda r: say(f"replay {contract.stream}: {r.sent:,} records of {total:,} events"),
     )
     if report.interrupted:
         raise KeyboardInterrupt

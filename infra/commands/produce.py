@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,47 +14,11 @@ from infra import strict_json
 from schemas.errors import TerminalError
 
 if TYPE_CHECKING:
+    from producers.generators import Generated
     from producers.inject import Faults
     from producers.produce import Report
+    from producers.sources import Source
     from schemas.contract.model import Contract
-
-
-class UnknownStream(TerminalError):
-    """There is no contract of that name."""
-
-
-def contract_of(stream: str) -> Contract:
-    """The contract of `stream`. Raises `UnknownStream` with the names there are."""
-    from infra.settings import settings
-    from schemas.contract.catalog import catalog
-
-    contracts = catalog(settings().contracts)
-    if stream not in contracts:
-        raise UnknownStream(f"there is no stream {stream!r}; the contracts are: {', '.join(sorted(contracts))}")
-    return contracts[stream]
-
-
-def send(
-    contract: Contract,
-    records: Iterable[Any],
-    faults: Faults,
-    speed: float,
-    on_progress: Callable[[Report], None],
-    transactional: str | None = None,
-) -> Report:
-    """Sends `records`; `speed` 0 is flat out."""
-    from infra.settings import settings
-    from producers.produce import produce
-
-    return produce(
-        contract,
-        records,
-        settings=settings(),
-        faults=faults,
-        speed=speed or None,
-        on_progress=on_progress,
-        transactional=transactional,
-    )
 
 
 def produce(
@@ -86,45 +50,89 @@ def produce(
     They come from its data set, its generator or a file. With `--transactional` they are sent in transactions under
     that id: readers never see the half of a killed producer, and the same command goes on where it was killed.
     """
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    from producers.generators import BEGINNING, GENERATORS, generated
+    from infra.settings import settings
     from producers.inject import Faults
-    from producers.sources import json_lines, source
+    from schemas.contract.catalog import contract_in
 
-    contract = contract_of(stream)
+    contract = contract_in(settings().contracts, stream)
     faults = Faults(duplicates, late, malformed, timedelta(hours=late_by), seed)
-    records: Iterable[Any]
-    total: int | None = None
     if file:
-        records = json_lines(file, contract)
-    elif stream in GENERATORS:
-        if transactional and rate and not start:
-            raise TerminalError("--transactional sends the same events each time: with --rate give --start as well")
-        begin = start.replace(tzinfo=UTC) if start else datetime.now(UTC) if rate else BEGINNING
-        records = generated(stream, events, rate or 1000, seed, begin)
-        total, speed = len(records), speed or (1 if rate else 0)
+        records, total = _of_file(file, contract)
+    elif generated := _generated(stream, events, rate, seed, start, again=transactional is not None):
+        records, total = generated, len(generated)
+        speed = speed or (1 if rate else 0)
     else:
-        records = source(stream)
-        records = records.first(limit) if limit else records
-        total = len(records)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(f"produce {stream}", total=total)
-        report = send(
-            contract,
-            records,
-            faults,
-            speed,
-            lambda r: progress.update(task, completed=r.by_kind["event"] + r.by_kind["late"]),
-            transactional,
-        )
+        records, total = _of_data_set(stream, limit)
+    report = _sent(contract, records, total, faults, speed, transactional)
     if json_:
         typer.echo(strict_json.dumps(asdict(report) | {"rate": report.rate}))
     else:
-        kinds = ", ".join(f"{kind} {count:,}" for kind, count in report.by_kind.items())
-        before = f", {report.committed_before:,} had been sent before" if report.committed_before else ""
-        typer.echo(f"{report.acknowledged:,} records acknowledged in {report.seconds:.1f} s ({kinds}){before}")
+        _show(report)
     if report.interrupted:
         raise typer.Exit(130)
+
+
+def _of_file(file: Path, contract: Contract) -> tuple[Iterable[Any], None]:
+    """The records of the file; how many there are, nobody has counted."""
+    from producers.sources import json_lines
+
+    return json_lines(file, contract), None
+
+
+def _generated(
+    stream: str, events: int, rate: float, seed: int, start: datetime | None, *, again: bool
+) -> Generated | None:
+    """Generated events, None if the stream has no generator. `again`: the same command may have to go on, so each time
+    they must be the same."""
+    from producers.generators import BEGINNING, GENERATORS, generated
+
+    if stream not in GENERATORS:
+        return None
+    if again and rate and not start:
+        raise TerminalError("--transactional sends the same events each time: with --rate give --start as well")
+    begin = start.replace(tzinfo=UTC) if start else datetime.now(UTC) if rate else BEGINNING
+    return generated(stream, events, rate or 1000, seed, begin)
+
+
+def _of_data_set(stream: str, limit: int) -> tuple[Source, int]:
+    """The first `limit` records of the data set, or all."""
+    from producers.sources import source
+
+    records = source(stream)
+    records = records.first(limit) if limit else records
+    return records, len(records)
+
+
+def _sent(
+    contract: Contract,
+    records: Iterable[Any],
+    total: int | None,
+    faults: Faults,
+    speed: float,
+    transactional: str | None,
+) -> Report:
+    """Sends them under a progress bar."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from infra.settings import settings
+    from producers.produce import produce as send
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(f"produce {contract.stream}", total=total)
+        return send(
+            contract,
+            records,
+            settings=settings(),
+            faults=faults,
+            speed=speed or None,
+            on_progress=lambda r: progress.update(task, completed=r.by_kind["event"] + r.by_kind["late"]),
+            transactional=transactional,
+        )
+
+
+def _show(report: Report) -> None:
+    kinds = ", ".join(f"{kind} {count:,}" for kind, count in report.by_kind.items())
+    before = f", {report.committed_before:,} had been sent before" if report.committed_before else ""
+    typer.echo(f"{report.acknowledged:,} records acknowledged in {report.seconds:.1f} s ({kinds}){before}")

@@ -18,7 +18,12 @@ from schemas.contract.folders import STREAMS, folder_of, folders, streams_folder
 from schemas.contract.model import Contract
 from schemas.contract.problem import ContractError, Problem
 
-__all__ = ["ContractError", "catalog", "contract_in", "load"]
+__all__ = ["ContractError", "UnknownStream", "catalog", "contract_in", "load"]
+
+
+class UnknownStream(ContractError):
+    """There is no contract of that name."""
+
 
 FROM_DISK = frozenset({"folder", "versions", "joined"})
 """Attributes of `Contract` that do not come from `stream.yaml`."""
@@ -48,7 +53,12 @@ def catalog(root: Path | None = None) -> dict[str, Contract]:
 
 
 def contract_in(root: Path, stream: str) -> Contract:
-    """The contract of `stream` among those under `root`. Raises `ContractError` as `load` does."""
+    """The contract of `stream` among those under `root`, whatever is wrong with others. Raises `UnknownStream`, and
+    `ContractError` as `load` does."""
+    names = [folder.name for folder in folders(root)]
+    if stream not in names:
+        there = f"the contracts are: {', '.join(names)}" if names else "there is no contract at all"
+        raise UnknownStream([Problem(root, 1, "", f"there is no stream {stream!r}; {there}")])
     return load(folder_of(root, stream))
 
 

@@ -47,53 +47,58 @@ def layers(
     `final` (over `hour`) which hours they cover; in others, and for windows that the aggregate does not have,
     `batch_…` is null. Aggregates without a measure that counts are left out.
     """
-    parts = []
-    for aggregate in contract.aggregates:
-        measure = counter(aggregate)
-        if measure is None:
-            continue
-        [state] = measures.states(aggregate.model_copy(update={"measures": [measure]}), contract)
-        name = F.lit(aggregate.name).alias("aggregate")
-        of_rows = {
-            "rows": state.make,
-            "distinct_in_batch": f"{state.make} filter (where distinct_in_batch)",
-            "repaired": f"{state.make} filter (where original is not null and attempt = 0)",
-            "replayed": f"{state.make} filter (where original is not null and attempt > 0)",
-            "distinct_events": f"{state.make} filter (where distinct_event and ({published}))",
-        }
-        of_rows["_before"] = f"count_if(batch < {began.get(aggregate.name, 0)})"
-        of_partials = {"speed": f"sum(`{state.name}`)", "_without": f"count_if(`{state.name}` is null)"}
-        of_windows = {
-            f"batch_{window}": f"coalesce(sum(`{measure.name}`) filter (where window = '{window}'), 0)"
-            for window in aggregate.windows
-        }
-        parts += [
-            _by_hour(rows, "event_time", of_rows).select(name, "*"),
-            _by_hour(partials[aggregate.name], "window_start", of_partials).select(name, "*"),
-            _by_hour(windows[aggregate.name], "hour", of_windows).select(name, "*"),
-        ]
+    parts = [
+        part
+        for aggregate in contract.aggregates
+        if (measure := counter(aggregate))
+        for part in _counts_of(aggregate, measure, rows, partials, windows, contract, began, published)
+    ]
     together = reduce(lambda left, right: left.unionByName(right, allowMissingColumns=True), parts)
-    lacking = {
-        window: [aggregate.name for aggregate in contract.aggregates if window not in aggregate.windows]
-        for window in WINDOWS
-    }
     is_whole = F.coalesce(F.sum("_before"), F.lit(0)) + F.coalesce(F.sum("_without"), F.lit(0)) == 0
     totals = {name: F.coalesce(F.sum(name), F.lit(0)) for name in COUNTS}
     totals["speed"] = F.when(is_whole & F.expr(compared), totals["speed"])
     totals["with_repairs"] = totals["distinct_in_batch"] + totals["repaired"]
     totals["with_replays"] = totals["with_repairs"] + totals["replayed"]
-    return together.groupBy("aggregate", "hour").agg(
-        *(total.alias(name) for name, total in totals.items()),
-        *(
-            F.when(
-                F.expr(final) & ~F.col("aggregate").isin(lacking[window]),
-                F.coalesce(
-                    F.sum(f"batch_{window}") if f"batch_{window}" in together.columns else F.lit(None), F.lit(0)
-                ),
-            ).alias(f"batch_{window}")
-            for window in WINDOWS
-        ),
-    )
+    for window in WINDOWS:
+        lacking = [aggregate.name for aggregate in contract.aggregates if window not in aggregate.windows]
+        summed = F.sum(f"batch_{window}") if f"batch_{window}" in together.columns else F.lit(None)
+        covered = F.expr(final) & ~F.col("aggregate").isin(lacking)
+        totals[f"batch_{window}"] = F.when(covered, F.coalesce(summed, F.lit(0)))
+    return together.groupBy("aggregate", "hour").agg(*(total.alias(name) for name, total in totals.items()))
+
+
+def _counts_of(
+    aggregate: Aggregate,
+    measure: Measure,
+    rows: DataFrame,
+    partials: Mapping[str, DataFrame],
+    windows: Mapping[str, DataFrame],
+    contract: Contract,
+    began: Mapping[str, int],
+    published: str,
+) -> list[DataFrame]:
+    """What `measure` counts of one aggregate by hour, a frame a layer. `_before` are rows of batches before the
+    aggregate's first partials, and `_without` partials that do not have the measure."""
+    [state] = measures.states(aggregate.model_copy(update={"measures": [measure]}), contract)
+    name = F.lit(aggregate.name).alias("aggregate")
+    of_rows = {
+        "rows": state.make,
+        "distinct_in_batch": f"{state.make} filter (where distinct_in_batch)",
+        "repaired": f"{state.make} filter (where original is not null and attempt = 0)",
+        "replayed": f"{state.make} filter (where original is not null and attempt > 0)",
+        "distinct_events": f"{state.make} filter (where distinct_event and ({published}))",
+        "_before": f"count_if(batch < {began.get(aggregate.name, 0)})",
+    }
+    of_partials = {"speed": f"sum(`{state.name}`)", "_without": f"count_if(`{state.name}` is null)"}
+    of_windows = {
+        f"batch_{window}": f"coalesce(sum(`{measure.name}`) filter (where window = '{window}'), 0)"
+        for window in aggregate.windows
+    }
+    return [
+        _by_hour(rows, "event_time", of_rows).select(name, "*"),
+        _by_hour(partials[aggregate.name], "window_start", of_partials).select(name, "*"),
+        _by_hour(windows[aggregate.name], "hour", of_windows).select(name, "*"),
+    ]
 
 
 def _by_hour(frame: DataFrame, time: str, counts: Mapping[str, str]) -> DataFrame:

@@ -87,23 +87,15 @@ def differences(exact: DataFrame, served: DataFrame, contract: Contract, aggrega
             ),
         )
     )
-    found = F.filter(
-        F.array(
-            *(
-                F.when(
-                    ~_equal(measure, F.col(f"s_{measure.name}"), F.col(f"e_{measure.name}"), F.col("estimated")),
-                    F.struct(
-                        F.lit(measure.name).alias("measure"),
-                        F.col(f"s_{measure.name}").alias("speed"),
-                        F.col(f"e_{measure.name}").alias("exact"),
-                    ),
-                )
-                for measure in compared
-            )
-        ),
-        lambda difference: difference.isNotNull(),
-    )
+    found = F.filter(F.array(*map(_difference, compared)), lambda difference: difference.isNotNull())
     return joined.select(*keys, F.inline(found))
+
+
+def _difference(measure: Measure) -> Column:
+    """The measure with the served value (`s_…`) and the exact one (`e_…`); null where they are equal."""
+    served, exact = F.col(f"s_{measure.name}"), F.col(f"e_{measure.name}")
+    values = F.struct(F.lit(measure.name).alias("measure"), served.alias("speed"), exact.alias("exact"))
+    return F.when(~_equal(measure, served, exact, F.col("estimated")), values)
 
 
 def explained(differences: DataFrame, rows: DataFrame, contract: Contract, aggregate: Aggregate) -> DataFrame:
