@@ -67,14 +67,14 @@ def unchanged(stream: str) -> str | None:
     """Why a check would find what the last one found, in words; None if it might not. The last one was green and saw
     the newest micro-batch and the newest publication, and the contract does not ask for freshness, which time alone can
     break."""
+    from infra.deployed import contract_in_service
     from infra.settings import settings
-    from schemas.contract.catalog import contract_in
     from spark.lake.publications import publications
     from spark.serving.duck import connect
     from spark.speed.checkpoint.generations import settled_batch
 
     config = settings()
-    contract = contract_in(config.contracts, stream)
+    contract = contract_in_service(config, stream)
     published = publications(config.lake_uri, stream)
     with connect(config, [contract]) as served:
         last = served.execute(

@@ -49,14 +49,14 @@ def questions(stream: str) -> list[dict[str, Any]]:
     from dataclasses import replace
     from datetime import UTC, datetime
 
+    from infra.deployed import contract_in_service
     from infra.settings import settings
     from producers.decisions import pending
-    from schemas.contract.catalog import contract_in
     from spark.serving import letter_status
     from spark.serving.duck import connect
 
     now, asked = datetime.now(UTC), []
-    contract = contract_in(settings().contracts, stream)
+    contract = contract_in_service(settings(), stream)
     with connect(settings(), [contract]) as served:
         which = letter_status.Filter(status="parked", until=now)
         if groups := letter_status.counts(served, stream, which):
@@ -83,9 +83,9 @@ def decided(letters: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
     decision and the number of letters. Raises `DecisionError` if each of them was decided upon by then."""
     from datetime import UTC, datetime
 
+    from infra.deployed import contract_in_service
     from infra.settings import settings
     from producers.decisions import Decision, DecisionError, Parked, announce, pending
-    from schemas.contract.catalog import contract_in
     from spark.serving.duck import connect
     from spark.serving.letter_status import Filter
     from spark.serving.letter_status import letters as found
@@ -94,7 +94,7 @@ def decided(letters: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
     if chosen == LEAVE:
         return {"decision": chosen, "letters": 0}
     who = answer["responded_by_user"] or {}
-    contract = contract_in(settings().contracts, letters["stream"])
+    contract = contract_in_service(settings(), letters["stream"])
     until = datetime.fromisoformat(letters["until"])
     others = pending(contract, settings()).keys()
     which = Filter((), letters["error_class"], letters["reason"], "parked", until, exactly=True, other_than=others)

@@ -50,15 +50,15 @@ with DAG(
         from contextlib import nullcontext
         from datetime import UTC, datetime
 
+        from infra.deployed import contracts_in_service
         from infra.locks.batch_lock import exclusive
         from infra.settings import settings
-        from schemas.contract.catalog import catalog
         from spark.lake import maintenance
         from spark.serving.duck import write_catalog
 
         config, log = settings(), logging.getLogger("airflow.task")
         done = {}
-        contracts = catalog(config.contracts).values()
+        contracts = contracts_in_service(config).values()
         # The pool holds off the jobs of Airflow; the lock, a backfill that somebody starts by hand.
         with exclusive(config, "batch") if whose == BATCH_POOL else nullcontext():
             for its in maintenance.maintain(config.lake_uri, contracts, whose, run_id, datetime.now(UTC)):

@@ -48,13 +48,13 @@ from wiring import AUDITS_POOL, DEFAULTS, SparkJob, assets, at, duty, nothing_se
 def nothing_new(stream: str) -> str | None:
     """Why a reconciliation would find nothing to do, in words; None if it might find something. No micro-batch was
     ingested after those in the last publication, and velocity, sessions and joins are published as far."""
+    from infra.deployed import contracts_in_service
     from infra.settings import settings
-    from schemas.contract.catalog import catalog
     from spark.lake.publications import behind, in_force, publications
     from spark.speed.checkpoint.generations import settled_batch
 
     config = settings()
-    contracts = catalog(config.contracts)
+    contracts = contracts_in_service(config)
     if behind(contracts, stream, in_force(publications(config.lake_uri))):
         return None
     done = publications(config.lake_uri, stream)
@@ -68,8 +68,8 @@ def residual(stream: str, run_id: str) -> str | None:
     """Why the stream's numbers must not be published, in words; None if they may be. The run's audit found a residual,
     or the stream has no audit in this run. The hours that a residual keeps back are recorded, and served as withheld.
     """
+    from infra.deployed import contract_in_service
     from infra.settings import settings
-    from schemas.contract.catalog import contract_in
     from spark.batch import refusals
     from spark.conservation.audit import NotConserved, require_conserved
     from spark.conservation.audit_log import audits
@@ -82,7 +82,7 @@ def residual(stream: str, run_id: str) -> str | None:
         require_conserved(own[-1])
     except NotConserved as error:
         refusals.withhold(
-            config.lake_uri, contract_in(config.contracts, stream), run_id, own[-1].through_batch, str(error)
+            config.lake_uri, contract_in_service(config, stream), run_id, own[-1].through_batch, str(error)
         )
         return str(error)
     return None
@@ -106,9 +106,9 @@ with DAG(
         """Returns, by stream, how many offsets there are, the gaps by reason and the residual, also when it fails."""
         import logging
 
+        from infra.deployed import contract_in_service
         from infra.operations.repair import repair_and_wait
         from infra.settings import settings
-        from schemas.contract.catalog import contract_in
         from schemas.errors import MillraceError, TerminalError, TransientError
         from spark.conservation import audit as conservation_audit
         from spark.conservation import audit_log
@@ -121,7 +121,7 @@ with DAG(
                 if reason := nothing_settled(stream):
                     log.info("%s is left out: %s", stream, reason)
                     continue
-                contract = contract_in(config.contracts, stream)
+                contract = contract_in_service(config, stream)
                 account = conservation_audit.audit(config, contract, run_id, accept=bool(asked.get("accept")))
                 if asked.get("repair") and account.residual:
                     repair_and_wait(config, contract, account)

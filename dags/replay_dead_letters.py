@@ -40,17 +40,17 @@ def replayed(stream: str, run_id: str) -> dict[str, int]:
     from dataclasses import asdict
     from datetime import UTC, datetime
 
+    from infra.deployed import contract_in_service
     from infra.settings import settings
     from producers.codec import registry, schema_exists
     from producers.moves import moves
     from producers.replay import replay
-    from schemas.contract.catalog import contract_in
     from schemas.dead_letter import Identity
     from spark.lake import letter_moves
     from spark.serving.duck import connect
 
     config, now = settings(), datetime.now(UTC)
-    contract = contract_in(config.contracts, stream)
+    contract = contract_in_service(config, stream)
     with connect(config, [contract]) as served:
 
         def record_moves() -> None:

@@ -20,20 +20,21 @@ of the DAG `operate_stream`. `millrace status` shows the breaker too.
 
 **Pausing this DAG stops supervising, not the stream.** The driver goes on, and nobody starts another one when it dies.
 
-**A red run whose driver lives.** A stream that needs a decision halts alone; the others go on. The run that saw it
+**A red run whose driver lives.** Whatever goes wrong in a stream halts it alone; the others go on. The run that saw it
 halt turns red, `watch` says why and gives the command, and the next run finds the same driver again. The stream is
-tried again twice a minute, so it goes on soon after the decision; until then each `watch` begins its log with what the
-stream waits for, and `millrace status` says it too.
+tried again by itself, so it goes on soon after the decision or once the cause is mended; until then each `watch` begins
+its log with what the stream waits for, and `millrace status` says it too.
 
 - *Poison storm*: most records of a batch are bad. Read `<stream>_dead_letters`, stop the producer, then `millrace
   checkpoint accept-storm <stream>`; or register the schema that the records lack.
 - *Checkpoint refused*: the checkpoint is damaged, or does not fit the tables or the changed contract. Put it back or
   undo the change, and restart the driver; or stop streaming (below), `millrace checkpoint reset <stream>`, start it
   again.
-- *<stream>.<name> stands still* (velocity, sessions, a join): everything else goes on, and this query is tried again
-  twice a minute. The message says why, and which command begins it anew if that is needed.
-- *The alert lane of … stands still*: no alerts are sent, and the ingest goes on. The lane is tried again every ten
-  seconds and makes up for what it missed. The reason is in the message: Kafka or the registry away, a reference file
+- *The contract of <stream> cannot be read*: mend its files; jobs and views go by the one that was deployed last.
+- *<stream>.<name> stands still* (velocity, sessions, a join): everything else goes on, and this query is tried again.
+  The message says why, and which command begins it anew if that is needed.
+- *The alert lane of … stands still*: no alerts are sent, and the ingest goes on. The lane is tried again and makes
+  up for what it missed. The reason is in the message: Kafka or the registry away, a reference file
   that cannot be read. If it is a damaged checkpoint: stop streaming, `millrace checkpoint reset <stream>.alerts`, start
   it again. The message stays until the lane has run for half a minute.
 

@@ -185,8 +185,8 @@ class SparkJob(SparkSubmitOperator):
             return None
 
     def _reports(self, chosen: list[str], since: datetime) -> dict[str, Any]:
+        from infra.deployed import contract_in_service
         from infra.settings import settings
-        from schemas.contract.catalog import contract_in
         from schemas.errors import MillraceError
         from spark.serving.duck import connect
 
@@ -194,7 +194,7 @@ class SparkJob(SparkSubmitOperator):
         reports: dict[str, Any] = {}
         for stream in chosen:
             try:
-                with connect(config, [contract_in(config.contracts, stream)]) as served:
+                with connect(config, [contract_in_service(config, stream)]) as served:
                     reports[stream] = self.report(served, {"stream": stream, "since": since})
             except MillraceError as error:
                 reports[stream] = {"failures": [f"{stream}: {error}"]}
@@ -272,11 +272,11 @@ def failed_suites(served: Any, job: dict[str, Any]) -> list[str]:
 
 def nothing_settled(stream: str) -> str | None:
     """Why there is nothing to work on, in words: no micro-batch of the stream is complete yet. None if one is."""
+    from infra.deployed import contract_in_service
     from infra.settings import settings
-    from schemas.contract.catalog import contract_in
     from spark.speed.checkpoint.generations import settled_batch
 
     config = settings()
-    if settled_batch(contract_in(config.contracts, stream), config) is None:
+    if settled_batch(contract_in_service(config, stream), config) is None:
         return f"no batch of {stream} is complete yet: provision, stream and produce first"
     return None

@@ -183,6 +183,11 @@ class Settings(Options):
         return self.home / "run"
 
     @property
+    def deployed_dir(self) -> Path:
+        """Copies of the contracts in service (`infra.deployed`)."""
+        return self.home / "deployed"
+
+    @property
     def stream_dir(self) -> Path:
         """What is known of the streaming driver: see `infra.driver.process`."""
         return self.run_dir / "stream"

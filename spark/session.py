@@ -9,10 +9,10 @@ from typing import Literal
 
 from pyspark.sql import SparkSession
 
+from infra.deployed import contracts_in_service
 from infra.jvm import class_archive
 from infra.jvm.jars import spark_class_path, spark_jars
 from infra.settings import Settings
-from schemas.contract.catalog import catalog
 
 Role = Literal["stream", "batch"]
 
@@ -141,7 +141,7 @@ def _with_lanes(settings: Settings) -> tuple[str, dict[str, str]]:
     that belongs to it. Real-time mode keeps a task, which mostly waits, at each partition. Other work is still divided
     by the slots of the settings. The master of a cluster is not changed."""
     local = re.fullmatch(r"local\[(\d+)\]", settings.spark_master)
-    lanes = [contract for contract in catalog(settings.contracts).values() if contract.alerts] if local else []
+    lanes = [contract for contract in contracts_in_service(settings).values() if contract.alerts] if local else []
     if not local or not lanes:
         return settings.spark_master, {}
     tasks = sum(len(contract.ingest_topics) * contract.topic.partitions for contract in lanes)

@@ -100,7 +100,11 @@ PROMISES = {
     "P11": Promise(
         "a stream's failure is its own",
         "Whatever goes wrong in one stream halts that stream alone, with reason and way out; the others never pause. "
-        "Halts are built so today, under P6; what is missing is a proof for every cell of the fault matrix.",
+        "The stream is tried again by itself, with growing pauses, and goes on once the cause is mended. A contract "
+        "that is broken on disk keeps its own stream from starting, and no command, query or view from working: these "
+        "go by the contracts that were deployed last.",
+        "A micro-batch that kills the JVM ends the driver of all streams; the proof for every cell of the fault "
+        "matrix.",
     ),
     "P12": Promise(
         "numbers prove themselves",
@@ -162,7 +166,7 @@ MECHANISMS = (
     ),
     Mechanism(
         "P5", "what an audit keeps from being published is marked too", "dags/reconcile.py",
-        "        refusals.withhold(\n            config.lake_uri, contract_in(config.contracts, stream), run_id, "
+        "        refusals.withhold(\n            config.lake_uri, contract_in_service(config, stream), run_id, "
         "own[-1].through_batch, str(error)\n        )\n", "",
         ("tests/unit/dags/test_reports.py::test_a_stream_with_a_residual_is_withheld_and_the_others_go_on",),
     ),
@@ -439,7 +443,7 @@ MECHANISMS = (
         ("tests/integration/lake/test_derived.py::test_a_query_that_cannot_be_built_halts_itself_alone",),
     ),
     Mechanism(
-        "P6", "a stateful query that goes on soon is no news for people", "spark/speed/stateful_query.py",
+        "P6", "a query that goes on soon is no news for people", "spark/speed/standstill.py",
         "        if since > self.clock():\n            return None\n", "",
         ("tests/integration/lake/test_derived.py"
          "::test_a_column_that_a_table_gains_while_it_runs_is_no_news_and_the_next_try_goes_on",
@@ -448,9 +452,50 @@ MECHANISMS = (
     ),
     Mechanism(
         "P6", "what Spark says of a broken state is told in words", "spark/speed/heartbeat.py",
-        """re.split(r"\\n(?:=== Streaming Query ===|\\s+at )", str(error))[0].strip()""", "str(error).strip()",
+        """re.split(r"\\n(?:=== Streaming Query ===|\\s+at |\\s+\\d+: )", str(error))[0].strip()""",
+        "str(error).strip()",
         ("tests/integration/lake/test_derived.py"
          "::test_a_damaged_state_is_told_in_words_with_a_way_out_that_leads_out",),
+    ),
+    Mechanism(
+        "P11", "what an ingest fails of halts it alone", "spark/speed/ingest_query.py",
+        "        except Exception as error:  # a refused", "        except Halt as error:  # a refused",
+        ("tests/integration/test_isolation.py::test_what_is_broken_before_the_driver_starts[bronze_log_cut-troubled]",),
+    ),
+    Mechanism(
+        "P11", "a contract that cannot be read halts its stream alone", "spark/speed/attendant.py",
+        "            except ContractError as error:\n", "            except ZeroDivisionError as error:\n",
+        ("tests/integration/test_isolation.py"
+         "::test_what_is_broken_before_the_driver_starts[contract_cut-cannot be read]",),
+    ),
+    Mechanism(
+        "P11", "who reads a contract goes by the one that was deployed last", "infra/deployed.py",
+        "    return readable(settings.contracts, settings.deployed_dir)[0]",
+        "    return readable(settings.contracts)[0]",
+        ("tests/unit/infra/test_deployed.py::test_an_edit_is_in_service_once_it_is_deployed",
+         "tests/unit/infra/test_deployed.py::test_a_broken_contract_hides_no_other_and_its_own_stays_in_service"),
+    ),
+    Mechanism(
+        "P11", "a contract is in service once its ingest has started with it", "spark/speed/attendant.py",
+        "            deploy(self._settings, contract)\n", "            pass\n",
+        ("tests/integration/test_isolation.py"
+         "::test_what_is_broken_before_the_driver_starts[contract_cut-cannot be read]",),
+    ),
+    Mechanism(
+        "P11", "a table that cannot be read is an error of who needs it", "spark/serving/duck.py",
+        "            if not relations.unreadable:\n", "            if True:\n",
+        ("tests/integration/test_isolation.py::test_what_is_broken_before_the_driver_starts[bronze_log_cut-troubled]",),
+    ),
+    Mechanism(
+        "P11", "pauses between tries grow", "spark/speed/standstill.py",
+        "FIRST_PAUSE * 2 ** min(self._failures, 10)", "FIRST_PAUSE",
+        ("tests/unit/spark/speed/test_standstill.py"
+         "::test_pauses_double_up_to_the_longest_and_begin_anew_after_a_finished_batch",),
+    ),
+    Mechanism(
+        "P11", "a lost lease ends the driver", "spark/speed/standstill.py",
+        "words(self.failure) if isinstance(self.failure, LeaseLost) else None", "None",
+        ("tests/unit/spark/speed/test_standstill.py::test_a_lost_lease_alone_concerns_all",),
     ),
     Mechanism(
         "P6", "a deployment looks at states too", "infra/driver/actions.py",
@@ -681,7 +726,8 @@ MECHANISMS = (
     ),
     Mechanism(
         "P6", "a lane that dies after each start is told", "spark/speed/alert_lane.py",
-        "            if self._clock() - self._started_at >= REPORTED_AFTER:\n", "            if True:\n",
+        "            if self._started_at is None or self._clock() - self._started_at >= REPORTED_AFTER:\n",
+        "            if True:\n",
         ("tests/integration/test_lane.py"
          "::test_a_lane_that_dies_after_each_start_is_told_and_a_reset_loses_no_alert",),
     ),

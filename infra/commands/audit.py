@@ -33,13 +33,14 @@ def audit(
     """
     from rich.console import Console
 
+    from infra.deployed import contract_in_service, contracts_in_service
     from infra.settings import settings
-    from schemas.contract.catalog import catalog, contract_in
     from spark.conservation.audit import NotConserved, require_conserved
     from spark.speed.checkpoint.generations import NothingSettled
 
-    root = settings().contracts
-    contracts = [contract_in(root, name) for name in streams] if streams else list(catalog(root).values())
+    config = settings()
+    named = [contract_in_service(config, name) for name in streams or ()]
+    contracts = named or list(contracts_in_service(config).values())
     console = Console(stderr=json_)
     found: list[Audit] = []
     for contract in contracts:

@@ -39,13 +39,13 @@ def backfill(
     """
     from rich.console import Console
 
+    from infra.deployed import contract_in_service
     from infra.operations import backfill as operation
     from infra.settings import settings
-    from schemas.contract.catalog import contract_in
     from spark.definitions.times import utc, whole_hours
 
     console = Console(stderr=json_)
-    contract_in(settings().contracts, stream)
+    contract_in_service(settings(), stream)
     try:
         hours = whole_hours(utc(since), utc(until))
     except ValueError as error:

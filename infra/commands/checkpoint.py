@@ -37,11 +37,12 @@ def show(
 ) -> None:
     """Show generation, fingerprint, last planned and committed batch, offsets and lag, and whether the stream may
     start, also for its velocity, sessions and joins and for its alert lane."""
+    from infra.deployed import contracts_in_service
     from infra.settings import settings
-    from schemas.contract.catalog import catalog, contract_in
+    from schemas.contract.catalog import contract_in
 
     config = settings()
-    contracts = [contract_in(config.contracts, stream)] if stream else list(catalog(config.contracts).values())
+    contracts = [contract_in(config.contracts, stream)] if stream else list(contracts_in_service(config).values())
     streams = {contract.stream: _facts(contract, config) for contract in contracts}
     if json_:
         typer.echo(strict_json.dumps({"streams": streams}))

@@ -54,14 +54,15 @@ def list_(
     json_: Json = False,
 ) -> None:
     """Count dead letters by class, reason and status, and list them."""
+    from infra.deployed import contract_in_service, contracts_in_service
     from infra.settings import settings
-    from schemas.contract.catalog import catalog, contract_in
     from spark.serving import letter_status
     from spark.serving.duck import connect
 
     if status is not None and status not in letter_status.STATUSES:
         raise NoSuchLetter(f"there is no status {status!r}; there are: {', '.join(letter_status.STATUSES)}")
-    contracts = [contract_in(settings().contracts, stream)] if stream else list(catalog(settings().contracts).values())
+    config = settings()
+    contracts = [contract_in_service(config, stream)] if stream else list(contracts_in_service(config).values())
     which = letter_status.Filter((), error_class, reason, status)
     with connect(settings(), contracts) as served:
         counts = [row for c in contracts for row in letter_status.counts(served, c.stream, which)]
@@ -124,9 +125,9 @@ def _deciding(verb: Verb, explained: str) -> None:
         yes: Annotated[bool, typer.Option("--yes", help="Ask nothing.")] = False,
         json_: Json = False,
     ) -> None:
+        from infra.deployed import contract_in_service
         from infra.settings import settings
         from producers.decisions import announce
-        from schemas.contract.catalog import contract_in
 
         if bool(ids) == bool(stream):
             raise NoSuchLetter(f"say which letters to {verb}: either their ids, or --stream with --class or --reason")
@@ -134,7 +135,7 @@ def _deciding(verb: Verb, explained: str) -> None:
             raise NoSuchLetter(f"say which letters of {stream} to {verb}: with --class, --reason or both")
         decision = _decision(verb, because, by)
         named = [stream] if stream else list(dict.fromkeys(map(_stream, ids or ())))
-        contracts = [contract_in(settings().contracts, name) for name in named]
+        contracts = [contract_in_service(settings(), name) for name in named]
         chosen = [
             (
                 contract,
@@ -326,10 +327,10 @@ def _found(rows: list[dict[str, Any]], letter: str) -> dict[str, Any]:
 
 
 def _contract(letter: str) -> Contract:
+    from infra.deployed import contract_in_service
     from infra.settings import settings
-    from schemas.contract.catalog import contract_in
 
-    return contract_in(settings().contracts, _stream(letter))
+    return contract_in_service(settings(), _stream(letter))
 
 
 def _stream(letter: str) -> str:

@@ -20,11 +20,11 @@ def lineage(
     It is derived from the contracts. Tables are named by their folder in the lake, for example bronze/flights.
     """
     from infra.commands.query import print_table
+    from infra.deployed import contracts_in_service
     from infra.settings import settings
-    from schemas.contract.catalog import catalog
     from spark.lineage.graph import around, edges
 
-    found = edges(catalog(settings().contracts).values())
+    found = edges(contracts_in_service(settings()).values())
     if name is not None:
         found = around(found, name)
     if json_:

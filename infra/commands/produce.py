@@ -58,7 +58,7 @@ def produce(
     faults = Faults(duplicates, late, malformed, timedelta(hours=late_by), seed)
     if file:
         records, total = _of_file(file, contract)
-    elif generated := _generated(stream, events, rate, seed, start, again=transactional is not None):
+    elif generated := _generated(stream, events, rate, seed, start, again=bool(transactional)):
         records, total = generated, len(generated)
         speed = speed or (1 if rate else 0)
     else:

@@ -21,6 +21,14 @@ if TYPE_CHECKING:
     from spark.lake.publications import Publication
 
 
+UNKNOWN: dict[str, Any] = {
+    "events": None, "dead_letters": None, "alerts": None, "windows": {"batch": None, "speed": None, "withheld": None},
+    "final_through": None, "last_reconciliation": None, "ledger": {}, "last_quality": None, "last_audit": None,
+    "last_replay": None, "letters_to_decide": None,
+}  # fmt: skip
+"""What is known of a stream whose tables cannot be read."""
+
+
 def facts() -> dict[str, Any]:
     """Returns a JSON-ready document: services, streams, runs and addresses. Parts that cannot be reached say so in
     `error`.
@@ -29,17 +37,20 @@ def facts() -> dict[str, Any]:
     rows of the ledger by cause, also of the stream's velocity, sessions and joins; `halted` says which decision the
     stream waits for (null while it runs); `letters_to_decide` counts parked letters that wait for a person's decision;
     `alerts` counts alerts (null for a stream that declares none); `lane_halted` says why the alert lane stands still.
-    `stream_driver.breaker` is the circuit breaker's state, `waits` why no driver is started (null if one may be).
+    `broken_contracts` says, by stream, what is wrong with contracts on disk: who reads them goes by those that were
+    deployed last. `stream_driver.breaker` is the circuit breaker's state, `waits` why no driver is started (null if one
+    may be).
     """
+    from infra.deployed import broken, contracts_in_service
     from infra.local import stack
     from infra.settings import settings
-    from schemas.contract.catalog import catalog
 
     config = settings()
     return {
         "services": stack.status(config),
         "stream_driver": _driver(),
-        "streams": _streams(config, catalog(config.contracts)),
+        "streams": _streams(config, contracts_in_service(config)),
+        "broken_contracts": {stream: str(error) for stream, error in broken(config).items()},
         "runs": _runs(),
         "urls": {"airflow": config.airflow_url, "data_docs": config.data_docs_url},
     }
@@ -180,7 +191,17 @@ def _held(config: Settings, contracts: Mapping[str, Contract]) -> dict[str, dict
 
     with connect(config, list(contracts.values())) as connection:
         tables = _Tables(config, connection, publications(config.lake_uri))
-        return {name: tables.of(contract) for name, contract in contracts.items()}
+        return {name: _of_one(tables, contract) for name, contract in contracts.items()}
+
+
+def _of_one(tables: _Tables, contract: Contract) -> dict[str, Any]:
+    """What the tables say of a stream; `unreadable` says why they cannot."""
+    from spark.serving.duck import UNREADABLE
+
+    try:
+        return tables.of(contract)
+    except UNREADABLE as error:
+        return UNKNOWN | {"unreadable": str(error).splitlines()[0]}
 
 
 def _lags(config: Settings, contracts: Mapping[str, Contract]) -> dict[str, dict[str, Any]]:
@@ -228,6 +249,7 @@ def show(document: dict[str, Any]) -> None:
     """Prints `document` as the tables that an operator reads, with as many streams beside each other as the console has
     room for, at least two."""
     from rich.console import Console
+    from rich.text import Text
 
     console = Console()
     streams = document["streams"]
@@ -236,6 +258,8 @@ def show(document: dict[str, Any]) -> None:
         console.print(_table(dict(list(streams.items())[first : first + abreast]), "" if first else "Millrace"))
     _show_driver(document["stream_driver"], console)
     _show_halts(streams, console)
+    for error in document["broken_contracts"].values():
+        console.print(Text(f"This contract cannot be read; its stream does not start with it: {error}", "red"))
     _show_services(document["services"], console)
 
 
@@ -256,6 +280,8 @@ def _show_halts(streams: dict[str, Any], console: Console) -> None:
     from rich.text import Text
 
     for name, stream in streams.items():
+        if "unreadable" in stream:
+            console.print(Text(f"the tables of {name} cannot be read: {stream['unreadable']}", "red"), soft_wrap=True)
         if stream["halted"]:
             console.print(Text(f"{name} is halted: {stream['halted']}", "red"), soft_wrap=True)
         if stream.get("lane_halted"):
@@ -289,7 +315,7 @@ def _table(streams: dict[str, Any], title: str) -> Table:
         table.add_column(name, justify="right")
 
     def row(title: str, value: Any) -> None:
-        table.add_row(title, *(str(value(stream)) for stream in streams.values()))
+        table.add_row(title, *("?" if "unreadable" in stream else str(value(stream)) for stream in streams.values()))
 
     row("events accepted", lambda s: f"{s['events']:,}")
     row("dead letters", lambda s: f"{s['dead_letters']:,}")

@@ -17,12 +17,12 @@ def tables(
     `on disk` counts the log and the files of all versions that can still be read; the DAG `maintain` removes the rest.
     """
     from infra.commands.query import print_table, text
+    from infra.deployed import contracts_in_service
     from infra.settings import settings
-    from schemas.contract.catalog import catalog
     from spark.lake.maintenance import usage
 
     config = settings()
-    found = usage(config.lake_uri, catalog(config.contracts).values())
+    found = usage(config.lake_uri, contracts_in_service(config).values())
     if json_:
         typer.echo(strict_json.dumps([vars(table) for table in found], default=text))
         return

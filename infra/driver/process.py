@@ -247,9 +247,11 @@ def last_sign(folder: Path, driver: Driver) -> datetime:
 
 def is_healthy(folder: Path, driver: Driver) -> bool:
     """Whether the driver lives, or lived, for `HEALTHY_LIFE`, and has no stream that is still in its first micro-batch:
-    a batch that kills it each time may take longer. (A stream that waits for the registry does not count.)"""
+    a batch that kills it each time may take longer. (A stream that waits for the registry, or is halted, does not
+    count.)"""
     queries = ((heartbeat(folder, driver.epoch) or {}).get("queries") or {}).values()
-    if any(query.get("lag") and query.get("batch_id") is None and not query.get("waiting") for query in queries):
+    excused = ("waiting", "halted")
+    if any(q.get("lag") and q.get("batch_id") is None and not any(map(q.get, excused)) for q in queries):
         return False
     life = (last_sign(folder, driver) - datetime.fromisoformat(driver.started_at)).total_seconds()
     return life >= HEALTHY_LIFE or life < 0  # ended by a clock that was set back, not by a crash

@@ -15,9 +15,9 @@ from typing import Any
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from infra.broker.ranges import Partition, Range
+from infra.deployed import contract_in_service
 from infra.operations import repair
 from infra.settings import Settings
-from schemas.contract.catalog import contract_in
 from schemas.errors import TerminalError, TransientError
 from spark.conservation import audit
 from spark.conservation.accounting import Finding, split
@@ -49,7 +49,7 @@ def backfill(
 def repair_selected(settings: Settings, stream: str, records: Sequence[str], *, dry_run: bool) -> tuple[int, int]:
     """Sends the selected records that bronze lacks and Kafka has again, none in a `dry_run`. Returns how many there
     are, and how many were sent. Raises as `backfill` does."""
-    contract = contract_in(settings.contracts, stream)
+    contract = contract_in_service(settings, stream)
     found = selected(settings, audit.audit(settings, contract, "backfill"), records)
     findings = [finding for partition in found.partitions for finding in partition.findings]
     missing = sum(finding.range.size for finding in findings if finding.reason == "missing")

@@ -18,7 +18,7 @@ from schemas.contract.folders import STREAMS, folder_of, folders, streams_folder
 from schemas.contract.model import Contract
 from schemas.contract.problem import ContractError, Problem
 
-__all__ = ["ContractError", "UnknownStream", "catalog", "contract_in", "load"]
+__all__ = ["ContractError", "UnknownStream", "catalog", "contract_in", "load", "readable"]
 
 
 class UnknownStream(ContractError):
@@ -36,30 +36,47 @@ def catalog(root: Path | None = None) -> dict[str, Contract]:
     Raises `ContractError` with the problems of all contracts, and if there is no contract at all.
     """
     root = root or STREAMS
-    contracts: dict[str, Contract] = {}
-    problems: list[Problem] = []
-    for folder in folders(root):
-        try:
-            contracts[folder.name] = _load_alone(folder)
-        except ContractError as error:
-            problems += error.problems
+    contracts, broken = readable(root)
+    problems = [problem for error in broken.values() for problem in error.problems]
     if not contracts and not problems:
         problems = [
             Problem(root, 1, "", "holds no contract (<stream>/stream.yaml); set MILLRACE_CONTRACTS to where they are")
         ]
     if problems:
         raise ContractError(problems)
-    return {stream: _with_joined(contract, contracts) for stream, contract in contracts.items()}
+    return contracts
+
+
+def readable(root: Path, *instead: Path) -> tuple[dict[str, Contract], dict[str, ContractError]]:
+    """As `catalog`, but a contract that cannot be read hides no other: returns those that can, and by stream what is
+    wrong with the others. With `instead`, a stream under `root` has the contract of the first of these folders that has
+    one which can be read."""
+    contracts: dict[str, Contract] = {}
+    broken: dict[str, ContractError] = {}
+    for folder in folders(root):
+        for place in (*(other / folder.name for other in instead if (other / folder.name).is_dir()), folder):
+            try:
+                contracts[folder.name] = _load_alone(place)
+                break
+            except ContractError as error:
+                broken[folder.name] = error
+    known = {stream: _with_joined(contract, contracts) for stream, contract in contracts.items()}
+    return known, {stream: error for stream, error in broken.items() if stream not in known}
 
 
 def contract_in(root: Path, stream: str) -> Contract:
     """The contract of `stream` among those under `root`, whatever is wrong with others. Raises `UnknownStream`, and
     `ContractError` as `load` does."""
+    require_stream(root, stream)
+    return load(folder_of(root, stream))
+
+
+def require_stream(root: Path, stream: str) -> None:
+    """Raises `UnknownStream`, with the names that there are, unless `root` has a contract of `stream`."""
     names = [folder.name for folder in folders(root)]
     if stream not in names:
         there = f"the contracts are: {', '.join(names)}" if names else "there is no contract at all"
         raise UnknownStream([Problem(root, 1, "", f"there is no stream {stream!r}; {there}")])
-    return load(folder_of(root, stream))
 
 
 def load(folder: Path) -> Contract:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
+from infra.deployed import contract_in_service, contracts_in_service
 from infra.locks.batch_lock import exclusive
 from infra.settings import Settings, of_checkout
-from schemas.contract.catalog import catalog, contract_in
 from schemas.contract.model import Aggregate, Contract
 from schemas.errors import TerminalError, TransientError
 from spark.batch.comparer import Comparer
@@ -194,7 +194,7 @@ def _reconcile(
 ) -> dict[str, Any]:
     """The run if it `may_commit`, else the survey."""
     loading = warm_up()
-    contract = contract_in(config.contracts, stream)
+    contract = contract_in_service(config, stream)
     now = datetime.now(UTC)
     tables.create(config.lake_uri, contract)
     through = generations.settled_batch(contract, config)
@@ -220,7 +220,7 @@ def _reconcile(
 
     try:
         summary = Reconciliation(store, contract, run_id, through, now, audit, forced).run()
-        found = stateful_reconciliations(spark, config, catalog(config.contracts), stream, run_id, now, may_commit)
+        found = stateful_reconciliations(spark, config, contracts_in_service(config), stream, run_id, now, may_commit)
         for contract in {one.contract.stream: one.contract for one in found}.values():
             tables.create(config.lake_uri, contract)
         return summary | {"derived": publish_stateful_results(config, found)}

@@ -10,8 +10,8 @@ from typing import Any
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
+from infra.deployed import contract_in_service
 from infra.settings import Settings, of_checkout
-from schemas.contract.catalog import contract_in
 from schemas.contract.model import Contract
 from spark.batch import ledger
 from spark.batch.layer_counts import counter, layers
@@ -138,7 +138,7 @@ def check(config: Settings, stream: str, run_id: str) -> dict[str, Any]:
     """Runs the stream's suites with `config`, writes their rows, builds Data Docs and returns a summary. Raises
     `NothingSettled`, and `FailedExpectations` with every one that failed."""
     loading = warm_up()
-    contract = contract_in(config.contracts, stream)
+    contract = contract_in_service(config, stream)
     tables.create(config.lake_uri, contract)
     through = generations.settled_batch(contract, config)
     if through is None:

@@ -13,8 +13,8 @@ from typing import Any
 
 from pyspark.sql import SparkSession
 
+from infra.deployed import contract_in_service
 from infra.settings import Settings, settings
-from schemas.contract.catalog import contract_in
 from schemas.errors import MillraceError
 from spark.lineage.events import reporting_run
 
@@ -48,7 +48,7 @@ def main(
         began = time.monotonic()
         try:
             config = settings()
-            with reporting_run(config, duty, contract_in(config.contracts, stream), duty, parent=given.parent):
+            with reporting_run(config, duty, contract_in_service(config, stream), duty, parent=given.parent):
                 summaries.append(work(config, stream, given.run_id))
         except MillraceError as error:
             log.error("%s", error)

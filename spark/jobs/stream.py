@@ -7,12 +7,12 @@ velocity, sessions or join that a contract declares, in one process, until it is
 its epoch is still the newest. It ends
 
 - with exit code 0 after SIGTERM, SIGINT or when `<run_dir>/stream/stop` appears: running batches are finished first;
-- with exit code 1 when any query fails, the lease is lost or the machine's clock was set back (see
+- with exit code 1 when the lease is lost, Spark's session has ended or the machine's clock was set back (see
   `spark.speed.clock`), with the reason in the heartbeat and on standard error.
 
-A stream that needs a person's decision (`Halt`: its topics are missing, its checkpoint is refused, or a poison storm)
-only halts itself: the heartbeat says so, the other streams go on, and it is tried again each `RETRY_HALTED` seconds
-(`spark.speed.driver`), so it resumes soon after the decision.
+Whatever goes wrong in one stream halts that stream alone: its contract, its topics, its checkpoint, its tables, a
+batch, a poison storm. The heartbeat says why, and what can be done; the other streams go on; and the stream is tried
+again by itself (`spark.speed.standstill`), so it resumes soon after a decision.
 
 Between batches it merges the small files of its tables (see `spark.speed.small_files`).
 
@@ -28,11 +28,13 @@ import sys
 import threading
 from types import FrameType
 
+from pyspark.sql import SparkSession
+
 from infra.locks.driver_lease import Lease
 from infra.settings import settings
 from spark.speed.driver import Driver, log
 from spark.speed.heartbeat import Heartbeat
-from spark.speed.ingest_query import message
+from spark.speed.standstill import words
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -59,9 +61,11 @@ def main(arguments: list[str] | None = None) -> int:
         driver.run()
     except Exception as error:
         log.exception("the driver stops")
-        heartbeat.beat("failed", driver.progress(), message(error))
+        heartbeat.beat("failed", driver.progress(), words(error))
         return 1
     heartbeat.beat("stopped", driver.progress())
+    if spark := SparkSession.getActiveSession():
+        spark.stop()
     log.info("stopped")
     return 0
 

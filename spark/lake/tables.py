@@ -43,6 +43,16 @@ def create(lake_uri: str, contract: Contract) -> list[str]:
     return [done for table in _tables(lake_uri, contract) if (done := _ensure(table))]
 
 
+def create_of_stream(lake_uri: str, contract: Contract) -> list[str]:
+    """As `create`, without the tables of `system/`."""
+    return [done for table in _of_stream(lake_uri, contract) if (done := _ensure(table))]
+
+
+def create_all_system(lake_uri: str) -> list[str]:
+    """As `create`, the tables of `system/` alone."""
+    return [done for name in SYSTEM if (done := create_system(lake_uri, name))]
+
+
 def create_system(lake_uri: str, name: str) -> str | None:
     """Creates the table `system/<name>`, or adds the columns that it lacks. Returns what was done in words; None if
     nothing was."""
@@ -55,6 +65,11 @@ def uris(lake_uri: str, contract: Contract) -> list[str]:
 
 
 def _tables(lake_uri: str, contract: Contract) -> list[_Table]:
+    system = [_Table(names.system(lake_uri, name), schema) for name, schema in SYSTEM.items()]
+    return _of_stream(lake_uri, contract) + system
+
+
+def _of_stream(lake_uri: str, contract: Contract) -> list[_Table]:
     stream = contract.stream
     # Statistics on every column of a wide table cost a third of the append; who reads it needs only these three.
     wanted = [
@@ -82,7 +97,7 @@ def _tables(lake_uri: str, contract: Contract) -> list[_Table]:
             _Table(names.batch(lake_uri, stream, result.name), published),
             _Table(names.staged(lake_uri, stream, result.name), published),
         ]  # fmt: skip
-    return wanted + [_Table(names.system(lake_uri, name), schema) for name, schema in SYSTEM.items()]
+    return wanted
 
 
 def _ensure(table: _Table) -> str | None:

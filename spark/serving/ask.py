@@ -13,8 +13,8 @@ from datetime import datetime
 import duckdb
 import pyarrow
 
+from infra.deployed import contracts_in_service
 from infra.settings import Settings, settings
-from schemas.contract.catalog import catalog
 from schemas.errors import TerminalError
 from spark.serving import snapshot
 from spark.serving.duck import connect
@@ -40,7 +40,7 @@ def ask(sql: str, as_of: datetime | str | None = None, config: Settings | None =
 @contextmanager
 def asked(config: Settings, sql: str, as_of: datetime | str | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
     """Yields the cursor of `sql` over the served views, with the arguments and the errors of `ask`."""
-    contracts = list(catalog(config.contracts).values())
+    contracts = list(contracts_in_service(config).values())
     with connect(config, contracts, snapshot.taken(config.lake_uri, contracts, as_of)) as connection:
         try:
             require_reads_only(connection, sql)

@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import duckdb
 from deltalake import DeltaTable
+from deltalake.exceptions import DeltaError
 from duckdb_extensions import import_extension
 from pyspark.sql.pandas.types import to_arrow_schema
 from pyspark.sql.types import StructType
 
+from infra.deployed import contracts_in_service
 from infra.settings import Settings
-from schemas.contract.catalog import catalog
 from schemas.contract.model import Contract
 from spark.lake.names import local_path
 from spark.serving import sketches
 from spark.serving.snapshot import Snapshot, published
 from spark.serving.views import views
 
+UNREADABLE = (duckdb.Error, DeltaError, OSError)
+"""What a table raises that is damaged, or whose files are away."""
+
 
 def connect(
     settings: Settings, contracts: list[Contract] | None = None, snapshot: Snapshot | None = None
 ) -> duckdb.DuckDBPyConnection:
-    """Returns a connection in memory that has every view of `contracts` (default: all of `settings.contracts`). Times
+    """Returns a connection in memory that has every view of `contracts` (default: all that are in service). Times
     are UTC.
 
     The views show the `snapshot`. Without one, final windows show what is published now, while logs, events and open
@@ -34,7 +39,7 @@ def connect(
     connection.execute("load delta")
     connection.execute("set TimeZone = 'UTC'")
     sketches.register(connection)
-    shown = list(catalog(settings.contracts).values()) if contracts is None else contracts
+    shown = list(contracts_in_service(settings).values()) if contracts is None else contracts
     create_views(connection, shown, settings.lake_uri, snapshot or published(settings.lake_uri, shown))
     return connection
 
@@ -47,7 +52,7 @@ def write_catalog(settings: Settings) -> Path:
     each query. Measures that need a sketch (distinct counts, quantiles) are null in open windows, because a file does
     not keep functions of Python. Clients that have the previous file open keep reading that one.
     """
-    contracts = list(catalog(settings.contracts).values())
+    contracts = list(contracts_in_service(settings).values())
     file = settings.catalog_file
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_name(f".{file.name}.{os.getpid()}")
@@ -73,34 +78,68 @@ def create_views(
 ) -> None:
     """Creates the views of `contracts`, as the `snapshot` pins them, in a connection that has loaded the extension
     `delta`. With `estimates` the views use the functions of `spark.serving.sketches`, which the connection must
-    have."""
+    have. A table that cannot be read (its log is damaged, say) is an error of the queries that need a row of it, and of
+    no other."""
     connection.execute("create schema if not exists missing")
+    relations = _Relations(connection, snapshot)
 
-    def scan(uri: str, schema: StructType) -> str:
-        if uri in snapshot.gone:
-            return failing(uri, schema)
+    def create(contract: Contract) -> None:
+        horizon = snapshot.final_through(contract.stream)
+        for name, select in views(contract, "duckdb", lake_uri, relations.scan, horizon, estimates).items():
+            connection.execute(f'create or replace view "{name}" as {select}')
+
+    for contract in contracts:
+        try:
+            create(contract)
+        except UNREADABLE:
+            views(contract, "duckdb", lake_uri, relations.look, snapshot.final_through(contract.stream), estimates)
+            if not relations.unreadable:
+                raise
+            create(contract)
+
+
+@dataclass
+class _Relations:
+    """The tables of the lake as relations of DuckDB."""
+
+    connection: duckdb.DuckDBPyConnection
+    snapshot: Snapshot
+    unreadable: dict[str, str] = field(default_factory=dict)
+    """Why tables cannot be read, by URI."""
+
+    def scan(self, uri: str, schema: StructType) -> str:
+        if uri in self.snapshot.gone:
+            return self._failing(uri, schema, f"the state of {uri} at that time is not kept any more")
+        if uri in self.unreadable:
+            return self._failing(uri, schema, self.unreadable[uri])
         path = local_path(uri)
-        version = snapshot.versions.get(uri, "newest")
+        version = self.snapshot.versions.get(uri, "newest")
         if version is not None and DeltaTable.is_deltatable(path):
             quoted = "'" + path.replace("'", "''") + "'"
             return f"delta_scan({quoted})" if version == "newest" else f"delta_scan({quoted}, version = {version})"
-        return empty(uri, schema)
+        return self._empty(uri, schema)
 
-    def empty(uri: str, schema: StructType) -> str:
+    def look(self, uri: str, schema: StructType) -> str:
+        """As `scan`, and notes what cannot be read. It costs a look at the table's log, as making a view of it does."""
+        try:
+            found = self.scan(uri, schema)
+            self.connection.execute(f"describe from {found}")
+        except UNREADABLE as error:
+            self.unreadable[uri] = f"{uri} cannot be read: {str(error).splitlines()[0]}"
+            return self._empty(uri, schema)
+        return found
+
+    def _empty(self, uri: str, schema: StructType) -> str:
         name = f'missing."{uri}"'
-        connection.register("nothing", to_arrow_schema(schema, timezone="UTC").empty_table())
-        connection.execute(f"create table if not exists {name} as from nothing")
-        connection.unregister("nothing")
+        self.connection.register("nothing", to_arrow_schema(schema, timezone="UTC").empty_table())
+        self.connection.execute(f"create table if not exists {name} as from nothing")
+        self.connection.unregister("nothing")
         return name
 
-    def failing(uri: str, schema: StructType) -> str:
-        """A relation that fails when a row of it is read, so that queries that need no row of it are answered."""
-        why = "error('" + f"the state of {uri} at that time is not kept any more".replace("'", "''") + "')"
-        columns = connection.execute(f"describe {empty(uri, schema)}").fetchall()
+    def _failing(self, uri: str, schema: StructType, reason: str) -> str:
+        """A relation that fails when a row of it is read or counted, so that queries that need no row of it are
+        answered. (Its values fail too: DuckDB would compare null ones with a condition, and find no row.)"""
+        why = "error('" + reason.replace("'", "''") + "')"
+        columns = self.connection.execute(f"describe {self._empty(uri, schema)}").fetchall()
         values = ", ".join(f'cast({why}::varchar as {type_}) as "{name}"' for name, type_, *_ in columns)
-        return f"(select {values})"
-
-    for contract in contracts:
-        horizon = snapshot.final_through(contract.stream)
-        for name, select in views(contract, "duckdb", lake_uri, scan, horizon, estimates).items():
-            connection.execute(f'create or replace view "{name}" as {select}')
+        return f"(select {values} from range(1) where {why}::boolean)"

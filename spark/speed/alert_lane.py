@@ -11,7 +11,6 @@ checkpoint anew, which notes them beside where it starts, so a schema that came 
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -23,11 +22,11 @@ from infra.broker.offsets import flat
 from infra.settings import Settings
 from schemas.contract import references
 from schemas.contract.model import Contract
-from schemas.errors import MillraceError
 from spark.speed import kafka_source
 from spark.speed.alert_log import AlertLog
 from spark.speed.checkpoint import generations, lane_start
 from spark.speed.heartbeat import NO_PROGRESS
+from spark.speed.standstill import REPORTED_AFTER, Standstill, words
 from spark.speed.writer_schemas import RegisteredSchemas
 from spark.transforms.alerts import alerts
 
@@ -35,24 +34,18 @@ log = logging.getLogger("millrace.lane")
 
 _AT_ONCE = {"kafka.linger.ms": "0", "kafka.acks": "all", "kafka.compression.type": "none"}
 
-RETRY = 10.0
-"""Seconds between the attempts to start a lane that failed."""
-REPORTED_AFTER = 30.0
-"""Seconds that a lane stands still before it counts as halted: a broker that restarts is no news for people. As long a
-query must have run before its failures are forgotten: it dies a while after it was started, if it does."""
-
 
 class Lane:
     """A stream's lane and the log of its alerts as a `spark.speed.query.Query`: `tend` does all that is to be done.
-    `may_commit` is called before each commit of the log and raises when this process must not; `clock` gives
-    seconds."""
+    `may_commit` is called before each commit of the log and raises when this process must not; `clock` gives the time
+    (UTC)."""
 
     def __init__(
         self,
         contract: Contract,
         settings: Settings,
         may_commit: Callable[[], None] = lambda: None,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self.contract, self._settings = contract, settings
         self._name = contract.alerts_topic
@@ -62,14 +55,19 @@ class Lane:
         self._query: StreamingQuery | None = None
         self._schemas: Mapping[int, str] = {}
         self._files: list[tuple[int, int]] = []
-        self._retry = self._started_at = float("-inf")
-        self._fails_since: float | None = None
-        self._halted: dict[str, str] | None = None
+        self._started_at: datetime | None = None
+        way_out = f"begin a new generation, which loses no alert: `millrace checkpoint reset {self._name}`"
+        self.standstill = Standstill(f"the alert lane of {contract.stream}", way_out, clock)
 
     @property
     def halted(self) -> bool:
-        """Whether the lane has stood still for so long that it is reported."""
-        return self._halted is not None
+        """Whether the lane stands still."""
+        return self.standstill.failure is not None
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time to try again."""
+        return self.standstill.due
 
     def start(self, spark: SparkSession) -> None:
         """The same as `tend`."""
@@ -77,37 +75,29 @@ class Lane:
 
     def tend(self, spark: SparkSession) -> None:
         """Starts the query if it does not run, or anew if a schema was registered or a reference file changed, and
-        copies its alerts to the lake. What goes wrong is reported by `progress` and tried again after `RETRY` seconds:
-        a lane that stands still does not stop the ingest."""
-        if self._clock() < self._retry:
+        copies its alerts to the lake. What goes wrong is reported by `progress` and tried again when it is `due`: a
+        lane that stands still does not stop the ingest."""
+        if self.halted and not self.due:
             return
         try:
             self._keep_running(spark)
             self._log.copy()
-            if self._clock() - self._started_at >= REPORTED_AFTER:
-                self._fails_since = self._halted = None
+            # A query that dies does so a while after it was started: until then its failures are not forgotten.
+            if self._started_at is None or self._clock() - self._started_at >= REPORTED_AFTER:
+                self.standstill.finished()
         except Exception as error:  # Kafka, the registry, Spark, Delta, a lost lease
-            now = self._clock()
-            self._fails_since = now if self._fails_since is None else self._fails_since
-            why = f"the alert lane of {self.contract.stream} stands still and is tried again: {_words(error)}"
-            if now - self._fails_since >= REPORTED_AFTER:
-                # Since it counts as halted, not since it failed: a watch that began in between must report it.
-                since = self._halted["since"] if self._halted else datetime.now(UTC).isoformat()
-                self._halted = {"why": why, "since": since}
-            self._retry = now + RETRY
-            log.error("%s", why)
+            self.standstill.failed(error)
 
     def progress(self) -> dict[str, Any]:
-        """As `spark.speed.heartbeat.progress`, of the last checkpoint; `halted` says why the lane stands still, if it
-        has failed for `REPORTED_AFTER` seconds, until it has run for as long. It has no lag: what is between two
-        checkpoints is unknown."""
+        """As `spark.speed.heartbeat.progress`, of the last checkpoint, and `halted`: why the lane stands still. It has
+        no lag: what is between two checkpoints is unknown."""
         last: Any = self._query.lastProgress if self._query else None
         found = {"batch_id": last["batchId"], "rows": last["numInputRows"]} if last else {}
-        return NO_PROGRESS | found | {"halted": self._halted}
+        return NO_PROGRESS | found | {"halted": self.standstill.reported()}
 
     def error(self) -> str | None:
-        """Returns None: a lane is no reason to end the driver."""
-        return None
+        """Why the driver must end: the lane has lost the lease. None while there is no reason."""
+        return self.standstill.concerns_all()
 
     def finish(self) -> bool:
         """Ends the query where it is, for real-time mode has no batch whose end would be worth waiting for, and copies
@@ -116,7 +106,7 @@ class Lane:
         try:
             self._log.copy(at_once=True)
         except Exception as error:  # the next driver's lane goes on with it
-            log.warning("%s: its last alerts are copied later: %s", self._name, _words(error))
+            log.warning("%s: its last alerts are copied later: %s", self._name, words(error))
         return True
 
     def close(self) -> None:
@@ -173,10 +163,3 @@ class Lane:
         """Time and size of each reference file: another value means that one was changed."""
         found = [references.path(self.contract, reference).stat() for reference in self.contract.references]
         return [(file.st_mtime_ns, file.st_size) for file in found]
-
-
-def _words(error: BaseException) -> str:
-    """An error in words for people: the message of our own ones, type and first line of others."""
-    if isinstance(error, MillraceError):
-        return str(error)
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:500]

@@ -72,9 +72,9 @@ def progress(query: StreamingQuery, running: bool) -> dict[str, Any]:
 
 
 def plain(error: BaseException) -> str:
-    """The message of an error for people: without the plan and the stack trace that Spark adds, 2,000 characters at
-    most."""
-    return re.split(r"\n(?:=== Streaming Query ===|\s+at )", str(error))[0].strip()[:2000]
+    """The message of an error for people: without the plan and the stack trace that Spark or Delta adds, 2,000
+    characters at most."""
+    return re.split(r"\n(?:=== Streaming Query ===|\s+at |\s+\d+: )", str(error))[0].strip()[:2000]
 
 
 def _offsets(value: Any) -> dict[str, dict[str, int]]:

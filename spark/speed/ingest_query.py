@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -17,14 +17,15 @@ from pyspark.sql.streaming.query import StreamingQuery
 from infra.broker.offsets import require_topics
 from infra.settings import Settings
 from schemas.contract.model import Contract
-from schemas.errors import Halt, MillraceError, TransientError
-from spark.lake import batch_numbers, retention
+from schemas.errors import TransientError
+from spark.lake import batch_numbers, retention, tables
 from spark.speed import kafka_source
 from spark.speed.checkpoint import generations, ingest_start
 from spark.speed.dead_letters import Letters
-from spark.speed.heartbeat import NO_PROGRESS, plain, progress
+from spark.speed.heartbeat import NO_PROGRESS, progress
 from spark.speed.ingest import Ingest
 from spark.speed.small_files import Upkeep, of_ingest
+from spark.speed.standstill import Standstill
 from spark.speed.writer_schemas import RegisteredSchemas
 
 log = logging.getLogger("millrace.stream")
@@ -46,22 +47,25 @@ class IngestQuery:
     query: StreamingQuery | None = None
     letters: Letters | None = None
     writers: RegisteredSchemas | None = None
-    failure: BaseException | None = None
-    last_halt: tuple[str, datetime] | None = None
-    """The last halt's message and when it began; kept while the query is tried again, until a batch is finished."""
     running: bool = field(default=False)
     """Whether a batch runs."""
+    standstill: Standstill = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.standstill = Standstill(f"stream {self.contract.stream}", "its log says more: `millrace logs stream`")
 
     def start(self, spark: SparkSession) -> None:
-        """Finishes what a reset left to be finished and starts the query. A `Halt` is in `halted`; raises what else
-        goes wrong."""
+        """Creates the tables that the stream lacks, finishes what a reset left to be finished and starts the query.
+        What keeps it from that is in `halted` and `progress`."""
         try:
             self._start(spark)
-        except Halt as halt:
-            self._failed(halt)
+        except Exception as error:  # a refused checkpoint, Spark, Delta, Kafka, the disk
+            self.standstill.failed(error)
 
     def _start(self, spark: SparkSession) -> None:
         name, settings = self.contract.stream, self.settings
+        for change in tables.create_of_stream(settings.lake_uri, self.contract):
+            log.info("%s", change)
         if generations.settled_batch(self.contract, settings) is None:  # else it costs each recovery a connection
             with suppress(TransientError):  # a broker that is away is waited for by the query
                 require_topics(settings, self.contract, "stream")
@@ -70,16 +74,16 @@ class IngestQuery:
             self._finish_batch(spark, opening.unfinished, opening.generation)
         ingest_start.remember(self.contract, settings, opening.generation)
         ingest = self._ingest(opening.generation)
-        self.failure = None
         spark.sparkContext.setLocalProperty("spark.scheduler.pool", name)
-        self.query = (
-            kafka_source.records(spark, self.contract, settings, opening.start)
-            .writeStream.queryName(name)
-            .option("checkpointLocation", generations.location(settings, name, opening.generation))
-            .trigger(processingTime=f"{int(settings.trigger_interval * 1000)} milliseconds")
-            .foreachBatch(self._batch(ingest))
-            .start()
-        )
+        records = kafka_source.records(spark, self.contract, settings, opening.start)
+        with self.standstill.trying():
+            self.query = (
+                records.writeStream.queryName(name)
+                .option("checkpointLocation", generations.location(settings, name, opening.generation))
+                .trigger(processingTime=f"{int(settings.trigger_interval * 1000)} milliseconds")
+                .foreachBatch(self._batch(ingest))
+                .start()
+            )
 
     def _finish_batch(self, spark: SparkSession, number: int, generation: int) -> None:
         """Sends the batch `number`, which an older generation left in bronze, onward, and notes that it did."""
@@ -102,9 +106,9 @@ class IngestQuery:
                 # The batch is in the served view by now: nobody waits for this but a batch to come.
                 upkeep.after_batch(waiting=self.query is not None and progress(self.query, False)["lag"] > 0)
                 self.may_commit()  # else Spark would note the batch as done in a checkpoint that is another driver's
-                self.last_halt = None
+                self.standstill.finished()
             except BaseException as error:
-                self._failed(error)
+                self.standstill.failed(error)
                 raise
             finally:
                 self.running = False
@@ -128,12 +132,6 @@ class IngestQuery:
             partial(ingest_start.is_accepted, settings, name),
         )
 
-    def _failed(self, error: BaseException) -> None:
-        self.failure = error
-        if isinstance(error, Halt) and (self.last_halt is None or self.last_halt[0] != str(error)):
-            self.last_halt = (str(error), datetime.now(UTC))
-            log.error("stream %s is halted: %s", self.contract.stream, error)
-
     @property
     def active(self) -> bool:
         """Whether Spark runs the query."""
@@ -141,8 +139,13 @@ class IngestQuery:
 
     @property
     def halted(self) -> bool:
-        """Whether the stream stands still until somebody decides."""
-        return not self.active and isinstance(self.failure, Halt)
+        """Whether the stream stands still."""
+        return self.standstill.of(self.query)
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time to try again."""
+        return self.standstill.due
 
     def tend(self, spark: SparkSession) -> None:
         """Does nothing: the ingest has nothing to do beside its batches."""
@@ -152,22 +155,16 @@ class IngestQuery:
         `waiting`: why a batch waits for the schema registry, None while none does; and `within`: the seconds in which
         its contract wants a batch finished, None if it does not say."""
         found = progress(self.query, self.running) if self.query else dict(NO_PROGRESS)
-        halted = None
-        if self.halted and self.last_halt is not None:
-            why, since = self.last_halt
-            halted = {"why": why, "since": since.isoformat()}
         within = self.contract.progress_within
         return found | {
-            "halted": halted,
+            "halted": self.standstill.reported() if self.halted else None,
             "waiting": self.writers and self.writers.waiting,
             "within": within and within.total_seconds(),
         }
 
     def error(self) -> str | None:
-        """Why the query ended by itself, None while it runs or is halted."""
-        if self.query is None or self.active or self.halted:
-            return None
-        return message(self.failure or self.query.exception() or RuntimeError("the query ended without a reason"))
+        """Why the driver must end: the query has lost the lease. None while there is no reason."""
+        return self.standstill.concerns_all()
 
     def finish(self) -> bool:
         """Stops the query if it is between two batches, with `stopping` set; returns whether it has ended."""
@@ -182,10 +179,3 @@ class IngestQuery:
         """Closes the connection of the dead letters."""
         if self.letters is not None:
             self.letters.close()
-
-
-def message(error: BaseException) -> str:
-    """An error in words for people: the message of our own ones, type and message of others."""
-    if isinstance(error, MillraceError):
-        return str(error)
-    return f"{type(error).__name__}: {plain(error)}"

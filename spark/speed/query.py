@@ -17,7 +17,11 @@ class Query(Protocol):
 
     @property
     def halted(self) -> bool:
-        """Whether the query stands still by itself. The driver calls `start` again from time to time while it does."""
+        """Whether the query stands still by itself. The driver calls `start` again when it is `due`."""
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time to try a query again that stands still."""
 
     def start(self, spark: SparkSession) -> None:
         """Starts the query. What keeps it from starting is in `halted` and `progress`, and does not keep the others."""

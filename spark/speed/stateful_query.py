@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -23,14 +23,14 @@ from pyspark.sql.streaming.query import StreamingQuery
 
 from infra.settings import Settings
 from schemas.contract.model import Contract, Join, Sessions, StatefulResult, Velocity
-from schemas.errors import Halt
 from spark.definitions import stateful_results
 from spark.lake import batch_numbers, contents, names, retention
 from spark.speed import delta_append
 from spark.speed.checkpoint import generations
 from spark.speed.checkpoint.stateful_start import opening, remember, reset_advice
-from spark.speed.heartbeat import NO_PROGRESS, plain
+from spark.speed.heartbeat import NO_PROGRESS
 from spark.speed.small_files import Upkeep
+from spark.speed.standstill import Standstill
 from spark.transforms.joins import joined
 from spark.transforms.sessions import sessions
 from spark.transforms.velocity import crossings
@@ -40,11 +40,6 @@ log = logging.getLogger(__name__)
 EVERYTHING = 1_000_000
 """Files a batch takes at most. All that is there when a query begins must be one batch: files come in the order in
 which they were last written, and compaction would make old events late."""
-
-REPORTED_AFTER = timedelta(seconds=60)
-"""How long a query that failed stands still before it counts as halted: it is tried again meanwhile, twice. A column
-that its tables gain (Delta ends each running read of a table whose columns change), or a disk that is full for a
-moment, is no news for people."""
 
 SLOWER = 5
 """Times the ingest's trigger interval: a batch with state costs more than its rows."""
@@ -96,8 +91,8 @@ def append(rows: DataFrame, uri: str, application: str, batch_id: int, may_commi
 @dataclass
 class StatefulQuery:
     """The query of one stateful result as a `spark.speed.query.Query`. If it fails it halts itself alone: the ingest
-    goes on, and the driver tries it again. (A lost lease is among what a batch fails of; the driver learns of it when
-    it renews the lease, and ends.) `may_commit` is called before each commit and raises when this process must not."""
+    goes on, and the driver tries it again. `may_commit` is called before each commit and raises when this process must
+    not."""
 
     contract: Contract
     result: StatefulResult
@@ -106,33 +101,34 @@ class StatefulQuery:
     once: bool = False
     """Whether it ends when it has taken what is there."""
     query: StreamingQuery | None = None
-    failure: BaseException | None = None
-    since: datetime | None = None
-    """When it failed first; kept while it is tried again, until a batch is finished."""
     clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+    standstill: Standstill = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.standstill = Standstill(self.title, reset_advice(self.title), self.clock)
 
     def start(self, spark: SparkSession) -> None:
         """Starts the query. What keeps it from that is in `halted` and `progress`."""
         try:
             self._start(spark)
         except Exception as error:  # a refused checkpoint, Spark, Delta, the disk
-            self._failed(error)
+            self.standstill.failed(error)
 
     def _start(self, spark: SparkSession) -> None:
         settings = self.settings
         generation = opening(self.contract, self.result, settings)
         remember(self.contract, self.result, settings, generation)
-        self.failure = None
         every = f"{int(SLOWER * settings.trigger_interval * 1000)} milliseconds"
         spark.sparkContext.setLocalProperty("spark.scheduler.pool", self.title)
-        self.query = (
-            results(spark, self.contract, self.result, settings.lake_uri)
-            .writeStream.queryName(self.title)
-            .option("checkpointLocation", generations.location(settings, self.title, generation))
-            .trigger(**({"availableNow": True} if self.once else {"processingTime": every}))
-            .foreachBatch(self._batch(generation))
-            .start()
-        )
+        rows = results(spark, self.contract, self.result, settings.lake_uri)
+        with self.standstill.trying():
+            self.query = (
+                rows.writeStream.queryName(self.title)
+                .option("checkpointLocation", generations.location(settings, self.title, generation))
+                .trigger(**({"availableNow": True} if self.once else {"processingTime": every}))
+                .foreachBatch(self._batch(generation))
+                .start()
+            )
 
     def _batch(self, generation: int) -> Callable[[DataFrame, int], None]:
         """The foreachBatch function of a generation: appends a batch, and cares for the table after it."""
@@ -148,9 +144,9 @@ class StatefulQuery:
                 append(rows.withColumn("batch", number), uri, application, batch_id, self.may_commit)
                 upkeep.after_batch(waiting=False)  # the batch is in the served view by now
                 self.may_commit()  # else Spark would note the batch as done in a checkpoint that is another driver's
-                self.since = None
+                self.standstill.finished()
             except BaseException as error:
-                self._failed(error)
+                self.standstill.failed(error)
                 raise
 
         return batch
@@ -168,45 +164,26 @@ class StatefulQuery:
     @property
     def halted(self) -> bool:
         """Whether it stands still."""
-        if self.active:
-            return False
-        if self.failure is None and self.query is not None:
-            self._failed(self.query.exception() or RuntimeError("the query ended without a reason"))
-        return self.failure is not None
+        return self.standstill.of(self.query)
 
-    def _failed(self, error: BaseException) -> None:
-        self.failure = error
-        if self.since is None:
-            self.since = self.clock()
-            log.error("%s stands still: %s", self.title, error)
-
-    def _reported_halt(self) -> dict[str, str] | None:
-        """Why it is halted, with the way out, and since when (ISO-8601, UTC) it counts as halted, which is at once if
-        somebody must decide; None while it does not."""
-        if not self.halted or self.failure is None or self.since is None:
-            return None
-        if isinstance(self.failure, Halt):
-            return {"why": str(self.failure), "since": self.since.isoformat()}
-        since = self.since + REPORTED_AFTER
-        if since > self.clock():
-            return None
-        words = plain(self.failure) or type(self.failure).__name__
-        again = f"It is tried again by itself; if it stays so, {reset_advice(self.title)}"
-        return {"why": f"{self.title} stands still: {words}\n{again}", "since": since.isoformat()}
+    @property
+    def due(self) -> bool:
+        """Whether it is time to try again."""
+        return self.standstill.due
 
     def progress(self) -> dict[str, Any]:
         """The newest batch_id, its rows and `halted`, as an ingest's. It has no lag: its first batch is all that there
         is, and however long that takes, the driver of the other streams must not be replaced for it."""
         last: Any = self.query.lastProgress if self.query else None
         found = {"batch_id": last["batchId"], "rows": last["numInputRows"]} if last else {}
-        return NO_PROGRESS | found | {"halted": self._reported_halt()}
+        return NO_PROGRESS | found | {"halted": self.standstill.reported() if self.halted else None}
 
     def tend(self, spark: SparkSession) -> None:
         """Does nothing: the query has nothing to do beside its batches."""
 
     def error(self) -> str | None:
-        """Returns None: the query is no reason to end the driver."""
-        return None
+        """Why the driver must end: the query has lost the lease. None while there is no reason."""
+        return self.standstill.concerns_all()
 
     def finish(self) -> bool:
         """Stops the query if it is between two batches; returns whether it has ended."""

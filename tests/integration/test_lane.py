@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +41,10 @@ from schemas.contract.verdict import Judge
 from spark.lake import names, tables
 from spark.serving.duck import connect
 from spark.session import QUICK_COMPILER
-from spark.speed.alert_lane import REPORTED_AFTER, RETRY, Lane
+from spark.speed.alert_lane import Lane
 from spark.speed.alert_log import AlertLog
 from spark.speed.checkpoint import generations, lane_start
+from spark.speed.standstill import REPORTED_AFTER
 from tests.integration.test_produce import read
 from tests.support import stacks
 from tests.support.clicks import power_out
@@ -60,6 +62,8 @@ LARGE = {
     "amount_cents": 9_999_900,
 }  # fmt: skip
 """Over the limit, and of a watched account."""
+
+SECOND = timedelta(seconds=1)
 
 
 TERMINAL = {"name": "terminal", "type": ["null", "string"], "default": None}
@@ -209,7 +213,7 @@ class Life:
     contract: Contract
     settings: Settings
     spark: SparkSession
-    now: float = 0.0
+    now: datetime = datetime(2026, 1, 1, tzinfo=UTC)
 
     def __post_init__(self) -> None:
         self.lane = Lane(self.contract, self.settings, clock=lambda: self.now)
@@ -233,9 +237,14 @@ class Life:
         """Starts the query, which ends by itself, and lets the lane see it."""
         query = self.tend()
         wait(lambda: not query.isActive)
-        self.now += 1
+        self.now += SECOND
         assert self.tend() is None
-        self.now += RETRY
+        self.pause()
+
+    def pause(self) -> None:
+        """Lets the time pass until the lane is tried again."""
+        while not self.lane.due:
+            self.now += SECOND
 
     def wait_told(self, *transactions: str) -> None:
         """Returns as soon as there are alerts of these."""
@@ -310,15 +319,15 @@ def test_a_lane_that_dies_after_each_start_is_told_and_a_reset_loses_no_alert(de
     assert life.tend() is None
     assert life.lane.progress()["halted"]["why"].endswith("`millrace checkpoint reset damaged.alerts`")
 
-    life.now += RETRY
+    life.pause()
     lane_start.begin(contract, desk.settings)
     try:
         assert life.tend().isActive
         life.wait_told("first", "meanwhile")
-        life.now += REPORTED_AFTER - 1
+        life.now += REPORTED_AFTER - SECOND
         life.tend()
         assert life.lane.progress()["halted"] is not None, "it may die yet"
-        life.now += 1
+        life.now += SECOND
         life.tend()
         assert life.lane.progress()["halted"] is None
     finally:

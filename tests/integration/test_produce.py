@@ -122,13 +122,18 @@ def test_failed_deliveries_are_counted_and_raise(stack: Settings, contract: Cont
 
 
 def test_ctrl_c_flushes_and_reports(stack: Settings, contract: Contract) -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would ignore it
+
     def interrupted() -> Iterator[object]:
         for number, event in enumerate(source("flights").first(2000)):
             if number == 1500:
                 signal.raise_signal(signal.SIGINT)
             yield event
 
-    report = produce(contract, interrupted(), settings=stack)  # type: ignore[arg-type]
+    try:
+        report = produce(contract, interrupted(), settings=stack)  # type: ignore[arg-type]
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert report.interrupted
     assert report.acknowledged == report.sent == 1500 == len(read(stack, contract.stream))
 

@@ -173,13 +173,14 @@ class Site:
     def crash(self, at: int) -> None:
         """A life that ends before its commit `at` since its start."""
         life = self.start(crash_at=at)
-        assert "the power is out" in wait_for(life.error)
+        assert wait_for(lambda: life.halted)
+        assert "the power is out" in str(life.standstill.failure)
         self.stop()
 
     def halt(self) -> str:
         """Why a new life halts."""
         life = self.start()
-        wait_for(lambda: life.halted or life.error())
+        wait_for(lambda: life.halted)
         assert life.error() is None
         why = life.progress()["halted"]["why"]
         self.stop()

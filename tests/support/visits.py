@@ -212,7 +212,7 @@ class Lake:
         """Runs the result's query until it has taken what is there, as a driver that just started."""
         it = stateful_query.StatefulQuery(self.visits, self.one(name), self.settings, once=True)
         it.start(self.spark)
-        assert it.query is not None, it.failure
+        assert it.query is not None, it.standstill.failure
         it.query.awaitTermination()
         return it
 

@@ -29,6 +29,7 @@ from spark.lake import names, tables
 from spark.serving.duck import connect
 from spark.speed import small_files, stateful_query
 from spark.speed.checkpoint import stateful_start
+from spark.speed.standstill import REPORTED_AFTER
 from spark.transforms.joins import joined
 from spark.transforms.sessions import sessions
 from spark.transforms.velocity import exact
@@ -383,9 +384,9 @@ def test_a_query_that_fails_halts_itself_and_goes_on_when_it_is_tried_again(lake
             query.query.awaitTermination()
         assert query.halted
         assert query.progress()["halted"] is None, "not yet news for people"
-        clock.now += stateful_query.REPORTED_AFTER / 2
+        clock.now += REPORTED_AFTER / 2
     assert query.progress()["halted"] == {
-        "why": "visits.bursts stands still: the power is out\n" + WAY_OUT,
+        "why": "visits.bursts stands still: RuntimeError: the power is out\n" + WAY_OUT,
         "since": clock.now.isoformat(),
     }
     assert query.error() is None
@@ -408,7 +409,7 @@ def test_a_query_that_cannot_be_built_halts_itself_alone(lake: Lake) -> None:
     query = stateful_query.StatefulQuery(lake.visits, lake.one("followed"), lake.settings, once=True, clock=clock)
     query.start(lake.spark)
     assert query.halted
-    clock.now += stateful_query.REPORTED_AFTER
+    clock.now += REPORTED_AFTER
     assert "Table schema is not set" in query.progress()["halted"]["why"]
     assert query.error() is None
 
@@ -434,7 +435,8 @@ def test_a_column_that_a_table_gains_while_it_runs_is_no_news_and_the_next_try_g
     assert query.progress()["halted"] is None
     query.start(lake.spark)
     query.query.processAllAvailable()
-    assert query.since is None, "forgotten"
+    clock.now += REPORTED_AFTER
+    assert query.progress()["halted"] is None, "forgotten"
     query.query.stop()
     assert as_text(lake.rows(names.speed, "bursts")) == oracle("bursts", lake.sent)
 
@@ -458,7 +460,7 @@ def test_a_damaged_state_is_told_in_words_with_a_way_out_that_leads_out(lake: La
     with pytest.raises(StreamingQueryException):
         query.query.awaitTermination()
     assert query.halted
-    clock.now += stateful_query.REPORTED_AFTER
+    clock.now += REPORTED_AFTER
     why = query.progress()["halted"]["why"]
     assert why.startswith("visits.bursts stands still: ")
     assert why.endswith(f"\n{WAY_OUT}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +19,20 @@ from infra.settings import Settings, settings
 from schemas.contract.catalog import load
 from schemas.contract.folders import USES
 from spark.session import submit_conf
-from spark.speed.alert_lane import REPORTED_AFTER, RETRY, Lane
+from spark.speed.alert_lane import Lane
 from spark.speed.checkpoint import lane_start
 from spark.speed.checkpoint.start_check import CheckpointRefused
+from spark.speed.standstill import REPORTED_AFTER
 from tests.support.checkpoints import SALES, spark_checkpoint
+
+BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 class Clock:
-    now = 0.0
+    seconds = 0.0
 
-    def __call__(self) -> float:
-        return self.now
+    def __call__(self) -> datetime:
+        return BEGAN + timedelta(seconds=self.seconds)
 
 
 def test_a_lane_that_fails_is_tried_again_and_told_after_a_while(
@@ -42,25 +45,26 @@ def test_a_lane_that_fails_is_tried_again_and_told_after_a_while(
     lane = Lane(load(USES / "telemetry"), settings, clock=clock)
 
     def fails(spark: Any) -> None:
-        attempts.append(clock.now)
+        attempts.append(clock.seconds)
         raise OSError("no registry\nand no more")
 
     monkeypatch.setattr(lane, "_keep_running", fails)
-    for clock.now in range(int(REPORTED_AFTER)):
+    for clock.seconds in range(int(REPORTED_AFTER.total_seconds())):
         lane.tend(None)  # type: ignore[arg-type]
         assert lane.progress()["halted"] is None
-    assert attempts == [0, RETRY, 2 * RETRY]
-    began = datetime.now(UTC)
-    for clock.now in (REPORTED_AFTER, REPORTED_AFTER + RETRY):
+    assert attempts == [0, 2, 6, 14], "the pauses double"
+    for clock.seconds in (30, 62):
         lane.tend(None)  # type: ignore[arg-type]
         told = lane.progress()["halted"]
-        assert told["why"].endswith("telemetry stands still and is tried again: OSError: no registry")
+        assert told["why"].startswith("the alert lane of telemetry stands still: OSError: no registry\n")
+        assert told["why"].endswith("if it stays so, begin a new generation, which loses no alert: "
+                                    "`millrace checkpoint reset telemetry.alerts`")  # fmt: skip
         since.append(datetime.fromisoformat(told["since"]))
-    assert began <= since[0] == since[1], "a watch that begins while it is not told yet tells it then"
+    assert since == 2 * [BEGAN + REPORTED_AFTER], "a watch that begins while it is not reported yet reports it then"
 
     monkeypatch.setattr(lane, "_keep_running", lambda spark: None)
     monkeypatch.setattr(lane._log, "copy", lambda: 0)
-    clock.now += RETRY
+    clock.seconds += 60
     lane.tend(None)  # type: ignore[arg-type]
     assert lane.progress()["halted"] is None
 
