@@ -310,7 +310,10 @@ def _absolute(path: Path) -> Path:
 def hosts_without_proxy() -> str:
     """Returns a value of `NO_PROXY`: the caller's, and this machine, whose servers no proxy reaches."""
     given = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
-    return ",".join(dict.fromkeys([*filter(None, given.split(",")), "127.0.0.1", "localhost", "::1"]))
+    hosts = [host for part in given.split(",") if (host := part.strip())]
+    if "*" in hosts:
+        return "*"  # all hosts, which urllib understands only where it stands alone
+    return ",".join(dict.fromkeys([*hosts, "127.0.0.1", "localhost", "::1"]))
 
 
 @lru_cache(maxsize=1)

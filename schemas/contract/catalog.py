@@ -24,6 +24,9 @@ __all__ = ["ContractError", "UnknownStream", "catalog", "contract_in", "load", "
 class UnknownStream(ContractError):
     """There is no contract of that name."""
 
+    def __str__(self) -> str:
+        return f"{self.problems[0].message} (in {self.file})"
+
 
 FROM_DISK = frozenset({"folder", "versions", "joined"})
 """Attributes of `Contract` that do not come from `stream.yaml`."""
