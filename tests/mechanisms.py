@@ -200,7 +200,7 @@ MECHANISMS = (
     ),
     Mechanism(
         "P2", "an event counts once in the batch layer", "spark/batch/reconciliation.py",
-        'windows = exact(rows.where("distinct_event"),', "windows = exact(rows,",
+        'windows = exact(rows.where("`$distinct_event`"),', "windows = exact(rows,",
         ("tests/integration/lake/test_reconcile.py::test_the_first_hours_are_exact_and_the_ledger_explains_repeats",),
     ),
     Mechanism(
@@ -337,7 +337,7 @@ MECHANISMS = (
     ),
     Mechanism(
         "P3", "a measure is compared with the batches that the speed layer has it of", "spark/batch/comparer.py",
-        'F.col("is_late_hour") | (F.col("batch") >= batch)', "F.lit(True)",
+        'F.col("$is_late_hour") | (F.col("batch") >= batch)', "F.lit(True)",
         ("tests/integration/lake/test_histories.py"
          "::test_an_aggregate_and_a_measure_that_are_added_to_a_stream_that_runs",),
     ),

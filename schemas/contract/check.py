@@ -76,16 +76,23 @@ def _contract(contract: Contract, document: Document, others: list[Contract]) ->
 
 
 def _names(contract: Contract) -> Iterator[Problem]:
-    """Problems of the newest version's field names: bronze and the served views have columns of their own."""
-    avsc = documents(contract.folder)[-1]
-    for index, name in enumerate(contract.fields):
-        loc = ("fields", index, "name")
-        if name.lower() in RESERVED:
-            yield avsc.problem(loc, f"{name!r} is reserved: bronze or the served views have a column of that name")
-        if name.lower() == "event_time" and contract.event_time != name:
-            yield avsc.problem(
-                loc, f"{name!r} may only be the name of the event time, which is {contract.event_time!r}"
-            )
+    """Problems of the field names: bronze and the served views have columns of their own, and bronze has the fields of
+    all versions."""
+    spelled: dict[str, str] = {}  # in the first version that has it
+    for avsc, version in zip(documents(contract.folder), contract.versions, strict=True):
+        for index, field in enumerate(version["fields"]):
+            loc, name = ("fields", index, "name"), field["name"]
+            if name.lower() in RESERVED:
+                yield avsc.problem(loc, f"{name!r} is reserved: bronze or the served views have a column of that name")
+            if name.lower() == "event_time" and contract.event_time != name:
+                yield avsc.problem(
+                    loc, f"{name!r} may only be the name of the event time, which is {contract.event_time!r}"
+                )
+            before = spelled.setdefault(name.lower(), name)
+            if before != name and before not in (other["name"] for other in version["fields"]):
+                yield avsc.problem(
+                    loc, f"{name!r} is {before!r} in another version, and Delta does not tell such columns apart"
+                )
 
 
 def _dead_letters(contract: Contract, document: Document) -> Iterator[Problem]:
@@ -165,6 +172,8 @@ def _references(contract: Contract, document: Document) -> Iterator[Problem]:
         loc: tuple[Step, ...] = ("references", index)
         if reference.name in names:
             yield document.problem((*loc, "name"), f"reference {reference.name!r} is defined twice")
+        if reference.name in RESERVED | {"event_time"}:
+            yield document.problem((*loc, "name"), f"{reference.name!r} is reserved: bronze has a column of that name")
         if reference.name in known:
             yield document.problem((*loc, "name"), f"{reference.name!r} is also a field: a predicate could mean either")
         names.add(reference.name)

@@ -7,12 +7,20 @@ from collections.abc import Iterator, Sequence
 
 from schemas.contract.document import Document, Step
 from schemas.contract.field_kinds import DIMENSION, kind, logical_type, nullable
-from schemas.contract.model import PLATFORM_VIEWS, Aggregate, Contract
+from schemas.contract.model import PLATFORM_VIEWS, Aggregate, Contract, Measure
 from schemas.contract.operands import operand_fault, unknown
 from schemas.contract.problem import Problem
 
 RESERVED_IN_AGGREGATES = frozenset({"hour"})
 """Columns of the batch tables that a field may have but a dimension or a measure may not."""
+
+STATES: dict[str, tuple[str, ...]] = {
+    "count": ("count_of_", "values_of_"), "sum": ("sum_of_", "total_of_", "beyond_of_"),
+    "avg": ("sum_of_", "total_of_", "beyond_of_", "terms_of_", "count_of_", "values_of_"), "min": ("min_of_",),
+    "max": ("max_of_",), "distinct": ("hll_of_",), "quantile": ("kll_of_",),
+}  # fmt: skip
+"""How the columns begin in which speed tables and sessions keep a measure; the field that it is computed from follows,
+or `rows` for a count of events."""
 
 LANE = "alerts"
 """The alert lane's name within a stream: its table, checkpoint and query are called so."""
@@ -95,26 +103,16 @@ def _results(contract: Contract) -> Iterator[tuple[tuple[Step, ...], str, tuple[
 def aggregate(contract: Contract, document: Document, declared: Aggregate, loc: tuple[Step, ...]) -> Iterator[Problem]:
     """Yields the problems of the aggregate that is `declared` at `loc` of the document: its dimensions and operands
     must be fields of fitting kinds, and no name may come twice."""
-    for index, name in enumerate(declared.dimensions):
-        at = (*loc, "dimensions", index)
-        if name not in contract.fields:
-            yield document.problem(at, unknown(contract, name))
-        elif name in RESERVED_IN_AGGREGATES:
-            yield document.problem(at, f"{name!r} is reserved: the batch tables have a column of that name")
-        elif kind(contract.fields[name]) not in DIMENSION:
-            yield document.problem(
-                at, f"field {name!r} is of kind {kind(contract.fields[name])} and cannot be a dimension"
-            )
-        if name in declared.dimensions[:index]:
-            yield document.problem(at, f"{name!r} is listed twice")
+    yield from _dimensions(contract, document, declared, (*loc, "dimensions"))
     if len(set(declared.windows)) < len(declared.windows) or not declared.windows:
         yield document.problem((*loc, "windows"), "must list each window once, and at least one")
     taken: set[str] = set()
+    dimensions = {name.lower() for name in declared.dimensions}
     for index, measure in enumerate(declared.measures):
         at = (*loc, "measures", index)
         if measure.name in taken:
             yield document.problem((*at, "name"), f"measure {measure.name!r} is defined twice")
-        if measure.name in declared.dimensions:
+        if measure.name in dimensions:
             yield document.problem((*at, "name"), f"{measure.name!r} is also a dimension")
         if measure.name in RESERVED_IN_AGGREGATES:
             yield document.problem(
@@ -123,3 +121,28 @@ def aggregate(contract: Contract, document: Document, declared: Aggregate, loc: 
         taken.add(measure.name)
         if fault := operand_fault(contract, measure):
             yield document.problem((*at, "of"), fault)
+
+
+def _dimensions(
+    contract: Contract, document: Document, declared: Aggregate, loc: tuple[Step, ...]
+) -> Iterator[Problem]:
+    states = state_columns(declared.measures)
+    for index, name in enumerate(declared.dimensions):
+        at = (*loc, index)
+        if name not in contract.fields:
+            yield document.problem(at, unknown(contract, name))
+        elif name.lower() in RESERVED_IN_AGGREGATES:
+            yield document.problem(at, f"{name!r} is reserved: the batch tables have a column of that name")
+        elif name.lower() in states:
+            yield document.problem(at, f"{name!r} is also the column in which the speed table keeps a measure")
+        elif kind(contract.fields[name]) not in DIMENSION:
+            yield document.problem(
+                at, f"field {name!r} is of kind {kind(contract.fields[name])} and cannot be a dimension"
+            )
+        if name in declared.dimensions[:index]:
+            yield document.problem(at, f"{name!r} is listed twice")
+
+
+def state_columns(measures: Sequence[Measure]) -> set[str]:
+    """Returns the names, in lower case, of the columns that the measures may have in speed tables and in sessions."""
+    return {f"{prefix}{measure.of or 'rows'}".lower() for measure in measures for prefix in STATES[measure.kind]}

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 
+from schemas.contract.check_names import state_columns
 from schemas.contract.document import Document, Step
 from schemas.contract.field_kinds import DIMENSION, NUMERIC, kind, nullable
 from schemas.contract.model import RESERVED, Contract, Join, Sessions, Velocity
-from schemas.contract.operands import operand_fault, unknown
+from schemas.contract.operands import digits_fault, operand_fault, unknown
 from schemas.contract.problem import Problem
 
 COLUMNS = frozenset({"event_time", "closes_at", "hour", "done", "alert_id", "session_start", "session_end", "events"})
@@ -44,10 +45,16 @@ def _velocity(contract: Contract, document: Document, velocity: Velocity, loc: t
         elif kind(contract.fields[velocity.of]) not in NUMERIC:
             what = kind(contract.fields[velocity.of])
             yield document.problem((*loc, "of"), f"a sum needs a number, but field {velocity.of!r} is of kind {what}")
+        elif fault := digits_fault(contract, "sum", velocity.of):
+            yield document.problem((*loc, "of"), fault)
 
 
 def _sessions(contract: Contract, document: Document, sessions: Sessions, loc: tuple[Step, ...]) -> Iterator[Problem]:
     yield from _key(contract, document, sessions.key, (*loc, "key"))
+    taken = state_columns(sessions.measures) | {"_session", "_start", "_end"}
+    for index, name in enumerate(sessions.key):
+        if name.lower() in taken:
+            yield document.problem((*loc, "key", index), f"{name!r} is a column in which a session is computed")
     yield from _positive(document, sessions.gap, (*loc, "gap"))
     names: set[str] = set()
     for index, measure in enumerate(sessions.measures):
@@ -56,7 +63,7 @@ def _sessions(contract: Contract, document: Document, sessions: Sessions, loc: t
             yield document.problem((*at, "kind"), f"a session has measures of kind {', '.join(sorted(PLAIN))}")
         elif fault := operand_fault(contract, measure):
             yield document.problem((*at, "of"), fault)
-        if measure.name in COLUMNS | set(sessions.key):
+        if measure.name in COLUMNS | {name.lower() for name in sessions.key}:
             yield document.problem((*at, "name"), f"{measure.name!r} is already a column of the sessions")
         if measure.name in names:
             yield document.problem((*at, "name"), f"measure {measure.name!r} is defined twice")
@@ -89,6 +96,15 @@ def _join(
     for index, name in enumerate(join.other_fields):
         if name not in other.fields:
             yield document.problem((*loc, "other_fields", index), f"stream {other.stream} has no field {name!r}")
+    if twice := _columns_twice(contract, other, join):
+        yield document.problem(loc, f"the join would have the column {', '.join(twice)} twice: of both streams")
+
+
+def _columns_twice(contract: Contract, other: Contract, join: Join) -> list[str]:
+    """The columns, in lower case, that a join would have of both streams. Spark has the other's `on` as `_on_…`."""
+    own = {name.lower() for name in ("event_time", *contract.event_id, *join.on, *join.fields)}
+    theirs = [f"{join.other}_{name}" for name in ("event_time", *other.event_id, *join.other_fields)]
+    return sorted(own & {name.lower() for name in (*theirs, *(f"_on_{name}" for name in join.on))})
 
 
 def _key(contract: Contract, document: Document, names: Sequence[str], loc: tuple[Step, ...]) -> Iterator[Problem]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,9 @@ from schemas.contract.problem import Problem
 PRIMITIVES = frozenset({"boolean", "int", "long", "float", "double", "bytes", "string"})
 MAX_PRECISION = 38
 """Digits of a decimal that Spark and Delta hold at most."""
+
+NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+NO_NAME = "is no name in Avro: letters a to z in both cases, digits and _, and no digit first"
 
 Loc = tuple[Step, ...]
 
@@ -22,6 +26,7 @@ def problems(document: Document) -> Iterator[Problem]:
 
 def _record(document: Document, avro: dict[str, Any], loc: Loc, within: tuple[str, ...]) -> Iterator[Problem]:
     """`within` are the names of the records around this one."""
+    yield from _type_name(document, avro, loc)
     fields = avro.get("fields") or []
     if not fields:
         yield document.problem(loc, f"record {avro.get('name')!r} has no fields, and the lake no column for that")
@@ -29,6 +34,8 @@ def _record(document: Document, avro: dict[str, Any], loc: Loc, within: tuple[st
     for index, field in enumerate(fields):
         at = (*loc, "fields", index)
         name = field["name"]
+        if not NAME.fullmatch(name):
+            yield document.problem((*at, "name"), f"{name!r} {NO_NAME}")
         if (before := first.setdefault(name.lower(), name)) != name:
             yield document.problem(
                 (*at, "name"),
@@ -62,10 +69,17 @@ def _type(document: Document, avro: Any, loc: Loc, within: tuple[str, ...]) -> I
         case {"type": "map", "values": values}:
             yield from _type(document, values, (*loc, "values"), within)
         case {"type": "enum" | "fixed"}:
+            yield from _type_name(document, avro, loc)
             yield from _logical(document, avro, loc)
         case {"type": inner}:
             yield from _type(document, inner, (*loc, "type"), within)
             yield from _logical(document, avro, loc)
+
+
+def _type_name(document: Document, avro: dict[str, Any], loc: Loc) -> Iterator[Problem]:
+    for key in ("name", "namespace"):
+        if not all(NAME.fullmatch(part) for part in str(avro.get(key) or "_").split(".")):
+            yield document.problem((*loc, key), f"{avro[key]!r} {NO_NAME}")
 
 
 def _reference(name: str, within: tuple[str, ...]) -> str:

@@ -18,11 +18,10 @@ _LOGICAL: dict[str, Kind] = {
     "time-millis": "time", "time-micros": "time", "uuid": "string",
 }  # fmt: skip
 
-DUCKDB: dict[Kind, str] = {
-    "integer": "BIGINT", "float": "DOUBLE", "decimal": "DECIMAL(38, 9)", "string": "VARCHAR", "bytes": "BLOB",
-    "boolean": "BOOLEAN", "timestamp": "TIMESTAMPTZ", "date": "DATE", "time": "TIME",
+_DUCKDB: dict[Kind, str] = {
+    "integer": "BIGINT", "float": "DOUBLE", "string": "VARCHAR", "bytes": "BLOB", "boolean": "BOOLEAN",
+    "timestamp": "TIMESTAMPTZ", "date": "DATE", "time": "TIME",
 }  # fmt: skip
-"""The DuckDB type that holds each kind (nested types are inferred from the value)."""
 
 NUMERIC: frozenset[Kind] = frozenset({"integer", "float", "decimal"})
 DIMENSION: frozenset[Kind] = frozenset({"integer", "decimal", "string", "boolean", "date", "timestamp"})
@@ -38,6 +37,28 @@ def nullable(avro: Any) -> bool:
 def logical_type(avro: Any) -> str | None:
     """Avro's logical type of a field that is not nullable, or None."""
     return avro.get("logicalType") if isinstance(avro, dict) else None
+
+
+def precision(avro: Any) -> int | None:
+    """The digits of a decimal type, nullable or not; None for any other type."""
+    if isinstance(avro, list):
+        others = [branch for branch in avro if branch != "null"]
+        return precision(others[0]) if len(others) == 1 else None
+    return int(avro["precision"]) if kind(avro) == "decimal" else None
+
+
+def _scale(avro: Any) -> int:
+    if isinstance(avro, list):
+        return next(_scale(branch) for branch in avro if branch != "null")
+    return int(avro.get("scale", 0))
+
+
+def duckdb_type(avro: Any) -> str | None:
+    """The DuckDB type that holds the values of an Avro type; None for nested types, which are inferred from the
+    value."""
+    if kind(avro) == "decimal":
+        return f"DECIMAL({precision(avro)}, {_scale(avro)})"
+    return _DUCKDB.get(kind(avro))
 
 
 def kind(avro: Any) -> Kind:

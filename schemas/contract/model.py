@@ -91,7 +91,10 @@ class Measure(_Strict):
     """One number of an aggregate.
 
     `of` is a field of the Avro schema (`count` may leave it out and then counts events; with `of` it counts
-    non-null values). Sums of floating-point fields are exact in decimal(28,9), so they do not depend on order.
+    non-null values). Sums of integers and of decimals are exact; a decimal may have 28 digits for a sum or an average,
+    and 15 for a quantile. Floating-point fields are summed as decimal(28,9), so sums do not depend on order; a value of
+    1e19 or more makes sum and average infinite, or null if there are some of both signs. Averages and quantiles are
+    doubles. NaN means that a value is missing.
     `quantile` is the discrete quantile at `rank` (SQL's `percentile_disc`).
     """
 
@@ -130,7 +133,8 @@ class Velocity(_Strict):
     """Bursts of a key, served as the view `<name>`: one alert each time that a key *crosses* a limit.
 
     At the event time t of an event its key has done what its events in (t - `within`, t] add up to: their number, or
-    with `of` the sum of that field (null adds nothing; a float is added as decimal(28,9)). A key that has done more
+    with `of` the sum of that field (null adds nothing; a float is added as decimal(28,9), and one that it does not hold
+    as the greatest or the least that it holds). A key that has done more
     than `more_than` is above. It crosses the limit at t when it is above at t and was not at its event before, if there
     was one within `within`. A repeated event counts once.
 

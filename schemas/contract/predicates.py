@@ -16,7 +16,7 @@ from sqlglot import expressions
 from sqlglot.errors import SqlglotError
 
 from schemas.contract import references
-from schemas.contract.field_kinds import DUCKDB, kind
+from schemas.contract.field_kinds import duckdb_type
 from schemas.contract.model import Alert, Contract, Rule
 
 WHIMS: tuple[type[expressions.Expr], ...] = (
@@ -83,7 +83,7 @@ class _Truths:
         self._connection = duckdb.connect(":memory:")
         self._connection.execute("SET TimeZone = 'UTC'")
         columns = [
-            f'CAST(${i} AS {DUCKDB[what]}) AS "{name}"' if (what := kind(avro)) in DUCKDB else f'${i} AS "{name}"'
+            f'CAST(${i} AS {type_}) AS "{name}"' if (type_ := duckdb_type(avro)) else f'${i} AS "{name}"'
             for i, (name, avro) in enumerate(contract.fields.items(), 1)
         ]
         usable = {name: table.schema.names for name, table in tables.items()}

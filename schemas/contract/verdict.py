@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 import fastavro
 
 from schemas.contract.model import Contract, ErrorClass
 from schemas.contract.predicates import Rules
+from schemas.contract.wide_decimals import widened
 from schemas.wire import HEADER, schema_id
+
+_EVERY_DIGIT = 10_000
+"""More digits than a decimal of a record has."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +36,9 @@ class Judge:
 
     def __init__(self, contract: Contract, writer_schemas: Mapping[int, Mapping[str, Any]] | None = None) -> None:
         schemas = dict(enumerate(contract.versions, 1)) if writer_schemas is None else writer_schemas
-        self._writer_schemas = {number: fastavro.parse_schema(dict(schema)) for number, schema in schemas.items()}
-        self._reader = fastavro.parse_schema(contract.schema_now)
+        self._writer_schemas = {number: _parsed(schema) for number, schema in schemas.items()}
+        self._reader = _parsed(contract.schema_now)
+        self._declared = contract.schema_now
         self._rules = Rules(contract)
 
     def verdict(self, value: bytes | None) -> Verdict:
@@ -45,6 +52,46 @@ class Judge:
             record: Any = fastavro.schemaless_reader(body, self._writer_schemas[number], self._reader)
         except Exception as error:  # a decoder of arbitrary bytes may raise anything
             return Verdict("malformed", reason=f"not Avro of schema {number}: {error}")
+        if too_long := next(_too_long(self._declared, record), None):
+            return Verdict("malformed", reason=f"{too_long} has more digits than its type")
+        record = _without_nan(record)
         for rule in self._rules.broken(record):
             return Verdict("rule", rule.name, rule.reason, record)
         return Verdict(None, record=record)
+
+
+def _parsed(schema: Mapping[str, Any]) -> Any:
+    """The schema with room in its decimals, because fastavro rounds to the digits of the type."""
+    return fastavro.parse_schema(widened(dict(schema), _EVERY_DIGIT))
+
+
+def _too_long(avro: Any, value: Any, path: str = "the record") -> Iterator[str]:
+    """Yields where a decoded value has a decimal with more digits than its type."""
+    match avro:
+        case {"logicalType": "decimal", "precision": digits}:
+            if isinstance(value, Decimal) and len(value.as_tuple().digits) > digits:
+                yield path
+        case {"fields": fields} if value is not None:
+            for field in fields:
+                yield from _too_long(field["type"], value[field["name"]], field["name"])
+        case {"items": inner} | {"values": inner} if value is not None:
+            for item in value.values() if isinstance(value, dict) else value:
+                yield from _too_long(inner, item, path)
+        case {"type": dict() as inner}:
+            yield from _too_long(inner, value, path)
+        case [*branches]:
+            for branch in branches:
+                yield from _too_long(branch, value, path)
+
+
+def _without_nan(value: Any) -> Any:
+    """A decoded value with null for NaN, which means that a number is missing."""
+    match value:
+        case float():
+            return None if math.isnan(value) else value
+        case dict():
+            return {name: _without_nan(item) for name, item in value.items()}
+        case list():
+            return [_without_nan(item) for item in value]
+        case _:
+            return value

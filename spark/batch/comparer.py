@@ -16,7 +16,7 @@ from spark.batch.planner import PlannedHours
 from spark.definitions.times import literal, time_of
 from spark.lake import table_schemas
 from spark.lake.publications import Publication, published_without
-from spark.transforms.aggregates import exact, folded, truncated
+from spark.transforms.aggregates import HOUR, exact, folded, truncated
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,8 @@ class Comparer:
             # soon as the batch tables change.
             explained = ledger.explained(different, self.rows, contract, aggregate).localCheckpoint()
             explained = self._reconsidered(explained, aggregate)
+            output = {name: F.col(f"${name}") for name in ledger.OUTPUT}
+            output |= {side: F.col(f"${side}")["number"] for side in ("speed", "exact")}
             names = [F.lit(name) for name in aggregate.dimensions]
             values = [F.col(name).cast("string") for name in aggregate.dimensions]
             found.append(
@@ -53,9 +55,7 @@ class Comparer:
                     F.lit(aggregate.name).alias("aggregate"),
                     "window", "window_start",
                     F.map_from_arrays(F.array(*names), F.array(*values)).alias("keys"),
-                    "measure", "speed", "exact",
-                    (F.col("exact") - F.col("speed")).alias("difference"),
-                    "cause", "rows", "repeats", "late", "replayed",
+                    *(column.alias(name) for name, column in output.items()),
                     F.expr(literal(self.now)).alias("recorded_at"),
                 )
             )  # fmt: skip
@@ -75,21 +75,21 @@ class Comparer:
             again = self.planned.store.hours_of(aggregate, since)
             lacking = [hour for hour in late_hours if hour < until and hour not in again]
             hour, hours = truncated("window_start", "1h"), [F.expr(literal(hour)) for hour in lacking]
-            different = different.where((F.col("measure") != measure.name) | ~hour.isin(*hours))
+            different = different.where((F.col("$measure") != measure.name) | ~hour.isin(*hours))
         return different
 
     def _reconsidered(self, found: DataFrame, aggregate: Aggregate) -> DataFrame:
         """`found` after a second look at what is unexplained in it."""
 
         def left() -> bool:
-            return not found.where("cause = 'unexplained'").isEmpty()
+            return not found.where("`$cause` = 'unexplained'").isEmpty()
 
         if not left():
             return found
         store, plan, rows = self.planned.store, self.planned.plan, self.rows
         if not rows.where("original is not null").isEmpty():
             lost = ledger.lost(rows, self.planned.partials(aggregate), store.contract, aggregate)
-            lost = lost.withColumn("is_new", F.col("batch") > plan.batch_before)
+            lost = lost.withColumn("$is_new", F.col("batch") > plan.batch_before)
             history = rows.unionByName(lost)
             found = ledger.reconsidered(found, history, "replayed", store.contract, aggregate).localCheckpoint()
         if left() and plan.new_hours:
@@ -97,11 +97,11 @@ class Comparer:
             for measure, batch in store.first_batches(aggregate, plan.through_batch).items():
                 since.setdefault(batch, []).append(measure)
             for batch, names in since.items():
-                history = rows.where(F.col("is_late_hour") | (F.col("batch") >= batch))
+                history = rows.where(F.col("$is_late_hour") | (F.col("batch") >= batch))
                 found = ledger.reconsidered(found, history, "added", store.contract, aggregate, *names)
             found = found.localCheckpoint()
-        corrected = (F.col("cause") == "unexplained") & self.planned.is_forced("window_start")
-        return found.withColumn("cause", F.when(corrected, "corrected").otherwise(F.col("cause")))
+        corrected = (F.col("$cause") == "unexplained") & self.planned.is_forced("window_start")
+        return found.withColumn("$cause", F.when(corrected, "corrected").otherwise(F.col("$cause")))
 
     def by_hour(self, found: DataFrame) -> list[dict[str, Any]]:
         """The run in hours of event time, oldest first: `hour`, the `windows` that were computed, and how many of the
@@ -122,7 +122,7 @@ class Comparer:
         published rows for late ones."""
         store, late_hours = self.planned.store, self.planned.plan.late_hours
         speed = folded(self.planned.new_partials(aggregate), store.contract, aggregate, *aggregate.windows).withColumn(
-            "estimated", F.lit(True)
+            "$estimated", F.lit(True)
         )
         if not late_hours:
             return speed
@@ -135,8 +135,8 @@ class Comparer:
             *(name for name in present.columns if name not in ("hour", "run_id"))
         )
         if not orphaned.isEmpty():
-            as_published = self.rows.where("is_late_hour and distinct_event and not is_new").join(
-                F.broadcast(orphaned), "hour", "left_semi"
+            as_published = self.rows.where("`$is_late_hour` and `$distinct_event` and not `$is_new`").join(
+                F.broadcast(orphaned.withColumnRenamed("hour", HOUR)), HOUR, "left_semi"
             )
             served = served.unionByName(exact(as_published, store.contract, aggregate, *aggregate.windows))
-        return speed.unionByName(served.withColumn("estimated", F.lit(False)))
+        return speed.unionByName(served.withColumn("$estimated", F.lit(False)))

@@ -83,10 +83,10 @@ def _counts_of(
     name = F.lit(aggregate.name).alias("aggregate")
     of_rows = {
         "rows": state.make,
-        "distinct_in_batch": f"{state.make} filter (where distinct_in_batch)",
+        "distinct_in_batch": f"{state.make} filter (where `$distinct_in_batch`)",
         "repaired": f"{state.make} filter (where original is not null and attempt = 0)",
         "replayed": f"{state.make} filter (where original is not null and attempt > 0)",
-        "distinct_events": f"{state.make} filter (where distinct_event and ({published}))",
+        "distinct_events": f"{state.make} filter (where `$distinct_event` and ({published}))",
         "_before": f"count_if(batch < {began.get(aggregate.name, 0)})",
     }
     of_partials = {"speed": f"sum(`{state.name}`)", "_without": f"count_if(`{state.name}` is null)"}

@@ -24,6 +24,7 @@ from datetime import datetime, timedelta
 
 from schemas.errors import TerminalError
 from spark.definitions.times import Hours, floor_hour, literal
+from spark.definitions.times import before as earlier
 from spark.lake.publications import Publication
 
 
@@ -93,7 +94,7 @@ def plan(
     touched = list(touched)
     before = last.final_through if last else None
     newest = max((hour.newest for hour in touched), default=None)
-    watermark = floor_hour(newest - lateness) if newest else None
+    watermark = floor_hour(earlier(newest, lateness)) if newest else None
     final = max((time for time in (before, watermark) if time), default=None)
     closed = sorted((hour for hour in touched if final and hour.hour < final), key=lambda hour: hour.hour)
     return Plan(

@@ -57,8 +57,8 @@ class PlannedHours:
     plan: Plan
 
     def rows(self) -> DataFrame:
-        """The accepted rows of bronze with the flags of `ledger.marked`, `is_late_hour` (the hour was published before)
-        and `is_new` (the row came after the last publication)."""
+        """The accepted rows of bronze with the flags of `ledger.marked`, `$is_late_hour` (the hour was published
+        before) and `$is_new` (the row came after the last publication)."""
         contract = self.store.contract
         columns = dict.fromkeys([*COORDINATES, "event_time", *contract.fields])
         accepted = self.store.accepted(self.plan.through_batch).select(*columns)
@@ -71,8 +71,8 @@ class PlannedHours:
             marked = self.inside(ledger.marked(copies, contract), "event_time")
         return marked.withColumns(
             {
-                "is_late_hour": F.col("event_time") < self._published_before(),
-                "is_new": F.col("batch") > self.plan.batch_before,
+                "$is_late_hour": F.col("event_time") < self._published_before(),
+                "$is_new": F.col("batch") > self.plan.batch_before,
             }
         )
 
@@ -94,12 +94,12 @@ class PlannedHours:
             return self._new(frame, time_column)
         final = F.expr(literal(self.plan.final_through))
         since = F.expr(literal(self.plan.late_hours[0]))
-        late = self.store.hours_frame(self.plan.late_hours).withColumnRenamed("hour", "_late")
+        late = self.store.hours_frame(self.plan.late_hours).withColumnRenamed("hour", "$late")
         time_ = F.col(time_column)
         recent = frame.where((time_ >= since) & (time_ < final))  # prunes files
-        matched = recent.join(F.broadcast(late), truncated(time_column, "1h") == F.col("_late"), "left")
+        matched = recent.join(F.broadcast(late), truncated(time_column, "1h") == F.col("$late"), "left")
         is_new_hour = time_ >= F.expr(literal(self.plan.final_before))
-        return matched.where(F.col("_late").isNotNull() | is_new_hour).drop("_late")
+        return matched.where(F.col("$late").isNotNull() | is_new_hour).drop("$late")
 
     def _new(self, frame: DataFrame, time_column: str) -> DataFrame:
         """The rows whose time is in an hour that is published for the first time."""

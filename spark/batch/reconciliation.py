@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import Counter
 from collections.abc import Callable
@@ -34,6 +33,7 @@ from spark.serving.duck import write_catalog
 from spark.session import session
 from spark.speed.checkpoint import generations
 from spark.transforms.aggregates import exact, truncated
+from spark.transforms.iso_times import with_iso_times
 
 if TYPE_CHECKING:
     import pandas
@@ -110,11 +110,11 @@ class Reconciliation:
             windows = {a.name: self._computed(a, rows).persist() for a in self.contract.aggregates}
             comparer = Comparer(planned, rows, windows, published, self.run_id, self.now)
             found = comparer.differences()
-            changes = found.orderBy("window_start", "aggregate", "window", "measure").limit(SHOWN_CHANGES).toPandas()
+            changes = found.orderBy("window_start", "aggregate", "window", "measure").limit(SHOWN_CHANGES)
+            shown = [row.asDict() for row in with_iso_times(changes.drop("run_id", "recorded_at")).collect()]
             hours = comparer.by_hour(found)
         finally:
             rows.unpersist()
-        shown = json.loads(changes.drop(columns=["run_id", "recorded_at"]).to_json(orient="records", date_format="iso"))
         return self._summary(planned.plan, hours) | {"changes": shown}
 
     def _begin(self) -> tuple[list[Publication], PlannedHours]:
@@ -129,7 +129,7 @@ class Reconciliation:
         return published, hours
 
     def _computed(self, aggregate: Aggregate, rows: DataFrame) -> DataFrame:
-        windows = exact(rows.where("distinct_event"), self.contract, aggregate, *aggregate.windows)
+        windows = exact(rows.where("`$distinct_event`"), self.contract, aggregate, *aggregate.windows)
         return windows.withColumns({"hour": truncated("window_start", "1h"), "run_id": F.lit(self.run_id)})
 
     def _staged(self, aggregate: Aggregate, rows: DataFrame) -> DataFrame:
@@ -139,7 +139,7 @@ class Reconciliation:
     def _audit(self, planned: PlannedHours, rows: DataFrame, windows: dict[str, DataFrame]) -> None:
         """Raises `FailedExpectations` after all suites have run."""
         suite = suites.events(self.contract)
-        outcomes = [self.audit(suite.name, suite.audited(rows.where("distinct_event")), suite.expectations)]
+        outcomes = [self.audit(suite.name, suite.audited(rows.where("`$distinct_event`")), suite.expectations)]
         for aggregate in self.contract.aggregates:
             suite = suites.windows(self.contract, aggregate, "staged")
             outcomes.append(self.audit(suite.name, suite.audited(windows[aggregate.name]), suite.expectations))
@@ -152,7 +152,7 @@ class Reconciliation:
                 self.store.began(),
                 compared=f"{not_forced(self.forced, 'hour')} and {self.store.has_partials()}",
             )
-            outcomes.append(self.audit("layers", counted.toPandas(), None))
+            outcomes.append(self.audit("layers", with_iso_times(counted).toPandas(), None))
         stream, through = self.contract.stream, self.through
         self.store.log_rows("quality", [o.row(self.run_id, stream, through, self.now) for o in outcomes])
         require_success(self.contract.stream, outcomes)

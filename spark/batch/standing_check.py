@@ -17,7 +17,7 @@ from spark.batch import ledger
 from spark.batch.layer_counts import counter, layers
 from spark.batch.store import BatchStore
 from spark.batch.usual_hours import usual
-from spark.definitions.times import literal, time_of
+from spark.definitions.times import before, literal, time_of
 from spark.lake import tables
 from spark.lake.publications import Publication, publications
 from spark.quality import suites
@@ -25,6 +25,7 @@ from spark.quality.auditor import Auditor, Outcome, require_success, warm_up
 from spark.serving.spark_views import register
 from spark.session import session
 from spark.speed.checkpoint import generations
+from spark.transforms.iso_times import with_iso_times
 
 log = logging.getLogger("millrace.quality")
 
@@ -57,7 +58,7 @@ class Check:
         accepted = self.store.accepted(self.through)
         newest = accepted.agg(F.max("event_time").alias("newest")).select(F.unix_micros("newest")).first()
         assert newest is not None
-        since = time_of(newest[0] or 0) - timedelta(days=self.days)
+        since = before(time_of(newest[0] or 0), timedelta(days=self.days))
         since = since.replace(minute=0, second=0, microsecond=0)
         since = max(since, self.store.kept_since() or since)
         recent = F.col("event_time") >= F.expr(literal(since))
@@ -73,7 +74,7 @@ class Check:
     def _outcomes(self, rows: DataFrame, since: datetime, published: list[Publication]) -> list[Outcome]:
         contract, last = self.contract, published[-1] if published else None
         events = suites.events(contract, whole_table=True, now=self.now)
-        found = [self._audit(events, rows.where("distinct_event"))]
+        found = [self._audit(events, rows.where("`$distinct_event`"))]
         partials, windows = {}, {}
         for aggregate in contract.aggregates:
             partials[aggregate.name] = self.store.partials(aggregate, self.through).where(
@@ -92,12 +93,12 @@ class Check:
             published=f"batch <= {last.through_batch}", final=f"hour < {literal(last.final_through)}",
             compared=f"{self._not_corrected(published)} and {self.store.has_partials()}",
         )  # fmt: skip
-        found.append(self.auditor.audit("layers", counted.toPandas()))
-        newest = last.final_through - NEWEST
+        found.append(self.auditor.audit("layers", with_iso_times(counted).toPandas()))
+        newest = before(last.final_through, NEWEST)
         judged = ledger.union([usual(windows[aggregate.name], aggregate) for aggregate in contract.aggregates])
         judged = judged.where((F.col("hour") >= F.expr(literal(newest))) & (F.col("earlier") >= 7))
-        found.append(self.auditor.audit("usual", judged.toPandas()))
-        found.append(self.auditor.audit("view", self._served(last.final_through).toPandas()))
+        found.append(self.auditor.audit("usual", with_iso_times(judged).toPandas()))
+        found.append(self.auditor.audit("view", with_iso_times(self._served(last.final_through)).toPandas()))
         return found
 
     def _audit(self, suite: suites.Suite, frame: DataFrame) -> Outcome:
@@ -131,7 +132,7 @@ class Check:
             for aggregate in self.contract.aggregates
             for window in aggregate.windows
         ]
-        return ledger.union(parts).where(F.col("window_start") >= F.expr(literal(final_through - AROUND)))
+        return ledger.union(parts).where(F.col("window_start") >= F.expr(literal(before(final_through, AROUND))))
 
 
 def check(config: Settings, stream: str, run_id: str) -> dict[str, Any]:

@@ -96,25 +96,26 @@ class StatefulPlan:
         return bool(self.published) and self.final == self.final_before and not news
 
     def dirty(self) -> DataFrame:
-        """The keys whose rows must be computed again, and since when: the columns of the key, `since`."""
+        """The keys whose rows must be computed again, and since when: the columns of the key, `$since`."""
         found = []
         for source in self.sources:
             own = source is self.contract
             earlier = timedelta() if own or not isinstance(self.result, Join) else self.result.after
             since = F.min("event_time") - F.expr(interval(earlier))
-            found.append(self._unsettled(source).groupBy(*self.key).agg(since.alias("since")))
-        dirty = reduce(DataFrame.unionByName, found).groupBy(*self.key).agg(F.min("since").alias("since"))
+            since = F.greatest(since, F.expr(literal(BEGINNING_OF_TIME)))
+            found.append(self._unsettled(source).groupBy(*self.key).agg(since.alias("$since")))
+        dirty = reduce(DataFrame.unionByName, found).groupBy(*self.key).agg(F.min("$since").alias("$since"))
         if not isinstance(self.result, Sessions):
             return dirty
         # A session that is not closed may have begun long ago, but not before the end of the last one that is.
         ended = self.read(names.batch).select(*self.key, "session_end").join(dirty, self.key)
         last = (
-            ended.where(F.col("session_end") < F.col("since"))
+            ended.where(F.col("session_end") < F.col("$since"))
             .groupBy(*self.key)
-            .agg(F.max("session_end").alias("_last"))
+            .agg(F.max("session_end").alias("$last"))
         )
         beginning = F.expr(literal(BEGINNING_OF_TIME))
-        return dirty.join(last, self.key, "left").select(*self.key, F.coalesce("_last", beginning).alias("since"))
+        return dirty.join(last, self.key, "left").select(*self.key, F.coalesce("$last", beginning).alias("$since"))
 
     def exact(self, dirty: DataFrame, since: Column) -> DataFrame:
         """The exact rows of the dirty keys from `since` on (the column of `dirty`, and at least the given one) that are
@@ -130,20 +131,20 @@ class StatefulPlan:
             if source.event_time in source.event_id:
                 rows = rows.where(F.col("event_time") >= since - context)
             distinct = distinct_events(rows, source).select(*columns)
-            return distinct.join(dirty, self.key).where(F.col("event_time") >= F.col("since") - context).drop("since")
+            return distinct.join(dirty, self.key).where(F.col("event_time") >= F.col("$since") - context).drop("$since")
 
         match self.result:
             case Velocity():
                 rows = velocity.exact(events(self.contract), self.contract, self.result)
             case Sessions():
-                mine = events(self.contract).join(dirty, self.key).where(F.col("event_time") >= F.col("since"))
-                rows = sessions(mine.drop("since"), self.contract, self.result)
+                mine = events(self.contract).join(dirty, self.key).where(F.col("event_time") >= F.col("$since"))
+                rows = sessions(mine.drop("$since"), self.contract, self.result)
             case Join():
                 mine, theirs = (events(source) for source in self.sources)
                 rows = joined(mine, theirs, self.contract, self.result)
             case _:
                 assert_never(self.result)
-        wanted = rows.join(dirty, self.key).where(F.col(self.time_column) >= F.col("since"))
+        wanted = rows.join(dirty, self.key).where(F.col(self.time_column) >= F.col("$since"))
         return wanted.where(F.col(stateful_results.CLOSES_AT) <= final).select(*rows.columns)
 
     def _unsettled(self, source: Contract) -> DataFrame:

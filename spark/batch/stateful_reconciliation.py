@@ -25,6 +25,7 @@ from pyspark.sql import functions as F
 from infra.settings import Settings
 from schemas.contract.model import Contract, Join, StatefulResult, Velocity
 from spark.batch import stateful_ledger
+from spark.batch.ledger import OUTPUT
 from spark.batch.plan import UnexplainedDifference
 from spark.batch.stateful_planner import StatefulPlan
 from spark.batch.store import BatchStore
@@ -62,15 +63,15 @@ class StatefulReconciliation:
             return self._summary(plan, 0, Counter())
         self._undo(plan, known)
         dirty = plan.dirty().localCheckpoint()
-        micros = (dirty.agg(F.unix_micros(F.min("since"))).head() or [None])[0]
+        micros = (dirty.agg(F.unix_micros(F.min("$since"))).head() or [None])[0]
         if micros is None:
             self._publish(plan, 0)
             return self._summary(plan, 0, Counter())
         since = literal(time_of(micros))
         exact = plan.exact(dirty, F.expr(since)).localCheckpoint()
         old = plan.read(names.batch).where(F.col(plan.time_column) >= F.expr(since))
-        marked = old.join(dirty, plan.key, "left").withColumn("_stale", F.col(plan.time_column) >= F.col("since"))
-        stale = F.coalesce("_stale", F.lit(False))
+        marked = old.join(dirty, plan.key, "left").withColumn("$stale", F.col(plan.time_column) >= F.col("$since"))
+        stale = F.coalesce("$stale", F.lit(False))
         replaced = marked.where(stale).select(*old.columns).localCheckpoint()
         found = self.differences(plan, exact, replaced).localCheckpoint()
         causes = Counter({row.cause: row.n for row in found.groupBy("cause").agg(F.count("*").alias("n")).collect()})
@@ -124,9 +125,7 @@ class StatefulReconciliation:
             F.lit(type(self.result).__name__.lower()).alias("window"),
             F.col(plan.time_column).alias("window_start"),
             F.map_from_arrays(F.array(*(F.lit(name) for name in plan.key)), F.array(*values)).alias("keys"),
-            "measure", "speed", "exact",
-            (F.col("exact") - F.col("speed")).alias("difference"),
-            "cause", "rows", "repeats", "late", "replayed",
+            *(F.col(f"${name}").alias(name) for name in OUTPUT),
             F.expr(literal(self.now)).alias("recorded_at"),
         )  # fmt: skip
 

@@ -4,9 +4,10 @@ Speed partials, rollups, the exact batch results and the served views (Spark SQL
 this table, so a measure means the same everywhere. States form a commutative monoid: merging them in any order and
 grouping gives the same result (sketches: the same within their stated error).
 
-Values: fields of Avro type float or double that are NaN count as missing. Sums of `int` are bigint, of `long`
-decimal(38,0), of `float` and `double` decimal(38,9), so no sum overflows or depends on order; a float that does not
-fit decimal(28,9) is left out of sums and averages.
+Values: fields of Avro type float or double that are NaN count as missing. Sums of `int` are kept as bigint, of `long`
+as decimal(38,0), of `float` and `double` as decimal(38,9), of decimals with all of their digits, so no sum depends on
+order, and none overflows within ten billion events. A float of 1e19 or more, which decimal(28,9) does not hold, makes
+sum and average infinite (null if there are some of both signs) rather than being left out unsaid.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from typing import Literal
 import datasketches
 from pyspark.sql import Column, Window
 from pyspark.sql import functions as F
-from pyspark.sql.types import BinaryType, DataType, DecimalType, DoubleType, LongType
+from pyspark.sql.types import BinaryType, DataType, DecimalType, DoubleType, IntegerType, LongType
 
 from schemas.contract.model import Aggregate, Contract, Measure, Sessions
+from schemas.contract.operands import SUMMED_DIGITS
 from spark.definitions.avro_types import scalar
 
 Dialect = Literal["spark", "duckdb"]
@@ -32,6 +34,10 @@ below about 400 are practically exact (https://datasketches.apache.org/docs/HLL/
 KLL_K = 200
 """The size parameter of a KLL sketch: its error in rank is about 1.3% with 99% confidence, and it is exact up to 200
 values (https://datasketches.apache.org/docs/KLL/KLLSketch.html)."""
+
+
+BEYOND = "1e19"
+"""The least float that decimal(28,9) does not hold."""
 
 
 def distinct_error(sigmas: int = 3) -> float:
@@ -67,13 +73,27 @@ def states(aggregate: Aggregate | Sessions, contract: Contract) -> list[State]:
     for measure in aggregate.measures:
         for state in _KINDS[measure.kind].states(measure, contract):
             found.setdefault(state.name, state)
+        # Not in sessions, whose states are those of checkpoints: they leave out what does not fit.
+        if isinstance(aggregate, Aggregate) and measure.kind in ("sum", "avg") and _is_float(measure, contract):
+            found.setdefault(_beyond(measure).name, _beyond(measure))
     return list(found.values())
 
 
 def final(measure: Measure, contract: Contract, dialect: Dialect) -> str:
-    """Returns the SQL expression that computes the measure's value from merged states (columns named as `states` names
-    them)."""
-    return _KINDS[measure.kind].final(measure, contract)[dialect]
+    """Returns the SQL expression that computes the measure's value from merged states of an aggregate (columns named as
+    `states` names them)."""
+    value = _KINDS[measure.kind].final(measure, contract)[dialect]
+    if measure.kind not in ("sum", "avg") or not _is_float(measure, contract):
+        return value
+    quote = "`" if dialect == "spark" else '"'
+    beyond = f"{quote}{_beyond(measure).name}{quote}"
+    # Null in partials of a speed table that had no such column yet.
+    return f"case when coalesce({beyond}, 0) = 0 then {value} when not isnan({beyond}) then {beyond} end"
+
+
+def final_of_session(measure: Measure, contract: Contract) -> str:
+    """Returns the Spark SQL expression that computes the measure's value from the merged states of a session."""
+    return _KINDS[measure.kind].final(measure, contract)["spark"]
 
 
 def addend(field: str, contract: Contract) -> tuple[str, DataType]:
@@ -83,7 +103,7 @@ def addend(field: str, contract: Contract) -> tuple[str, DataType]:
 
 def final_type(measure: Measure, contract: Contract) -> DataType:
     """Returns the Spark type of the measure's value: counts and distincts bigint, averages and quantiles double, sums
-    bigint, decimal(38,0) or double, min and max the type of the field."""
+    bigint, decimal or double, min and max the type of the field."""
     match measure.kind:
         case "count" | "distinct":
             return LongType()
@@ -154,23 +174,52 @@ def _added(name: str, type_: DataType, make: str) -> State:
 def _count(measure: Measure, contract: Contract) -> State:
     if measure.of is None:
         return _added("count_of_rows", LongType(), "count(*)")
-    return _added(f"count_of_{measure.of}", LongType(), f"count({_value(measure, contract)})")
+    # The values of a field `rows` are not the rows; columns that differ in case alone are the same to Delta.
+    name = f"values_of_{measure.of}" if measure.of.lower() == "rows" else f"count_of_{measure.of}"
+    return _added(name, LongType(), f"count({_value(measure, contract)})")
 
 
 def _addend(measure: Measure, contract: Contract) -> tuple[str, DataType]:
     """The SQL of what an event adds to the sum, and the type of the sum."""
-    match _field_type(measure, contract).simpleString():
-        case "int":
+    match _field_type(measure, contract):
+        case IntegerType():
             return f"cast(`{measure.of}` as bigint)", LongType()
-        case "bigint":
+        case LongType():
             return f"cast(`{measure.of}` as decimal(20,0))", DecimalType(38, 0)
+        case DecimalType() as type_ if not _fits_nine(type_):
+            # `millrace check` refuses decimals of more digits, so this adds digits and takes none away.
+            return f"cast(`{measure.of}` as decimal({SUMMED_DIGITS},{type_.scale}))", DecimalType(38, type_.scale)
         case _:
-            return f"try_cast({_value(measure, contract)} as decimal(28,9))", DecimalType(38, 9)
+            return f"try_cast({_value(measure, contract)} as decimal({SUMMED_DIGITS},9))", DecimalType(38, 9)
+
+
+def _fits_nine(type_: DecimalType) -> bool:
+    """Whether decimal(28,9) holds each value of the type."""
+    return type_.scale <= 9 and type_.precision - type_.scale <= SUMMED_DIGITS - 9
 
 
 def _sum(measure: Measure, contract: Contract) -> State:
     addend, type_ = _addend(measure, contract)
-    return _added(f"sum_of_{measure.of}", type_, f"cast(sum({addend}) as {type_.simpleString()})")
+    return _added(_sum_name(measure, contract), type_, f"cast(sum({addend}) as {type_.simpleString()})")
+
+
+def _sum_name(measure: Measure, contract: Contract) -> str:
+    """The state with the sum. Decimals that decimal(28,9) cuts have a column of another name than the one in which
+    older versions of the platform kept what they had cut."""
+    field = _field_type(measure, contract)
+    exact = isinstance(field, DecimalType) and not _fits_nine(field)
+    return f"total_of_{measure.of}" if exact else f"sum_of_{measure.of}"
+
+
+def _beyond(measure: Measure) -> State:
+    """The state that says whether floats were too large for the sum: the sum of an infinity for each of them, which is
+    0, an infinity, or NaN if there are some of both signs."""
+    name = f"beyond_of_{measure.of}"
+    value = f"nanvl(`{measure.of}`, null)"
+    infinity = f"when {value} >= {BEYOND}D then double('Infinity') when {value} <= -{BEYOND}D then double('-Infinity')"
+    # Never null, so that the partials in which it is null are those of before there was this column.
+    make = f"coalesce(sum(case {infinity} else 0D end), 0D)"
+    return State(name, DoubleType(), make, {"spark": f"sum(`{name}`)", "duckdb": f'sum("{name}")'})
 
 
 def _terms(measure: Measure, contract: Contract) -> State:
@@ -216,12 +265,12 @@ def _count_final(measure: Measure, contract: Contract) -> dict[Dialect, str]:
 
 
 def _sum_final(measure: Measure, contract: Contract) -> dict[Dialect, str]:
-    name, type_ = f"sum_of_{measure.of}", final_type(measure, contract).simpleString()
+    name, type_ = _sum_name(measure, contract), final_type(measure, contract).simpleString()
     return {"spark": f"cast(`{name}` as {type_})", "duckdb": f'cast("{name}" as {type_})'}
 
 
 def _avg_final(measure: Measure, contract: Contract) -> dict[Dialect, str]:
-    total, terms = f"sum_of_{measure.of}", _terms(measure, contract).name
+    total, terms = _sum_name(measure, contract), _terms(measure, contract).name
     return {
         "spark": f"cast(`{total}` as double) / nullif(cast(`{terms}` as double), 0)",
         "duckdb": f'cast("{total}" as double) / nullif(cast("{terms}" as double), 0)',

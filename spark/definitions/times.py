@@ -12,6 +12,11 @@ BEGINNING_OF_TIME = datetime(1, 1, 1, tzinfo=UTC)
 """Before every event: how far a stream is final of which nothing is."""
 
 
+END_OF_TIME = datetime(9999, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC)
+"""The last instant that Python and JSON can say. Event times end a day before it (`spark.transforms.decode`), so that
+their windows end before it."""
+
+
 Hours = tuple[datetime, datetime]
 """Hours of event time, from the first to before the second."""
 
@@ -23,6 +28,11 @@ class EmptyRange(TerminalError):
 def floor_hour(time: datetime) -> datetime:
     """Returns the start of the hour that holds `time`, in its own time zone."""
     return time.replace(minute=0, second=0, microsecond=0)
+
+
+def before(time: datetime, by: timedelta) -> datetime:
+    """Returns the instant that is `by` earlier, the beginning of time if there is none."""
+    return time - by if time - BEGINNING_OF_TIME > by else BEGINNING_OF_TIME
 
 
 def time_of(micros: int) -> datetime:

@@ -14,7 +14,7 @@ from typing import Any
 
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
-from pyspark.sql.types import BinaryType
+from pyspark.sql.types import BinaryType, DoubleType, FloatType
 
 from schemas.contract import references
 from schemas.contract.field_kinds import nullable
@@ -22,6 +22,10 @@ from schemas.contract.model import Aggregate, Contract, Measure, Reference, Seve
 from spark.definitions import avro_types, measures
 from spark.definitions.windows import SECONDS
 from spark.lake import table_schemas
+
+ABSOLUTE_SLACK, RELATIVE_SLACK = 1e-8, 1e-12
+"""By how much an average may lie beyond the values that it is made of: their sum has nine decimals, and is rounded to a
+double."""
 
 Expectation = dict[str, Any]
 """`{"type": …, "kwargs": …}` as Great Expectations stores it."""
@@ -70,10 +74,12 @@ class Suite:
 
     def audited(self, frame: DataFrame) -> DataFrame:
         """Returns `frame` with a boolean column for each fact, and without binary columns, which no expectation
-        reads."""
+        reads. NaN is null, as a missing number is: bronze may have some of before that was so."""
+        floats = [f.name for f in frame.schema if isinstance(f.dataType, (FloatType, DoubleType))]
+        told = frame.withColumns({name: F.nanvl(F.col(name), F.lit(None)) for name in floats})
         shown = [f.name for f in frame.schema if not isinstance(f.dataType, BinaryType)]
         facts = [F.coalesce(F.expr(predicate), F.lit(False)).alias(name) for name, predicate in self.facts.items()]
-        return frame.select(*shown, *facts)
+        return told.select(*shown, *facts)
 
 
 def events(contract: Contract, *, whole_table: bool = False, now: datetime | None = None) -> Suite:
@@ -85,8 +91,13 @@ def events(contract: Contract, *, whole_table: bool = False, now: datetime | Non
     """
     suite, severity = Suite("events"), contract.quality.severity
     for name, avro in contract.fields.items():
-        suite.expect_type(name, avro_types.scalar(avro))
-        if not nullable(avro):
+        type_ = avro_types.scalar(avro)
+        if isinstance(type_, BinaryType):
+            if not nullable(avro):
+                suite.expect_fact(f"{name} is there", f"`{name}` is not null")
+            continue
+        suite.expect_type(name, type_)
+        if not nullable(avro) and not isinstance(type_, (FloatType, DoubleType)):  # which may be NaN, and so missing
             suite.expect_value(name)
     for name, (least, greatest) in contract.quality.ranges.items():
         suite.expect(
@@ -127,7 +138,7 @@ def partials(contract: Contract, aggregate: Aggregate) -> Suite:
         suite.expect_value(name)
     suite.expect_fact("starts on the minute", _aligned("window_start", 60))
     for state in measures.states(aggregate, contract):
-        if state.name.startswith(("count_of_", "terms_of_")):
+        if state.name.startswith(("count_of_", "values_of_", "terms_of_")):
             suite.expect_value(state.name)
             suite.expect("expect_column_values_to_be_between", column=state.name, min_value=0)
     suite.expect_unique(["window_start", *aggregate.dimensions, "batch"], notes="a batch is appended once")
@@ -158,7 +169,7 @@ def windows(contract: Contract, aggregate: Aggregate, layer: str) -> Suite:
             suite.expect_value(measure.name)
             suite.expect("expect_column_values_to_be_between", column=measure.name, min_value=0)
         elif measure.kind != "sum" and measure.of in contract.quality.ranges:
-            bounds = _bounds(*contract.quality.ranges[measure.of])
+            bounds = _bounds(*contract.quality.ranges[measure.of], rounded=measure.kind == "avg")
             if contract.quality.mostly.get(measure.of, 1.0) == 1.0:
                 severity = contract.quality.severity.get(measure.of, "critical")
                 suite.expect("expect_column_values_to_be_between", "", severity, column=measure.name, **bounds)
@@ -189,8 +200,14 @@ def _literal(value: Any, type_: str) -> str:
     return f"'{text}'" if type_ == "string" else f"cast('{text}' as {type_})"
 
 
-def _bounds(least: float | None, greatest: float | None) -> dict[str, float]:
-    return {name: value for name, value in (("min_value", least), ("max_value", greatest)) if value is not None}
+def _bounds(least: float | None, greatest: float | None, rounded: bool = False) -> dict[str, float]:
+    """The arguments of a range. The value of a `rounded` measure, an average, may lie beyond by what was rounded."""
+    found = {}
+    if least is not None:
+        found["min_value"] = least - rounded * (ABSOLUTE_SLACK + RELATIVE_SLACK * abs(least))
+    if greatest is not None:
+        found["max_value"] = greatest + rounded * (ABSOLUTE_SLACK + RELATIVE_SLACK * abs(greatest))
+    return found
 
 
 def _aligned(column: str, seconds: int | str) -> str:
@@ -203,8 +220,12 @@ def _orders(aggregate: Aggregate) -> list[tuple[str, str]]:
     for low in aggregate.measures:
         for high in aggregate.measures:
             if low is not high and _is_ordered(low, high):
-                slack = " + 1e-8" if "avg" in (low.kind, high.kind) else ""  # an average is rounded
-                predicate = f"`{low.name}` is null or `{high.name}` is null or `{low.name}` <= `{high.name}`{slack}"
+                predicate = f"`{low.name}` is null or `{high.name}` is null or `{low.name}` <= `{high.name}`"
+                if "avg" in (low.kind, high.kind):  # it is rounded, and infinite if a value is too large for a sum
+                    size = f"greatest(abs(double(`{low.name}`)), abs(double(`{high.name}`)))"
+                    average = low.name if low.kind == "avg" else high.name
+                    predicate += f" + {ABSOLUTE_SLACK}D + {RELATIVE_SLACK}D * {size}"
+                    predicate += f" or abs(`{average}`) = double('Infinity')"
                 found.append((f"{low.name} <= {high.name}", predicate))
     return found
 

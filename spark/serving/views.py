@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from pyspark.sql.types import StructType
+from pyspark.sql.types import DoubleType, FloatType, StructField, StructType
 
 from schemas.contract.model import Aggregate, Contract, StatefulResult
 from schemas.contract.model import Window as WindowName
@@ -48,6 +48,14 @@ class _Words:
     def time(self, value: datetime) -> str:
         """Returns the literal of an instant, which has a time zone."""
         return self.instant.format(value.astimezone(UTC).replace(tzinfo=None).isoformat(" "))
+
+    def value(self, column: StructField) -> str:
+        """Returns a column of bronze by its name. NaN is null, as a missing number is: bronze may have some of before
+        that was so."""
+        name = self.name(column.name)
+        if not isinstance(column.dataType, (FloatType, DoubleType)):
+            return name
+        return f"case when not isnan({name}) then {name} end as {name}"
 
     def names(self, identifiers: Iterable[str]) -> str:
         """Returns identifiers in quotes, separated by commas."""
@@ -104,7 +112,7 @@ def _record_views(contract: Contract, dialect: Dialect, lake_uri: str, scan: Sca
     original = f"""coalesce({words.name("original")}, concat({words.name("topic")}, '/', {words.name("partition")}, '/',
         {words.name("offset")}))"""
     about_record = table_schemas.COORDINATES | table_schemas.VERDICT
-    values = words.names(name for name in schema.names if name not in about_record)
+    values = ", ".join(words.value(column) for column in schema if column.name not in about_record)
     letter = words.names(name for name in table_schemas.VERDICT if name != "accepted")
     moves = scan(names.system(lake_uri, "moves"), table_schemas.SYSTEM["moves"])
     found = {

@@ -1,4 +1,7 @@
-"""Partials, rollups and final values of aggregates: the one definition that the speed and the batch layer share."""
+"""Partials, rollups and final values of aggregates: the one definition that the speed and the batch layer share.
+
+Columns that only these computations have begin with `$`, which no field of Avro and no name of a contract does.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,9 @@ from schemas.contract.model import Window as WindowName
 from spark.definitions import measures
 from spark.definitions.windows import SECONDS
 from spark.lake import table_schemas
+
+HOUR = "$hour"
+"""The column with the hour (UTC) of an event or a partial while it is computed with."""
 
 
 def truncated(time: str, window: WindowName) -> Column:
@@ -51,7 +57,7 @@ def finalize(states: DataFrame, contract: Contract, aggregate: Aggregate, window
 def folded(partials: DataFrame, contract: Contract, aggregate: Aggregate, *windows: WindowName) -> DataFrame:
     """Returns `finalize` of `rollup` for several windows in one pass, with null for the measures that are estimates."""
     merged = {state.name: F.expr(state.merge["spark"]) for state in _exact_states(aggregate, contract)}
-    group = ["hour", "window", "window_start", *aggregate.dimensions]  # `hour` spares a shuffle, see `by_hour`
+    group = [HOUR, "window", "window_start", *aggregate.dimensions]  # `HOUR` spares a shuffle, see `by_hour`
     grouped = in_windows(partials, "window_start", *windows).groupBy(*group)
     states = grouped.agg(*(column.alias(name) for name, column in merged.items()))
     values = {
@@ -70,12 +76,12 @@ def exact(events: DataFrame, contract: Contract, aggregate: Aggregate, *windows:
 
 
 def exact_in_windows(events: DataFrame, contract: Contract, aggregate: Aggregate) -> DataFrame:
-    """Returns `exact` of events that `in_windows` has given `window`, `window_start` and `hour`."""
-    group = ["hour", "window", "window_start", *aggregate.dimensions]  # `hour` spares a shuffle, see `by_hour`
+    """Returns `exact` of events that `in_windows` has given `window`, `window_start` and `HOUR`."""
+    group = [HOUR, "window", "window_start", *aggregate.dimensions]  # `HOUR` spares a shuffle, see `by_hour`
     estimated = [measure for measure in aggregate.measures if measures.is_estimate(measure)]
-    ranked = events.withColumns({f"_{m.name}": measures.exact(m, contract, group) for m in estimated})
+    ranked = events.withColumns({f"$rank_{m.name}": measures.exact(m, contract, group) for m in estimated})
     states = {state.name: F.expr(state.make) for state in _exact_states(aggregate, contract)}
-    direct = {f"exact_{m.name}": F.max(f"_{m.name}") for m in estimated}
+    direct = {f"$exact_{m.name}": F.max(f"$rank_{m.name}") for m in estimated}
     grouped = ranked.groupBy(*group).agg(*(column.alias(name) for name, column in (states | direct).items()))
     values = {
         measure.name: _exactly(measure) if measure in estimated else F.expr(measures.final(measure, contract, "spark"))
@@ -85,24 +91,24 @@ def exact_in_windows(events: DataFrame, contract: Contract, aggregate: Aggregate
 
 
 def _exactly(measure: Measure) -> Column:
-    value = F.col(f"exact_{measure.name}")
+    value = F.col(f"$exact_{measure.name}")
     return F.coalesce(value, F.lit(0)) if measure.kind == "distinct" else value
 
 
 def by_hour(frame: DataFrame, time: str) -> DataFrame:
-    """Returns the rows with a column `hour`, the hour (UTC) of their `time`, and each hour in one Spark partition, so
+    """Returns the rows with the column `HOUR`, the hour (UTC) of their `time`, and each hour in one Spark partition, so
     that grouping by window needs no further shuffle."""
-    return frame.withColumn("hour", truncated(time, "1h")).repartition("hour")
+    return frame.withColumn(HOUR, truncated(time, "1h")).repartition(HOUR)
 
 
 def in_windows(frame: DataFrame, time: str, *windows: WindowName) -> DataFrame:
-    """Returns each row once for each of the `windows`, with the columns `window`, `window_start` (UTC) and `hour`, the
+    """Returns each row once for each of the `windows`, with the columns `window`, `window_start` (UTC) and `HOUR`, the
     hour that holds the window."""
     starts = F.array(
         *(F.struct(F.lit(w).alias("window"), truncated(time, w).alias("window_start")) for w in windows)
     )  # fmt: skip
-    kept = [name for name in frame.columns if name not in ("window", "window_start", "hour")]
-    hour = F.col("hour") if "hour" in frame.columns else truncated(time, "1h").alias("hour")
+    kept = [name for name in frame.columns if name not in ("window", "window_start", HOUR)]
+    hour = F.col(HOUR) if HOUR in frame.columns else truncated(time, "1h").alias(HOUR)
     return frame.select(*kept, hour, F.inline(starts))
 
 
@@ -110,7 +116,7 @@ def distinct_events(events: DataFrame, contract: Contract) -> DataFrame:
     """Returns `events` (rows of bronze) with one row for each event id: the first by batch, topic, partition,
     offset."""
     order = Window.partitionBy(*contract.event_id).orderBy("batch", "topic", "partition", "offset")
-    return events.withColumn("_nth", F.row_number().over(order)).where("_nth = 1").drop("_nth")
+    return events.withColumn("$nth", F.row_number().over(order)).where("`$nth` = 1").drop("$nth")
 
 
 def event_columns(contract: Contract) -> list[str]:

@@ -42,7 +42,7 @@ def alerts(
         judged,
     )
     coordinates = F.concat_ws("/", "topic", F.col("partition").cast("string"), F.col("offset").cast("string"))
-    own = joined.withColumn("_original", F.coalesce("original", coordinates))
+    own = joined.withColumn("$original", F.coalesce("original", coordinates))
     raised = own.select(
         F.concat_ws("|", *(F.col(name).cast("string") for name in contract.key)).alias("key"),
         F.explode(F.array(*(_raised(contract, alert) for alert in contract.alerts))).alias("value"),
@@ -53,19 +53,19 @@ def alerts(
 def _looked_up(frame: DataFrame, contract: Contract, name: str, rows: DataFrame) -> DataFrame:
     """`frame` with the struct column `name`: the row of the reference table that has the record's key, else null."""
     key = contract.reference(name).key
-    found = rows.select(F.struct("*").alias(name), *(F.col(column).alias(f"_{name}_{column}") for column in key))
-    on = [frame[column] == found[f"_{name}_{column}"] for column in key]
-    return frame.join(F.broadcast(found), on, how="left").drop(*(f"_{name}_{column}" for column in key))
+    found = rows.select(F.struct("*").alias(name), *(F.col(column).alias(f"${name}_{column}") for column in key))
+    on = [frame[column] == found[f"${name}_{column}"] for column in key]
+    return frame.join(F.broadcast(found), on, how="left").drop(*(f"${name}_{column}" for column in key))
 
 
 def _raised(contract: Contract, alert: Alert) -> Column:
     """The alert's document if the row is accepted and the predicate true for it, else null."""
     document = F.to_json(
         F.struct(
-            F.concat_ws("/", "_original", F.lit(alert.name)).alias("id"),
+            F.concat_ws("/", "$original", F.lit(alert.name)).alias("id"),
             F.lit(alert.name).alias("alert"),
             F.lit(alert.severity).alias("severity"),
-            F.col("_original").alias("original"),
+            F.col("$original").alias("original"),
             "event_time",
             "kafka_timestamp",
             F.struct(*contract.fields).alias("record"),

@@ -16,10 +16,22 @@ from typing import Any, cast
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.avro.functions import from_avro
-from pyspark.sql.types import ArrayType, DataType, DateType, MapType, StringType, StructType, TimestampType
+from pyspark.sql.types import (
+    ArrayType,
+    DataType,
+    DateType,
+    DecimalType,
+    DoubleType,
+    FloatType,
+    MapType,
+    StringType,
+    StructType,
+    TimestampType,
+)
 
 from schemas.contract.field_kinds import nullable
 from schemas.contract.model import Contract
+from schemas.contract.wide_decimals import widened
 from schemas.dead_letter import ATTEMPT, ID
 from schemas.wire import HEADER, header
 from spark.definitions import avro_types
@@ -30,7 +42,16 @@ _UNSOUND: dict[type[DataType], str] = {
     StringType: "is not UTF-8",
     TimestampType: "is outside of the years 1 to 9999",
     DateType: "is outside of the years 1 to 9999",
+    DecimalType: "has more digits than its type",
 }
+
+_MOST_DIGITS = 38
+"""Digits of a decimal that Spark holds."""
+
+
+_UNSOUND_INSIDE = (
+    "holds text that is not UTF-8, a time outside of years 1 to 9999 or a decimal with more digits than its type"
+)
 
 
 UNREGISTERED = "millrace: a record of a schema that this micro-batch does not know, id "
@@ -51,8 +72,9 @@ def decoding(contract: Contract, writers: Mapping[int, str], complete: bool = Tr
 
     `writers` maps the registered schema ids of the stream to their Avro JSON; each record is read with its writer's
     schema and resolved to the newest version. `error_class` is `malformed` (no value, no wire format, undecodable
-    Avro, text that is not UTF-8, a time outside of the years 1 to 9999), `unknown_schema` (id not in `writers`), or
-    null; then `reason` is null too. The fields of a row with an error are null.
+    Avro, text that is not UTF-8, a time outside of the years 1 to 9999, a decimal with more digits than its type),
+    `unknown_schema` (id not in `writers`), or null; then `reason` is null too. The fields of a row with an error are
+    null. NaN means that a number is missing, so it becomes null, wherever in a field it stands.
 
     Unless `writers` are `complete`, a schema id that they lack fails the evaluation, with `UNREGISTERED` in the error,
     because only the registry knows whether the id exists. The check costs nothing for records of known ids.
@@ -68,32 +90,33 @@ def decoding(contract: Contract, writers: Mapping[int, str], complete: bool = Tr
         F.col("timestamp").alias("kafka_timestamp"),
         _replay_header(contract, ID).alias("original"),
         F.coalesce(_replay_header(contract, ATTEMPT).try_cast("int"), F.lit(0)).alias("attempt"),
-        _by_writer(writers, lambda schema_id, _: F.lit(schema_id), stranger).alias("_known"),
-        _record(contract, writers).alias("_record"),
+        _by_writer(writers, lambda schema_id, _: F.lit(schema_id), stranger).alias("$known"),
+        _record(contract, writers).alias("$record"),
         "key",
         "value",
         "headers",
     )
     error = _error(contract)
-    sound = F.isnull("_error")
-    values = {field.name: F.when(sound, F.col("_record")[field.name]) for field in avro_types.columns(contract)}
+    sound = F.isnull("$error")
+    columns = {field.name: (field.dataType, F.col("$record")[field.name]) for field in avro_types.columns(contract)}
+    values = {name: F.when(sound, _stored(type_, value)) for name, (type_, value) in columns.items()}
     values.setdefault("event_time", values[contract.event_time])
     judged: tuple[Column | str, ...] = (
         "topic",
         "partition",
         "offset",
         "kafka_timestamp",
-        F.coalesce("_known", F.when(_has_header(), _parsed_id().try_cast("int"))).alias("schema_id"),
+        F.coalesce("$known", F.when(_has_header(), _parsed_id().try_cast("int"))).alias("schema_id"),
         "original",
         "attempt",
         *(value.alias(name) for name, value in values.items()),
-        F.col("_error")["class"].alias("error_class"),
-        F.col("_error")["reason"].alias("reason"),
+        F.col("$error")["class"].alias("error_class"),
+        F.col("$error")["reason"].alias("reason"),
         "key",
         "value",
         "headers",
     )
-    return lambda records: records.select(*placed).withColumn("_error", error).select(*judged)
+    return lambda records: records.select(*placed).withColumn("$error", error).select(*judged)
 
 
 def _by_writer(writers: Mapping[int, str], then: Any, otherwise: Column) -> Column:
@@ -108,14 +131,56 @@ def _by_writer(writers: Mapping[int, str], then: Any, otherwise: Column) -> Colu
 
 def _record(contract: Contract, writers: Mapping[int, str]) -> Column:
     """The Avro record as a struct of the contract's reader. With PERMISSIVE, corrupt data becomes a struct of nulls."""
-    reader = json.dumps(contract.reader)
+    reader = _with_room(json.dumps(contract.reader))
 
     def read(_: int, writer: str) -> Column:
         body = F.expr(f"substring(value, {_PREFIX + 1})")
-        return from_avro(body, writer, {"mode": "PERMISSIVE", "avroSchema": reader})
+        return from_avro(body, _with_room(writer), {"mode": "PERMISSIVE", "avroSchema": reader})
 
     nothing = from_avro(F.lit(None).cast("binary"), reader, {"mode": "PERMISSIVE"})
     return _by_writer(writers, read, nothing)
+
+
+def _with_room(avro_json: str) -> str:
+    """An Avro schema whose decimals have room for all digits that Spark holds: of a decimal of at most 18 digits it
+    would read the last 64 bits alone."""
+    return json.dumps(widened(json.loads(avro_json), _MOST_DIGITS)) if "decimal" in avro_json else avro_json
+
+
+def _stored(type_: DataType, value: Column) -> Column:
+    """A decoded value as bronze has it: decimals with the digits that they declare, and null for NaN."""
+    found = _without_nan(type_, value)
+    return found.try_cast(type_) if _has(type_, DecimalType) else found
+
+
+def _without_nan(type_: DataType, value: Column) -> Column:
+    if not _has(type_, FloatType, DoubleType):
+        return value
+    match type_:
+        case ArrayType():
+            element = type_.elementType
+            return F.transform(value, lambda item: _without_nan(element, item))
+        case MapType():
+            of = type_.valueType
+            return F.transform_values(value, lambda _, item: _without_nan(of, item))
+        case StructType():
+            fields = (_without_nan(field.dataType, value[field.name]).alias(field.name) for field in type_.fields)
+            return F.when(value.isNotNull(), F.struct(*fields))
+        case _:
+            return F.nanvl(value, F.lit(None))
+
+
+def _has(type_: DataType, *wanted: type[DataType]) -> bool:
+    """Whether values of the type are of one of the `wanted` types, or hold some."""
+    match type_:
+        case ArrayType():
+            return _has(type_.elementType, *wanted)
+        case MapType():
+            return _has(type_.valueType, *wanted)
+        case StructType():
+            return any(_has(field.dataType, *wanted) for field in type_.fields)
+        case _:
+            return isinstance(type_, wanted)
 
 
 def _has_header() -> Column:
@@ -133,21 +198,19 @@ def _error(contract: Contract) -> Column:
     unregistered = f"schema id %s is not registered under {contract.subject}"
     undecodable = "the Avro data is cut short or corrupt: schema id %s cannot decode it"
     required = next(name for name, avro in contract.fields.items() if not nullable(avro))
-    record = F.col("_record")
+    record = F.col("$record")
     checks: list[tuple[Column, str, Column]] = [
         (F.isnull("value"), "malformed", F.lit("the record has no value, and an event was expected")),
         (size < _PREFIX, "malformed", F.format_string(f"the value has %d bytes, {wire}", size)),
         (magic != "00", "malformed", F.format_string(f"the value begins with 0x%s, {wire}", magic)),
-        (F.isnull("_known"), "unknown_schema", F.format_string(unregistered, _parsed_id())),
+        (F.isnull("$known"), "unknown_schema", F.format_string(unregistered, _parsed_id())),
         # A corrupt record is a struct of nulls, so one required field shows it.
-        (record[required].isNull(), "malformed", F.format_string(undecodable, F.col("_known"))),
+        (record[required].isNull(), "malformed", F.format_string(undecodable, F.col("$known"))),
     ]
     for field in avro_types.columns(contract):
         unsound = _unsound(field.dataType, record[field.name])
         if unsound is not None:
-            what = _UNSOUND.get(
-                type(field.dataType), "holds text that is not UTF-8 or a time outside of years 1 to 9999"
-            )
+            what = _UNSOUND.get(type(field.dataType), _UNSOUND_INSIDE)
             checks.append((unsound, "malformed", F.lit(f"{field.name} {what}")))
     error: Any = F
     for wrong, error_class, reason in checks:
@@ -165,6 +228,8 @@ def _unsound(type_: DataType, value: Column) -> Column | None:
             return ~value.between(F.expr("timestamp'0001-01-01 00:00:00Z'"), F.expr("timestamp'9999-12-31 00:00:00Z'"))
         case DateType():
             return ~value.between(F.expr("date'0001-01-01'"), F.expr("date'9999-12-31'"))
+        case DecimalType() if type_.precision < _MOST_DIGITS:
+            return value.isNotNull() & value.try_cast(type_).isNull()
         case ArrayType():
             element = type_.elementType
             if _unsound(element, value) is None:

@@ -21,6 +21,8 @@ from pyspark.sql.types import (
     BooleanType,
     DataType,
     DecimalType,
+    DoubleType,
+    FloatType,
     LongType,
     StringType,
     StructField,
@@ -28,6 +30,7 @@ from pyspark.sql.types import (
 )
 
 from schemas.contract.model import Contract, Velocity
+from schemas.contract.operands import SUMMED_DIGITS
 from spark.definitions import measures, stateful_results
 from spark.definitions.avro_types import scalar
 
@@ -45,14 +48,14 @@ def exact(events: DataFrame, contract: Contract, velocity: Velocity) -> DataFram
     depends on the key's events of twice `within` before it.
     """
     width = velocity.within // MICRO
-    at_once = events.groupBy(*velocity.key, F.unix_micros("event_time").alias("_at")).agg(
-        F.sum(addend(contract, velocity)).alias("_amount")
+    at_once = events.groupBy(*velocity.key, F.unix_micros("event_time").alias("$at")).agg(
+        F.sum(addend(contract, velocity)).alias("$amount")
     )
-    order = Window.partitionBy(*velocity.key).orderBy("_at")
-    summed = at_once.withColumn("_done", F.sum("_amount").over(order.rangeBetween(1 - width, 0)))
-    above = F.col("_done") > limit(velocity)
-    was_above = F.lag(above).over(order) & (F.col("_at") - F.lag("_at").over(order) < width)
-    crossed = summed.withColumn("_crosses", above & ~F.coalesce(was_above, F.lit(False))).where("_crosses")
+    order = Window.partitionBy(*velocity.key).orderBy("$at")
+    summed = at_once.withColumn("$done", F.sum("$amount").over(order.rangeBetween(1 - width, 0)))
+    above = F.col("$done") > limit(velocity)
+    was_above = F.lag(above).over(order) & (F.col("$at") - F.lag("$at").over(order) < width)
+    crossed = summed.withColumn("$crosses", above & ~F.coalesce(was_above, F.lit(False))).where("$crosses")
     return _finished(crossed, contract, velocity)
 
 
@@ -63,14 +66,14 @@ def crossings(events: DataFrame, contract: Contract, velocity: Velocity) -> Data
     rows = events.select(
         *velocity.key,
         "event_time",
-        F.unix_micros("event_time").alias("_at"),
-        identity.alias("_id"),
-        addend(contract, velocity).alias("_amount"),
+        F.unix_micros("event_time").alias("$at"),
+        identity.alias("$id"),
+        addend(contract, velocity).alias("$amount"),
     )
-    amount = rows.schema["_amount"].dataType
+    amount = rows.schema["$amount"].dataType
     output = StructType(
         [StructField(name, scalar(contract.fields[name])) for name in velocity.key]
-        + [StructField("_at", LongType()), StructField("_done", _summed(amount))]
+        + [StructField("$at", LongType()), StructField("$done", _summed(amount))]
     )
     found = rows.groupBy(*velocity.key).transformWithState(
         Crossings(velocity.key, velocity.within // MICRO, Decimal(repr(velocity.more_than)), amount),
@@ -88,8 +91,13 @@ def addend(contract: Contract, velocity: Velocity) -> Column:
         return F.lit(1).cast("bigint")
     sql, type_ = measures.addend(velocity.of, contract)
     # It has fewer digits than the sum, which therefore never overflows and is the same in every order.
-    narrow = DecimalType(28, type_.scale) if isinstance(type_, DecimalType) else type_
-    return F.coalesce(F.expr(sql).cast(narrow), F.lit(0).cast(narrow))
+    narrow = DecimalType(SUMMED_DIGITS, type_.scale) if isinstance(type_, DecimalType) else type_
+    terms = [F.expr(sql).cast(narrow)]
+    if isinstance(scalar(contract.fields[velocity.of]), (FloatType, DoubleType)):
+        value, most = F.expr(f"nanvl(`{velocity.of}`, null)"), Decimal(10**SUMMED_DIGITS - 1).scaleb(-9)
+        # A float that the decimal does not hold counts as the greatest one: adding nothing would hide the burst.
+        terms += [F.when(value > 0, F.lit(most)).when(value < 0, F.lit(-most)).cast(narrow)]
+    return F.coalesce(*terms, F.lit(0).cast(narrow))
 
 
 def limit(velocity: Velocity) -> Column:
@@ -103,15 +111,15 @@ def _summed(type_: DataType) -> DataType:
 
 
 def _finished(found: DataFrame, contract: Contract, velocity: Velocity) -> DataFrame:
-    """The columns of the result, from rows with the key, `_at` (microseconds since 1970, UTC) and `_done`."""
-    at = F.timestamp_micros("_at")
-    named = F.concat_ws("|", F.lit(velocity.name), *map(_escaped, velocity.key), F.col("_at"))
+    """The columns of the result, from rows with the key, `$at` (microseconds since 1970, UTC) and `$done`."""
+    at = F.timestamp_micros("$at")
+    named = F.concat_ws("|", F.lit(velocity.name), *map(_escaped, velocity.key), F.col("$at"))
     return found.select(
         *velocity.key,
         at.alias("event_time"),
-        F.col("_done").cast(stateful_results.done_type(contract, velocity)).alias("done"),
+        F.col("$done").cast(stateful_results.done_type(contract, velocity)).alias("done"),
         named.alias("alert_id"),
-        F.timestamp_micros(F.col("_at") + 1).alias(stateful_results.CLOSES_AT),
+        F.timestamp_micros(F.col("$at") + 1).alias(stateful_results.CLOSES_AT),
     )
 
 
@@ -191,7 +199,7 @@ class Crossings(StatefulProcessor):
         kept = {event.id: event for event in self._state() if event.at > watermark - 2 * self._width}
         latest = max((event.at for event in kept.values()), default=None)
         for row in rows:
-            kept.setdefault(row["_id"], Event(row["_at"], row["_id"], row["_amount"]))
+            kept.setdefault(row["$id"], Event(row["$at"], row["$id"], row["$amount"]))
         with localcontext() as context:
             context.prec = _CONTEXT_DIGITS
             events, found = judged(kept.values(), self._width, self._more_than, watermark - self._width)
@@ -199,7 +207,7 @@ class Crossings(StatefulProcessor):
         if latest is None or events[-1].at > latest:
             self._handle.registerTimer(self._forgotten_at(events[-1]))
         for crossing in found:
-            yield Row(**dict(zip(self._key, key, strict=True)), _at=crossing.at, _done=crossing.amount)
+            yield Row(**dict(zip(self._key, key, strict=True)), **{"$at": crossing.at, "$done": crossing.amount})
 
     def handleExpiredTimer(self, key: Any, timerValues: Any, expiredTimerInfo: Any) -> Iterator[Row]:
         """Forgets a key whose newest event has become too old, and yields nothing."""

@@ -77,11 +77,11 @@ def test_in_whatever_order_they_come_each_run_above_the_limit_is_told_once_at_mo
 def test_the_state_of_a_key_is_bounded_while_it_is_busy_and_gone_when_it_has_been_silent() -> None:
     width = 1_000_000  # microseconds, as `_at`
     crossings = Crossings(["card"], width, Decimal(10**6), LongType())
-    tester = TwsTester(crossings, timeMode="EventTime", eventTimeExtractor=lambda row: row["_at"] // 1000)
+    tester = TwsTester(crossings, timeMode="EventTime", eventTimeExtractor=lambda row: row["$at"] // 1000)
     kept = []
     for at in range(1_100, 60_000, 100):  # milliseconds: ten events a second for a minute, at most a second late
         tester.setWatermark(at - 1_000)
-        tester.test("a", [Row(_at=at * 1000, _id=str(at), _amount=1)])
+        tester.test("a", [Row(**{"$at": at * 1000, "$id": str(at), "$amount": 1})])
         state = tester.peekValueState("events", "a")
         assert state is not None
         kept.append(len(state[0]))
