@@ -125,7 +125,7 @@ def _subtracted(exact: Column, served: Column, type_: DataType) -> Column:
     if not isinstance(type_, (DecimalType, LongType, IntegerType)):
         return rounded
     # A digit less than Spark holds, or it would take one from the scale.
-    narrow = f"decimal(37,{type_.scale if isinstance(type_, DecimalType) else 0})"
+    narrow = DecimalType(37, min(type_.scale, 37) if isinstance(type_, DecimalType) else 0)
     return F.coalesce((exact["text"].try_cast(narrow) - served["text"].try_cast(narrow)).cast("double"), rounded)
 
 
