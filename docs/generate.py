@@ -7,6 +7,7 @@ script from the internet.
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 import tempfile
@@ -461,6 +462,129 @@ def _views(contracts: list[Any]) -> dict[str, dict[str, list[str]]]:
     return found
 
 
+# -- types ---------------------------------------------------------------------------------------------------------
+
+
+def _bytes_decimal(precision: int, scale: int) -> dict[str, Any]:
+    return {"type": "bytes", "logicalType": "decimal", "precision": precision, "scale": scale}
+
+
+AVRO_TYPES: dict[str, Any] = {
+    **{name: name for name in ("boolean", "int", "long", "float", "double", "bytes", "string")},
+    "enum": {"type": "enum", "name": "E", "symbols": ["A"]},
+    "fixed": {"type": "fixed", "name": "F", "size": 4},
+    "`date`": {"type": "int", "logicalType": "date"},
+    "`time-millis`": {"type": "int", "logicalType": "time-millis"},
+    "`time-micros`": {"type": "long", "logicalType": "time-micros"},
+    "`timestamp-millis`": {"type": "long", "logicalType": "timestamp-millis"},
+    "`timestamp-micros`": {"type": "long", "logicalType": "timestamp-micros"},
+    "`timestamp-nanos`": {"type": "long", "logicalType": "timestamp-nanos"},
+    "`local-timestamp-millis`": {"type": "long", "logicalType": "local-timestamp-millis"},
+    "`local-timestamp-micros`": {"type": "long", "logicalType": "local-timestamp-micros"},
+    "`local-timestamp-nanos`": {"type": "long", "logicalType": "local-timestamp-nanos"},
+    "`decimal` of 15 digits at most": _bytes_decimal(15, 2),
+    "`decimal` of 16 to 28 digits": _bytes_decimal(28, 2),
+    "`decimal` of 29 to 38 digits": _bytes_decimal(38, 2),
+    "`decimal` of more digits": _bytes_decimal(39, 2),
+    "`decimal` on fixed": {"type": "fixed", "name": "D", "size": 8, "logicalType": "decimal", "precision": 15},
+    "`uuid` on string": {"type": "string", "logicalType": "uuid"},
+    "`uuid` on fixed": {"type": "fixed", "name": "U", "size": 16, "logicalType": "uuid"},
+    "`duration`": {"type": "fixed", "name": "P", "size": 12, "logicalType": "duration"},
+    "another logical type on long": {"type": "long", "logicalType": "of-somebody"},
+    "array": {"type": "array", "items": "int"},
+    "map": {"type": "map", "values": "int"},
+    "record": {"type": "record", "name": "S", "fields": [{"name": "x", "type": "int"}]},
+    "record, used again by its name": "Known",
+    "record that holds itself": "R",
+    "record without fields": {"type": "record", "name": "N", "fields": []},
+    "null and one type": ["null", "int"],
+    "union of several types": ["null", "int", "string"],
+    "null alone": "null",
+}
+"""Each kind of Avro type as it is called in the page, and one of it."""
+
+
+def types() -> str:
+    """Each Avro type: its column, its form in JSON and what may be made of it, or why it is refused."""
+    rows = [[name, *_of_type(avro)] for name, avro in AVRO_TYPES.items()]
+    head = ["Avro type", "column", "in JSON", "key, `event_id`", "dimension", "measures"]
+    return (
+        f"# Types\n\n{WRITTEN}\n"
+        "What a field of an Avro schema becomes. `millrace check` refuses what the lake has no column for, at any\n"
+        "depth, with file, line and reason; what it accepts goes through every layer. A field with null beside its\n"
+        "type has the same column. Its form in JSON is the one of examples, of `millrace produce --file` and of\n"
+        "`millrace dead-letters edit`; `millrace query --json` and `dead-letters show` write the same.\n\n"
+        + table(head, rows)
+        + """
+## Numbers
+
+1. Sums, least and greatest values are exact. A sum of `int` is a bigint, of `long` a decimal(38,0), of a decimal a
+   decimal with all of its digits. Of decimals with more than 28 digits `millrace check` refuses sums and averages,
+   because ten billion of them need not fit the 38 digits that the lake holds.
+2. Averages and quantiles are doubles. `millrace check` refuses quantiles of decimals of more than 15 digits; integers
+   above 2^53 are rounded to the nearest double.
+3. Bytes that are a longer number than their decimal's precision allows are a dead letter of class `malformed`.
+4. Floats are summed with nine decimals. One of 1e19 or more makes the sum and the average of an aggregate `Infinity`
+   (or `-Infinity`, and null if there are both). In a session it is left out; for velocity it counts as 1e19.
+5. NaN means that a number is missing: the ingest turns it into null, also in a field that may not be null, before the
+   row rules see it. The infinities are values: rules and ranges judge them, the least and the greatest value may be
+   one, and JSON has them as text.
+
+## Times
+
+An instant lies between 0001-01-01T00:00:00Z and 9999-12-31T00:00:00Z; a record with another one is a dead letter of
+class `malformed`. The last day is left out so that each hour ends before the year 10000.
+
+## Names
+
+1. A name is one in Avro: letters a to z in both cases, digits and `_`, no digit first. Names that differ only in case
+   are refused, because Delta does not tell them apart.
+2. `millrace check` refuses the names of columns that bronze, the tables of aggregates and the served views have
+   themselves. Every other name is free, keywords of SQL included; predicates of rules quote those with backticks.
+   Columns that the platform computes with begin with `$`, which no field does.
+
+## Versions
+
+A column keeps the type that it had first. `millrace check` refuses a version in which a field has another column type,
+also where Avro could read it (int as long, bytes as string, a field more in a nested record): the field needs another
+name. An enum may gain symbols.
+"""
+    )
+
+
+def _of_type(avro: Any) -> list[str]:
+    """The cells of a type: its column, its form in JSON, whether it may be a key or a dimension, and which measures may
+    be computed from it; or why it is refused."""
+    from schemas.contract import check_types
+    from schemas.contract.check_names import IDENTITY
+    from schemas.contract.document import read_json
+    from schemas.contract.field_kinds import DIMENSION, JSON_FORMS, kind
+    from schemas.contract.model import Contract, Measure
+    from schemas.contract.operands import operand_fault
+    from spark.definitions.avro_types import scalar
+
+    known = {"type": "record", "name": "Known", "fields": [{"name": "x", "type": "int"}]}
+    fields = [{"name": "known", "type": known}, {"name": "it", "type": avro}]
+    schema = {"type": "record", "name": "R", "fields": fields}
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "v1.avsc")
+        file.write_text(json.dumps(schema))
+        if problems := list(check_types.problems(read_json(file))):
+            return [f"refused: {problems[0].message}", "", "", "", ""]
+    contract = Contract.model_construct(versions=(schema,))
+    found = contract.fields["it"]
+    measures = [
+        each
+        for each in ("count", "sum", "avg", "min", "max", "distinct", "quantile")
+        if operand_fault(contract, Measure(name="m", kind=each, of="it", rank=0.5 if each == "quantile" else None))
+        is None
+    ]
+    allowed = ["yes" if kind(found) in kinds else "no" for kinds in (IDENTITY, DIMENSION)]
+    if isinstance(avro, list):
+        allowed[0] = "no"
+    return [f"`{scalar(found).simpleString()}`", JSON_FORMS[kind(found)], *allowed, ", ".join(measures)]
+
+
 # -- metrics -------------------------------------------------------------------------------------------------------
 
 
@@ -658,6 +782,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "reference/settings.md": settings,
     "reference/cli.md": cli,
     "reference/contract.md": contract,
+    "reference/types.md": types,
     "reference/tables.md": tables,
     "reference/metrics.md": metrics,
 }

@@ -272,6 +272,70 @@ MECHANISMS = (
         ("tests/integration/lake/test_derived.py::test_the_pure_functions_are_what_the_sql_says",),
     ),
     Mechanism(
+        "P2", "sums of decimals keep their digits", "spark/definitions/measures.py",
+        "case DecimalType() as type_ if not _fits_nine(type_):", "case DecimalType() as type_ if False:",
+        ("tests/integration/lake/test_numbers.py"
+         "::test_sums_extremes_averages_and_quantiles_are_exact_in_every_layer",),
+    ),
+    Mechanism(
+        "P2", "a sum that no type holds is refused", "schemas/contract/operands.py",
+        'if use in ("sum", "avg") and digits > SUMMED_DIGITS:', "if False:",
+        ("tests/integration/lake/test_numbers.py::test_check_refuses_what_no_type_holds_exactly",),
+    ),
+    Mechanism(
+        "P3", "different decimals are a difference, the same double or not", "spark/batch/ledger.py",
+        'F.when(is_exact, served["text"].eqNullSafe(exact["text"])).otherwise(same)', "same",
+        ("tests/integration/lake/test_numbers.py"
+         "::test_sums_extremes_averages_and_quantiles_are_exact_in_every_layer",),
+    ),
+    Mechanism(
+        "P2", "bytes that do not fit a decimal are no number", "spark/transforms/decode.py",
+        'if "decimal" in avro_json else avro_json', "if False else avro_json",
+        ("tests/integration/lake/test_types.py::test_bytes_that_do_not_fit_a_decimal_are_dead_letters[12-2]",),
+    ),
+    Mechanism(
+        "P2", "no field is called as a column of the computations", "spark/transforms/aggregates.py",
+        'HOUR = "$hour"', 'HOUR = "hour"',
+        ("tests/integration/lake/test_names.py"
+         "::test_a_field_called_as_the_platforms_own_columns_is_published_right",),
+    ),
+    Mechanism(
+        "P2", "NaN is missing from the ingest on", "spark/transforms/decode.py",
+        "found = _without_nan(type_, value)", "found = value",
+        ("tests/integration/lake/test_types.py::test_nan_is_missing_and_an_infinity_is_a_value_in_every_layer",),
+    ),
+    Mechanism(
+        "P2", "a float that is too large for a sum makes it infinite", "spark/definitions/measures.py",
+        'if measure.kind not in ("sum", "avg") or not _is_float(measure, contract):', "if True:",
+        ("tests/integration/lake/test_types.py::test_nan_is_missing_and_an_infinity_is_a_value_in_every_layer",),
+    ),
+    Mechanism(
+        "P5", "suites leave out bytes", "spark/quality/suites.py",
+        "if isinstance(type_, BinaryType):", "if False:",
+        ("tests/integration/lake/test_types.py::test_every_type_that_check_accepts_goes_the_whole_way",),
+    ),
+    Mechanism(
+        "P4", "hours reach beyond what pandas counts", "spark/batch/reconciliation.py",
+        "with_iso_times(counted).toPandas()", "counted.toPandas()",
+        ("tests/integration/lake/test_types.py::test_event_times_of_the_years_1_to_9999",),
+    ),
+    Mechanism(
+        "P9", "a type is used again by its name", "schemas/contract/model.py",
+        'for field in spelled_out(self.reader)["fields"]}', 'for field in self.reader["fields"]}',
+        ("tests/integration/lake/test_types.py"
+         "::test_a_type_that_is_used_again_by_its_name_is_read_and_stored_in_every_version",),
+    ),
+    Mechanism(
+        "P9", "a field keeps the type of its column", "schemas/contract/check.py",
+        "found += [change for change in other_columns(contract.versions) if change[:2] not in told]", "found += []",
+        ("tests/unit/schemas/contract/test_versions.py::test_a_field_whose_column_would_change_is_refused",),
+    ),
+    Mechanism(
+        "P5", "a table's column of another type is told", "spark/lake/tables.py",
+        "_require_types(table, found.schema().fields)", "pass",
+        ("tests/unit/spark/lake/test_tables.py::test_a_column_of_another_type_is_told",),
+    ),
+    Mechanism(
         "P3", "a difference is explained by calculation alone", "spark/batch/ledger.py",
         'cause = F.when(~_proved(aggregate), "unexplained")', 'cause = F.when(F.lit(False), "unexplained")',
         ("tests/integration/lake/test_reconcile.py"

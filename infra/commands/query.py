@@ -113,13 +113,17 @@ def _write_parquet(cursor: duckdb.DuckDBPyConnection, file: IO[bytes]) -> None:
 
 
 def text(value: object) -> str:
-    """Returns the text of a value that the format has no type for: times as ISO-8601, bytes as hex."""
+    """Returns the text of a value that the format has no type for: times as ISO-8601, bytes as hex, decimals
+    with all of their digits."""
     from datetime import date, datetime
+    from decimal import Decimal
 
     if isinstance(value, (date, datetime)):
         return value.isoformat()
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, Decimal):
+        return f"{value:f}"  # `str` writes 1E-18 and 0E-9
     return value.hex() if isinstance(value, bytes) else str(value)
 
 

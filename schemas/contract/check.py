@@ -10,7 +10,7 @@ from avro.errors import SchemaParseException
 
 from schemas.contract import check_names, check_stateful, check_types, examples, references
 from schemas.contract.catalog import documents, load_with_lines
-from schemas.contract.compatibility import incompatibilities
+from schemas.contract.compatibility import incompatibilities, other_columns
 from schemas.contract.document import Document, Step
 from schemas.contract.field_kinds import NUMERIC, kind
 from schemas.contract.folders import folders
@@ -225,7 +225,10 @@ def _alerts(contract: Contract, document: Document) -> Iterator[Problem]:
 
 def _compatibility(contract: Contract) -> Iterator[Problem]:
     files = documents(contract.folder)
-    for version, field, message in incompatibilities(contract.versions, contract.compatibility):
+    found = list(incompatibilities(contract.versions, contract.compatibility))
+    told = {(version, field) for version, field, _ in found}
+    found += [change for change in other_columns(contract.versions) if change[:2] not in told]
+    for version, field, message in found:
         names = [entry["name"] for entry in contract.versions[version]["fields"]]
         loc: tuple[Step, ...] = ("fields", names.index(field)) if field in names else ("fields",)
         yield Problem(files[version].path, files[version].line(loc), field or "", message)

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from schemas.contract.document import Document, Step
+from schemas.contract.named_types import PRIMITIVES, full_name, namespace_of, of_definition
 from schemas.contract.problem import Problem
 
-PRIMITIVES = frozenset({"boolean", "int", "long", "float", "double", "bytes", "string"})
 MAX_PRECISION = 38
 """Digits of a decimal that Spark and Delta hold at most."""
 
@@ -21,11 +21,12 @@ Loc = tuple[Step, ...]
 
 def problems(document: Document) -> Iterator[Problem]:
     """Yields the problems of the record schema in `document`, which is an Avro schema already, at any depth of it."""
-    yield from _record(document, document.data, (), ())
+    yield from _record(document, document.data, (), ("",))
 
 
 def _record(document: Document, avro: dict[str, Any], loc: Loc, within: tuple[str, ...]) -> Iterator[Problem]:
-    """`within` are the names of the records around this one."""
+    """`within` are the full names of the records around this one, after the empty one of no record."""
+    own = of_definition(avro, namespace_of(within[-1]))
     yield from _type_name(document, avro, loc)
     fields = avro.get("fields") or []
     if not fields:
@@ -43,7 +44,7 @@ def _record(document: Document, avro: dict[str, Any], loc: Loc, within: tuple[st
             )
         elif sum(other["name"] == name for other in fields[:index]):
             yield document.problem((*at, "name"), f"{name!r} is defined twice")
-        yield from _type(document, field["type"], (*at, "type"), (*within, str(avro.get("name"))))
+        yield from _type(document, field["type"], (*at, "type"), (*within, own))
 
 
 def _type(document: Document, avro: Any, loc: Loc, within: tuple[str, ...]) -> Iterator[Problem]:
@@ -60,8 +61,11 @@ def _type(document: Document, avro: Any, loc: Loc, within: tuple[str, ...]) -> I
         case "null":
             yield document.problem(loc, "a field of type null has no value; leave it out, or add a type to it")
         case str():
-            if avro not in PRIMITIVES:
-                yield document.problem(loc, _reference(avro, within))
+            if avro not in PRIMITIVES and full_name(avro, namespace_of(within[-1])) in within:
+                yield document.problem(
+                    loc,
+                    f"a value of type {avro!r} may hold another one, to any depth, and the lake has no column for that",
+                )
         case {"type": "record" | "error"}:
             yield from _record(document, avro, loc, within)
         case {"type": "array", "items": items}:
@@ -80,12 +84,6 @@ def _type_name(document: Document, avro: dict[str, Any], loc: Loc) -> Iterator[P
     for key in ("name", "namespace"):
         if not all(NAME.fullmatch(part) for part in str(avro.get(key) or "_").split(".")):
             yield document.problem((*loc, key), f"{avro[key]!r} {NO_NAME}")
-
-
-def _reference(name: str, within: tuple[str, ...]) -> str:
-    if name.rpartition(".")[2] in within:
-        return f"a value of type {name!r} may hold another one, to any depth, and the lake has no column for that"
-    return f"type {name!r} is used again by its name; write it out here, under a name of its own"
 
 
 def _logical(document: Document, avro: dict[str, Any], loc: Loc) -> Iterator[Problem]:

@@ -10,6 +10,8 @@ from typing import Any
 import avro.schema
 from avro.compatibility import ReaderWriterCompatibilityChecker, SchemaCompatibilityType
 
+from schemas.contract.named_types import spelled_out
+
 
 def incompatibilities(versions: Sequence[dict[str, Any]], level: str) -> Iterator[tuple[int, str | None, str]]:
     """Yields each breach of `level` (a compatibility level of Confluent's schema registry) as (index of the newer
@@ -33,6 +35,48 @@ def incompatibilities(versions: Sequence[dict[str, Any]], level: str) -> Iterato
                 said = f"not {name} compatible: v{reader + 1} cannot read records of v{writer + 1}"
                 for field, what in _faults(parsed[reader], parsed[writer], versions[reader]):
                     yield newer, field, f"{said}: {what}"
+
+
+def other_columns(versions: Sequence[dict[str, Any]]) -> Iterator[tuple[int, str, str]]:
+    """Yields (index of the version, field, message) for each field that has another column type in a version than in
+    the newest one before which has it: tables keep the type that a column had first, whatever Avro could read."""
+    columns: dict[str, tuple[int, str]] = {}
+    for index, version in enumerate(versions):
+        for field in spelled_out(version)["fields"]:
+            name, now = field["name"], _column(field["type"])
+            before, was = columns.get(name, (index, now))
+            if was != now:
+                yield (
+                    index,
+                    name,
+                    f"v{before + 1} has {was} and v{index + 1} has {now}, and tables keep the type that a column had "
+                    f"first: give the field another name in v{index + 1}",
+                )
+            columns[name] = index, now
+
+
+def _column(avro: Any) -> str:
+    """The type of the column of a field, in the words of Avro. Whether it may be null makes no difference."""
+    match avro:
+        case [*branches]:
+            return " or ".join(_column(branch) for branch in branches if branch != "null")
+        case {"logicalType": "timestamp-micros" | "timestamp-millis"}:
+            return "timestamp"
+        case {"logicalType": "date"}:
+            return "date"
+        case {"logicalType": "decimal"}:
+            return _meaning(avro)
+        case {"type": "record", "fields": fields}:
+            columns = (f"{field['name']}: {_column(field['type'])}" for field in fields)
+            return f"record<{', '.join(columns)}>"
+        case {"items": inner}:
+            return f"array<{_column(inner)}>"
+        case {"values": inner}:
+            return f"map<{_column(inner)}>"
+        case {"type": inner}:
+            return _column(inner)
+        case _:
+            return {"enum": "string", "fixed": "bytes"}.get(avro, str(avro))
 
 
 def _other_meanings(newer: dict[str, Any], older: dict[str, Any]) -> Iterator[tuple[str, str]]:

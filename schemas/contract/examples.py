@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from pydantic import ValidationError as ShapeError
 
 from schemas.contract.document import Document, read_json
-from schemas.contract.field_kinds import from_json
+from schemas.contract.field_kinds import from_json, kind
 from schemas.contract.model import Contract, ErrorClass
 from schemas.contract.problem import ContractError, Problem
 from schemas.wire import Fault, broken, header
@@ -76,7 +76,10 @@ def encode(contract: Contract, record: Mapping[str, Any]) -> bytes:
     if unknown := sorted(set(record) - set(contract.fields)):
         raise Misfit(f"unknown field {', '.join(unknown)}", unknown[0])
     schema = fastavro.parse_schema(contract.schema_now)
-    complete = {f["name"]: f["default"] for f in contract.schema_now["fields"] if "default" in f} | dict(record)
+    defaults = {
+        f["name"]: _default(contract.fields[f["name"]], f) for f in contract.schema_now["fields"] if "default" in f
+    }
+    complete = defaults | dict(record)
     if missing := sorted(set(contract.fields) - set(complete)):
         raise Misfit(f"missing field {', '.join(missing)}")
     try:
@@ -89,6 +92,13 @@ def encode(contract: Contract, record: Mapping[str, Any]) -> bytes:
     buffer = io.BytesIO()
     fastavro.schemaless_writer(buffer, schema, complete)
     return buffer.getvalue()
+
+
+def _default(field: Mapping[str, Any]) -> Any:
+    """The default of a field as a value: Avro writes those of bytes as text, a character a byte."""
+    value = field["default"]
+    is_bytes = isinstance(value, str) and kind(field["type"]) in ("bytes", "decimal")
+    return value.encode("latin-1") if is_bytes else value
 
 
 def _type(avro: Any) -> str:

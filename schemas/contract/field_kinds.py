@@ -3,8 +3,9 @@ dimension."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from datetime import date, datetime
+from collections.abc import Callable, Mapping
+from datetime import date, datetime, time
+from decimal import Decimal, InvalidOperation, localcontext
 from typing import Any, Literal
 
 Kind = Literal["integer", "float", "decimal", "string", "bytes", "boolean", "timestamp", "date", "time", "nested"]
@@ -20,7 +21,7 @@ _LOGICAL: dict[str, Kind] = {
 
 _DUCKDB: dict[Kind, str] = {
     "integer": "BIGINT", "float": "DOUBLE", "string": "VARCHAR", "bytes": "BLOB", "boolean": "BOOLEAN",
-    "timestamp": "TIMESTAMPTZ", "date": "DATE", "time": "TIME",
+    "timestamp": "TIMESTAMPTZ", "date": "DATE", "time": "BIGINT",
 }  # fmt: skip
 
 NUMERIC: frozenset[Kind] = frozenset({"integer", "float", "decimal"})
@@ -71,27 +72,82 @@ def kind(avro: Any) -> Kind:
     return _PRIMITIVES.get(avro, "nested")
 
 
+JSON_FORMS: dict[str, str] = {
+    "integer": "number without a fraction", "float": 'number, or `"NaN"`, `"Infinity"`, `"-Infinity"`',
+    "decimal": 'text such as `"12.34"`, or a number without a fraction', "string": "text", "boolean": "true or false",
+    "bytes": "text of hexadecimal digits", "date": "text, ISO 8601", "nested": "as its parts",
+    "timestamp": "text, ISO 8601 with an offset or `Z`",
+    "time": "number since midnight, or text such as `10:15:00.123`",
+}  # fmt: skip
+"""How the values of each kind are written in JSON: in examples, in files of records, in letters that are edited."""
+
+
 def from_json(fields: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the JSON `record` as Python values for Avro. Its timestamps and dates are ISO-8601 strings, timestamps
-    with an offset or `Z`. Raises ValueError for a date or a timestamp that is not ISO-8601, and for a timestamp without
-    a time zone. Fields that the contract does not have are passed on as they are."""
-    return {name: _value(kind(fields[name]), name, v) if name in fields else v for name, v in record.items()}
+    """Returns the JSON `record` as Python values for Avro, at any depth, from the forms of `JSON_FORMS`. Raises
+    ValueError, whose message begins with the name of the field, for what is not in its form or does not fit its type.
+    Values of other JSON types, and fields that the contract does not have, are passed on as they are."""
+    return {name: _value(fields[name], name, value) if name in fields else value for name, value in record.items()}
 
 
-def _value(what: Kind, name: str, value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    if what == "date":
-        try:
-            return date.fromisoformat(value)
-        except ValueError as error:
-            raise ValueError(f"{name} must be an ISO-8601 date such as 2013-01-01, not {value!r}") from error
-    if what != "timestamp":
-        return value
+def _value(avro: Any, name: str, value: Any) -> Any:
+    match avro, value:
+        case _, None:
+            return None
+        case [*branches], _:
+            others = [branch for branch in branches if branch != "null"]
+            return _value(others[0], name, value) if len(others) == 1 else value
+        case {"type": "record", "fields": fields}, dict():
+            return from_json({field["name"]: field["type"] for field in fields}, value)
+        case {"type": "array", "items": inner}, list():
+            return [_value(inner, name, item) for item in value]
+        case {"type": "map", "values": inner}, dict():
+            return {key: _value(inner, name, item) for key, item in value.items()}
+        case {"type": (dict() | list()) as inner}, _ if "logicalType" not in avro:
+            return _value(inner, name, value)
+    if kind(avro) == "decimal":
+        return _decimal(avro, name, value)
+    return _from_text(kind(avro), name, value) if isinstance(value, str) else value
+
+
+def _from_text(what: Kind, name: str, text: str) -> Any:
+    match what:
+        case "date":
+            return _parsed(date.fromisoformat, name, text, "an ISO-8601 date such as 2013-01-01")
+        case "timestamp":
+            instant = _parsed(datetime.fromisoformat, name, text, "an ISO-8601 timestamp such as 2013-01-01T10:15:00Z")
+            if instant.tzinfo is None:
+                raise ValueError(f"{name} is {text!r} without an offset; write the instant in UTC with a Z")
+            return instant
+        case "time":
+            return _parsed(time.fromisoformat, name, text, "a time of the day such as 10:15:00.123")
+        case "bytes":
+            return _parsed(bytes.fromhex, name, text, "hexadecimal digits such as 00ff, two a byte")
+        case "float" if text in ("NaN", "Infinity", "-Infinity"):
+            return float(text)
+    return text
+
+
+def _parsed(parse: Callable[[str], Any], name: str, text: str, form: str) -> Any:
     try:
-        instant = datetime.fromisoformat(value)
+        return parse(text)
     except ValueError as error:
-        raise ValueError(f"{name} must be an ISO-8601 timestamp such as 2013-01-01T10:15:00Z, not {value!r}") from error
-    if instant.tzinfo is None:
-        raise ValueError(f"{name} is {value!r} without an offset; write the instant in UTC with a Z")
-    return instant
+        raise ValueError(f"{name} must be {form}, not {text!r}") from error
+
+
+def _decimal(avro: Any, name: str, value: Any) -> Decimal:
+    """The decimal with the scale of its type, exactly."""
+    form = f'a decimal of {avro["precision"]} digits, {_scale(avro)} of them behind the point, as text such as "12.34"'
+    if isinstance(value, bool) or not isinstance(value, (str, int)):  # a float may be another number than was meant
+        raise ValueError(f"{name} must be {form}, not {value!r}")
+    try:
+        found = Decimal(value)
+    except InvalidOperation as error:
+        raise ValueError(f"{name} must be {form}, not {value!r}") from error
+    if not found.is_finite() or found.adjusted() > avro["precision"]:
+        raise ValueError(f"{name} must be {form}, not {value!r}")
+    with localcontext() as context:
+        context.prec = 2000
+        units = found.scaleb(_scale(avro))
+        if units != int(units) or abs(units) >= 10 ** avro["precision"]:
+            raise ValueError(f"{name} must be {form}, not {value!r}")
+        return Decimal(int(units)).scaleb(-_scale(avro))

@@ -15,6 +15,8 @@ from zlib import crc32
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from schemas.contract.named_types import defined_once, spelled_out, with_full_names
+
 NAME = re.compile(r"^[a-z][a-z0-9_]*$")
 
 RESERVED = frozenset(
@@ -390,13 +392,23 @@ class Contract(_Strict):
         their way."""
         removed: dict[str, Any] = {}
         for version in self.versions[:-1]:
-            removed |= {field["name"]: field for field in version["fields"] if field["name"] not in self.fields}
-        return {**self.schema_now, "fields": [*self.schema_now["fields"], *map(_optional, removed.values())]}
+            fields = with_full_names(version)["fields"]
+            removed |= {field["name"]: field for field in fields if field["name"] not in self.fields}
+        if not removed:
+            return self.schema_now
+        newest = with_full_names(self.schema_now)
+        return defined_once({**newest, "fields": [*newest["fields"], *map(_optional, removed.values())]})
 
     @property
     def fields(self) -> dict[str, Any]:
-        """Field name to Avro type, of the newest version, in its order."""
-        return {field["name"]: field["type"] for field in self.schema_now["fields"]}
+        """Field name to Avro type, of the newest version, in its order. A type that is used by its name is spelled
+        out."""
+        return {field["name"]: field["type"] for field in spelled_out(self.schema_now)["fields"]}
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """Field name to Avro type of the `reader`, in its order. A type that is used by its name is spelled out."""
+        return {field["name"]: field["type"] for field in spelled_out(self.reader)["fields"]}
 
     @property
     def subject(self) -> str:

@@ -6,12 +6,14 @@ import io
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from typing import Any
 
 import fastavro
 
 from schemas.contract.model import Contract, ErrorClass
+from schemas.contract.named_types import spelled_out
 from schemas.contract.predicates import Rules
 from schemas.contract.wide_decimals import widened
 from schemas.wire import HEADER, schema_id
@@ -38,7 +40,7 @@ class Judge:
         schemas = dict(enumerate(contract.versions, 1)) if writer_schemas is None else writer_schemas
         self._writer_schemas = {number: _parsed(schema) for number, schema in schemas.items()}
         self._reader = _parsed(contract.schema_now)
-        self._declared = contract.schema_now
+        self._declared = spelled_out(contract.schema_now)
         self._rules = Rules(contract)
 
     def verdict(self, value: bytes | None) -> Verdict:
@@ -54,7 +56,7 @@ class Judge:
             return Verdict("malformed", reason=f"not Avro of schema {number}: {error}")
         if too_long := next(_too_long(self._declared, record), None):
             return Verdict("malformed", reason=f"{too_long} has more digits than its type")
-        record = _without_nan(record)
+        record = _as_stored(self._declared, record)
         for rule in self._rules.broken(record):
             return Verdict("rule", rule.name, rule.reason, record)
         return Verdict(None, record=record)
@@ -84,14 +86,25 @@ def _too_long(avro: Any, value: Any, path: str = "the record") -> Iterator[str]:
                 yield from _too_long(branch, value, path)
 
 
-def _without_nan(value: Any) -> Any:
-    """A decoded value with null for NaN, which means that a number is missing."""
-    match value:
-        case float():
-            return None if math.isnan(value) else value
-        case dict():
-            return {name: _without_nan(item) for name, item in value.items()}
-        case list():
-            return [_without_nan(item) for item in value]
+def _as_stored(avro: Any, value: Any) -> Any:
+    """A decoded value as its column has it: null for NaN, which means that a number is missing, and times of the day as
+    numbers."""
+    match avro, value:
+        case _, float() if math.isnan(value):
+            return None
+        case [*branches], _:
+            others = [branch for branch in branches if branch != "null"]
+            return _as_stored(others[0], value) if len(others) == 1 else value
+        case {"fields": fields}, dict():
+            return {field["name"]: _as_stored(field["type"], value[field["name"]]) for field in fields}
+        case {"items": inner}, list():
+            return [_as_stored(inner, item) for item in value]
+        case {"values": inner}, dict():
+            return {key: _as_stored(inner, item) for key, item in value.items()}
+        case {"logicalType": "time-millis" | "time-micros" as unit}, time():
+            passed = datetime.combine(date.min, value) - datetime.combine(date.min, time.min)
+            return passed // timedelta(**{"milliseconds" if unit == "time-millis" else "microseconds": 1})
+        case {"type": (dict() | list()) as inner}, _:
+            return _as_stored(inner, value)
         case _:
             return value

@@ -83,4 +83,4 @@ def scalar(avro: Any) -> DataType:
 def columns(contract: Contract) -> list[StructField]:
     """Returns the fields of the contract's newest schema as nullable columns, in its order, and after them the fields
     that only older schemas have."""
-    return [StructField(field["name"], scalar(field["type"])) for field in contract.reader["fields"]]
+    return [StructField(name, scalar(type_)) for name, type_ in contract.columns.items()]

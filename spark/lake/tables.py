@@ -6,14 +6,17 @@ Tables are named by their URIs, which are under `settings().lake_uri`. Each tabl
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from deltalake import DeltaTable, Schema
+from deltalake import DeltaTable, Field, Schema
 from pyspark.sql.types import StructType
 
 from schemas.contract.model import Contract
+from schemas.errors import TerminalError
 from spark.definitions import stateful_results
 from spark.lake import names
 from spark.lake.table_schemas import (
@@ -25,6 +28,10 @@ from spark.lake.table_schemas import (
     stateful_batch_schema,
     stateful_speed_schema,
 )
+
+
+class OtherType(TerminalError):
+    """A table has a column of another type than the contract needs; the message names both, and the way out."""
 
 
 class _Table(NamedTuple):
@@ -117,8 +124,23 @@ def _ensure(table: _Table) -> str | None:
         return f"created {table.uri}"
     found = DeltaTable(path)
     present = {field.name for field in found.schema().fields}
+    _require_types(table, found.schema().fields)
     added = [field for field in delta.fields if field.name not in present]
     if not added:
         return None
     found.alter.add_columns(added)
     return f"added {', '.join(field.name for field in added)} to {table.uri}"
+
+
+def _require_types(table: _Table, fields: Iterable[Field]) -> None:
+    """Raises `OtherType` if a column has another type than the contract needs: writing into it would round, cut off or
+    fail."""
+    wanted = {column.name: column.dataType.simpleString() for column in table.schema}
+    for field in fields:
+        found = StructType.fromJson({"type": "struct", "fields": [json.loads(field.to_json())]}).fields[0]
+        of_table = found.dataType.simpleString()
+        if field.name in wanted and of_table != wanted[field.name]:
+            raise OtherType(
+                f"{table.uri} has the column {field.name} as {of_table}, and the contract needs {wanted[field.name]}: "
+                "the type of a column does not change, so give the field or the measure another name"
+            )

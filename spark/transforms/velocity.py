@@ -55,7 +55,7 @@ def exact(events: DataFrame, contract: Contract, velocity: Velocity) -> DataFram
     summed = at_once.withColumn("$done", F.sum("$amount").over(order.rangeBetween(1 - width, 0)))
     above = F.col("$done") > limit(velocity)
     was_above = F.lag(above).over(order) & (F.col("$at") - F.lag("$at").over(order) < width)
-    crossed = summed.withColumn("$crosses", above & ~F.coalesce(was_above, F.lit(False))).where("$crosses")
+    crossed = summed.withColumn("$crosses", above & ~F.coalesce(was_above, F.lit(False))).where(F.col("$crosses"))
     return _finished(crossed, contract, velocity)
 
 
