@@ -205,7 +205,7 @@ MECHANISMS = (
     ),
     Mechanism(
         "P2", "an event counts once in a micro-batch", "spark/transforms/aggregates.py",
-        '.where("_nth = 1")', "",
+        '.where("`$nth` = 1")', "",
         ("tests/integration/lake/test_ingest_batch.py"
          "::test_every_record_is_one_row_repeats_count_once_and_rejects_become_letters",),
     ),
@@ -367,13 +367,13 @@ MECHANISMS = (
     ),
     Mechanism(
         "P3", "what a state took again is a duplicate", "spark/batch/stateful_ledger.py",
-        '        .when(F.col("repeats") > 0, "duplicate")\n', "",
+        '        .when(F.col("$repeats") > 0, "duplicate")\n', "",
         ("tests/integration/lake/test_derived.py"
          "::test_what_came_again_is_a_duplicate_and_letters_that_came_too_late_are_replayed",),
     ),
     Mechanism(
         "P3", "letters that came too late for a state are replayed", "spark/batch/stateful_ledger.py",
-        'F.when(F.col("_late_replayed") > 0, "replayed")', 'F.when(F.lit(False), "replayed")',
+        'F.when(F.col("$late_replayed") > 0, "replayed")', 'F.when(F.lit(False), "replayed")',
         ("tests/integration/lake/test_derived.py"
          "::test_what_came_again_is_a_duplicate_and_letters_that_came_too_late_are_replayed",),
     ),
