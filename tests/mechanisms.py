@@ -331,6 +331,11 @@ MECHANISMS = (
         ("tests/unit/schemas/contract/test_versions.py::test_a_field_whose_column_would_change_is_refused",),
     ),
     Mechanism(
+        "P2", "a table of before it had a column is read", "spark/serving/duck.py",
+        '_create(connection, views(contract, "duckdb", lake_uri, completed, horizon, estimates))', "raise",
+        ("tests/unit/spark/serving/test_duck.py::test_a_column_that_a_table_did_not_have_yet_is_null",),
+    ),
+    Mechanism(
         "P5", "a table's column of another type is told", "spark/lake/tables.py",
         "_require_types(table, found.schema().fields)", "pass",
         ("tests/unit/spark/lake/test_tables.py::test_a_column_of_another_type_is_told",),
@@ -547,7 +552,7 @@ MECHANISMS = (
     ),
     Mechanism(
         "P11", "a table that cannot be read is an error of who needs it", "spark/serving/duck.py",
-        "            if not relations.unreadable:\n", "            if True:\n",
+        "        except UNREADABLE:  # a damaged", "        except duckdb.BinderException:  # a damaged",
         ("tests/integration/test_isolation.py::test_what_is_broken_before_the_driver_starts[bronze_log_cut-troubled]",),
     ),
     Mechanism(

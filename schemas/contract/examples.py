@@ -76,10 +76,8 @@ def encode(contract: Contract, record: Mapping[str, Any]) -> bytes:
     if unknown := sorted(set(record) - set(contract.fields)):
         raise Misfit(f"unknown field {', '.join(unknown)}", unknown[0])
     schema = fastavro.parse_schema(contract.schema_now)
-    defaults = {
-        f["name"]: _default(contract.fields[f["name"]], f) for f in contract.schema_now["fields"] if "default" in f
-    }
-    complete = defaults | dict(record)
+    fields = contract.schema_now["fields"]
+    complete = {f["name"]: _default(f) for f in fields if "default" in f} | dict(record)
     if missing := sorted(set(contract.fields) - set(complete)):
         raise Misfit(f"missing field {', '.join(missing)}")
     try:

@@ -41,6 +41,8 @@ class _Table(NamedTuple):
     statistics: str | None = None
     """The columns that files have statistics of, separated by commas; None for all. Given for the tables that grow with
     each micro-batch."""
+    typed: bool = True
+    """Whether the types of its columns follow from a contract, which may change them."""
 
 
 def create(lake_uri: str, contract: Contract) -> list[str]:
@@ -63,7 +65,7 @@ def create_all_system(lake_uri: str) -> list[str]:
 def create_system(lake_uri: str, name: str) -> str | None:
     """Creates the table `system/<name>`, or adds the columns that it lacks. Returns what was done in words; None if
     nothing was."""
-    return _ensure(_Table(names.system(lake_uri, name), SYSTEM[name]))
+    return _ensure(_Table(names.system(lake_uri, name), SYSTEM[name], typed=False))
 
 
 def uris(lake_uri: str, contract: Contract) -> list[str]:
@@ -72,7 +74,7 @@ def uris(lake_uri: str, contract: Contract) -> list[str]:
 
 
 def _tables(lake_uri: str, contract: Contract) -> list[_Table]:
-    system = [_Table(names.system(lake_uri, name), schema) for name, schema in SYSTEM.items()]
+    system = [_Table(names.system(lake_uri, name), schema, typed=False) for name, schema in SYSTEM.items()]
     return _of_stream(lake_uri, contract) + system
 
 
@@ -124,7 +126,8 @@ def _ensure(table: _Table) -> str | None:
         return f"created {table.uri}"
     found = DeltaTable(path)
     present = {field.name for field in found.schema().fields}
-    _require_types(table, found.schema().fields)
+    if table.typed:
+        _require_types(table, found.schema().fields)
     added = [field for field in delta.fields if field.name not in present]
     if not added:
         return None

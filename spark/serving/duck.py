@@ -19,7 +19,7 @@ from schemas.contract.model import Contract
 from spark.lake.names import local_path
 from spark.serving import sketches
 from spark.serving.snapshot import Snapshot, published
-from spark.serving.views import views
+from spark.serving.views import Scan, views
 
 UNREADABLE = (duckdb.Error, DeltaError, OSError)
 """What a table raises that is damaged, or whose files are away."""
@@ -83,19 +83,16 @@ def create_views(
     connection.execute("create schema if not exists missing")
     relations = _Relations(connection, snapshot)
 
-    def create(contract: Contract) -> None:
+    def create(contract: Contract, scan: Scan) -> None:
         horizon = snapshot.final_through(contract.stream)
-        for name, select in views(contract, "duckdb", lake_uri, relations.scan, horizon, estimates).items():
+        for name, select in views(contract, "duckdb", lake_uri, scan, horizon, estimates).items():
             connection.execute(f'create or replace view "{name}" as {select}')
 
     for contract in contracts:
         try:
-            create(contract)
-        except UNREADABLE:
-            views(contract, "duckdb", lake_uri, relations.look, snapshot.final_through(contract.stream), estimates)
-            if not relations.unreadable:
-                raise
-            create(contract)
+            create(contract, relations.scan)
+        except UNREADABLE:  # a damaged table, or one without a column that came later
+            create(contract, relations.completed)
 
 
 @dataclass
@@ -119,15 +116,18 @@ class _Relations:
             return f"delta_scan({quoted})" if version == "newest" else f"delta_scan({quoted}, version = {version})"
         return self._empty(uri, schema)
 
-    def look(self, uri: str, schema: StructType) -> str:
-        """As `scan`, and notes what cannot be read. It costs a look at the table's log, as making a view of it does."""
+    def completed(self, uri: str, schema: StructType) -> str:
+        """As `scan`, with null for the columns that the table did not have yet (they came with a measure, or with a
+        version of the platform), and failing if it cannot be read. It costs a look at the table's log."""
         try:
-            found = self.scan(uri, schema)
-            self.connection.execute(f"describe from {found}")
+            relation = self.scan(uri, schema)
+            present = {row[0].lower() for row in self.connection.execute(f"describe from {relation}").fetchall()}
         except UNREADABLE as error:
             self.unreadable[uri] = f"{uri} cannot be read: {str(error).splitlines()[0]}"
-            return self._empty(uri, schema)
-        return found
+            return self._failing(uri, schema, self.unreadable[uri])
+        columns = self.connection.execute(f"describe {self._empty(uri, schema)}").fetchall()
+        lacking = [f'null::{type_} as "{name}"' for name, type_, *_ in columns if name.lower() not in present]
+        return f"(select *, {', '.join(lacking)} from {relation})" if lacking else relation
 
     def _empty(self, uri: str, schema: StructType) -> str:
         name = f'missing."{uri}"'

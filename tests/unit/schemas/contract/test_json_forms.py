@@ -27,7 +27,7 @@ from schemas.contract.field_kinds import from_json
 from tests.support.whole_way import avro, written
 
 
-def logical(type_: str, name: str, **more: Any) -> dict[str, Any]:
+def logical(type_: str, name: str, /, **more: Any) -> dict[str, Any]:
     return {"type": type_, "logicalType": name, **more}
 
 

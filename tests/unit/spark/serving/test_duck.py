@@ -17,7 +17,7 @@ from infra.settings import Settings
 from schemas.contract.catalog import catalog
 from spark.lake import contents, names, table_schemas, tables
 from spark.lake.publications import Publication
-from spark.serving.duck import write_catalog
+from spark.serving.duck import connect, write_catalog
 from tests.support.command_line import millrace
 
 FLIGHTS = catalog()["flights"]
@@ -89,3 +89,17 @@ def test_the_shell_opens_it_up_to_date_and_read_only(home: Settings) -> None:
     )
     assert "final: 2" in done.stdout, done.stderr
     assert "read-only" in millrace(home.home, "sql", "--command", "create table t as select 1").stderr
+
+
+def test_a_column_that_a_table_did_not_have_yet_is_null(tmp_path: Path) -> None:
+    """As a query of now finds it at a time before there was the measure, or the version of the platform."""
+    config = Settings(home=tmp_path)
+    fewer = [one.model_copy(update={"measures": one.measures[:1]}) for one in FLIGHTS.aggregates]
+    before = FLIGHTS.model_copy(update={"aggregates": fewer})
+    tables.create(config.lake_uri, before)
+    opened = {"window_start": T0, "origin": "JFK", "count_of_rows": 7, "batch": 1}
+    speed = names.speed(config.lake_uri, "flights", BY_ORIGIN.name)
+    append(speed, table_schemas.speed_schema(before, fewer[0]), opened)
+    with connect(config, [FLIGHTS]) as views:
+        assert views.execute(SQL).fetchall() == [(7, 0, None, "speed", False)]
+        assert views.execute("select count(*) from flights_events").fetchall() == [(0,)]
