@@ -9,9 +9,12 @@ from typing import Any
 from schemas.contract.document import Document, Step
 from schemas.contract.named_types import PRIMITIVES, full_name, namespace_of, of_definition
 from schemas.contract.problem import Problem
+from schemas.contract.wide_decimals import digits_of_fixed
 
 MAX_PRECISION = 38
 """Digits of a decimal that Spark and Delta hold at most."""
+
+DURATION_BYTES = 12
 
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 NO_NAME = "is no name in Avro: letters a to z in both cases, digits and _, and no digit first"
@@ -86,24 +89,42 @@ def _type_name(document: Document, avro: dict[str, Any], loc: Loc) -> Iterator[P
             yield document.problem((*loc, key), f"{avro[key]!r} {NO_NAME}")
 
 
+BASES: dict[str, tuple[str, ...]] = {
+    "decimal": ("bytes", "fixed"), "date": ("int",), "time-millis": ("int",), "time-micros": ("long",),
+    "timestamp-millis": ("long",), "timestamp-micros": ("long",), "uuid": ("string",), "duration": ("fixed",),
+}  # fmt: skip
+"""The types that each logical type may annotate. On others Avro ignores it, and each reader takes it for something
+else."""
+
+
 def _logical(document: Document, avro: dict[str, Any], loc: Loc) -> Iterator[Problem]:
-    match avro.get("logicalType"):
-        case "decimal":
-            precision, scale = avro.get("precision"), avro.get("scale", 0)
-            if not (
-                isinstance(precision, int) and isinstance(scale, int) and 0 <= scale <= precision and precision > 0
-            ):
-                yield document.problem(loc, f"a decimal has a precision above 0 and a scale from 0 to that: {avro}")
-            elif precision > MAX_PRECISION:
-                yield document.problem(
-                    loc, f"a decimal of {precision} digits is more than the {MAX_PRECISION} that the lake holds"
-                )
-        case "local-timestamp-millis" | "local-timestamp-micros" | "local-timestamp-nanos" as local:
-            yield document.problem(
-                loc, f"{local} says no instant, and the lake has instants alone; use timestamp-micros, or a string"
-            )
-        case "uuid" if avro["type"] != "string":
-            yield document.problem(loc, "a uuid must be a string")
+    logical, base = avro.get("logicalType"), avro["type"]
+    if logical in BASES and base not in BASES[logical]:
+        yield document.problem(loc, f"{_article(logical)} must be of type {' or '.join(BASES[logical])}, not {base}")
+    elif logical == "decimal":
+        yield from _decimal(document, avro, loc)
+    elif logical == "duration" and avro["size"] != DURATION_BYTES:
+        yield document.problem(loc, f"a duration has {DURATION_BYTES} bytes, not {avro['size']}")
+    elif str(logical).startswith("local-timestamp-"):
+        yield document.problem(
+            loc, f"{logical} says no instant, and the lake has instants alone; use timestamp-micros, or a string"
+        )
+
+
+def _article(logical: str) -> str:
+    return f"a {logical}" if logical in ("decimal", "date", "uuid", "duration") else logical
+
+
+def _decimal(document: Document, avro: dict[str, Any], loc: Loc) -> Iterator[Problem]:
+    precision, scale = avro.get("precision"), avro.get("scale", 0)
+    if not (isinstance(precision, int) and isinstance(scale, int) and 0 <= scale <= precision and precision > 0):
+        yield document.problem(loc, f"a decimal has a precision above 0 and a scale from 0 to that: {avro}")
+    elif precision > MAX_PRECISION:
+        yield document.problem(
+            loc, f"a decimal of {precision} digits is more than the {MAX_PRECISION} that the lake holds"
+        )
+    elif avro["type"] == "fixed" and precision > (most := digits_of_fixed(avro["size"])):
+        yield document.problem(loc, f"{avro['size']} bytes hold decimals of {most} digits, not of {precision}")
 
 
 def _named(avro: Any) -> str:

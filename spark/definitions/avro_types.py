@@ -56,28 +56,36 @@ def scalar(avro: Any) -> DataType:
 
     Raises `UnsupportedType` for any other union and for types that the lake has no column type for.
     """
+    found: DataType | None = None
     if isinstance(avro, list):
         others = [branch for branch in avro if branch != "null"]
-        if len(others) == 1:
-            return scalar(others[0])
+        found = scalar(others[0]) if len(others) == 1 else None
     elif isinstance(avro, str):
-        if avro in _PLAIN:
-            return _PLAIN[avro]
+        found = _PLAIN.get(avro)
     elif isinstance(avro, dict):
-        logical, kind = avro.get("logicalType"), avro["type"]
-        if logical in _LOGICAL:
-            return _LOGICAL[logical]
-        if logical == "decimal":
-            return DecimalType(avro["precision"], avro.get("scale", 0))
-        if kind == "array":
+        found = _of_object(avro)
+    if found is None:
+        raise UnsupportedType(f"Avro type {avro!r} has no column type in the lake; use a plain type or a nullable one")
+    return found
+
+
+def _of_object(avro: dict[str, Any]) -> DataType | None:
+    """The Spark type of a type that is written as a JSON object; None if it has none."""
+    logical, kind = avro.get("logicalType"), avro["type"]
+    if not isinstance(kind, str):
+        return scalar(kind)
+    if logical in _LOGICAL:
+        return _LOGICAL[logical]
+    if logical == "decimal":
+        return DecimalType(avro["precision"], avro.get("scale", 0))
+    match kind:
+        case "array":
             return ArrayType(scalar(avro["items"]))
-        if kind == "map":
+        case "map":
             return MapType(StringType(), scalar(avro["values"]))
-        if kind == "record":
+        case "record" | "error":
             return StructType([StructField(f["name"], scalar(f["type"])) for f in avro["fields"]])
-        if kind in _PLAIN:
-            return _PLAIN[kind]
-    raise UnsupportedType(f"Avro type {avro!r} has no column type in the lake; use a plain type or a nullable one")
+    return _PLAIN.get(kind)
 
 
 def columns(contract: Contract) -> list[StructField]:

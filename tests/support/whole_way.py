@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -114,7 +114,8 @@ class WholeWay:
         rows = [Row(value, self.contract.stream, self.offset + place) for place, value in enumerate(values)]
         writers = {number: json.dumps(schema) for number, schema in enumerate(self.contract.versions, 1)}
         ingest = Ingest(self.contract, self.settings.lake_uri, 1, Known(writers), self.outbox)
-        ingest.batch(frame(self.spark, rows), self.batches)
+        with self._semantics():
+            ingest.batch(frame(self.spark, rows), self.batches)
         self.batches += 1
         self.offset += len(values)
 
@@ -143,9 +144,15 @@ class WholeWay:
         project, docs = PROJECT / "great_expectations", self.home / "docs"
         return Auditor(project, self.home / "gx", docs, self.contract.stream, f"r{self.runs}", NOW)
 
+    def _batch_semantics(self) -> AbstractContextManager[None]:
+        more = {"spark.sql.ansi.enabled": "true", "spark.sql.execution.arrow.pyspark.enabled": "true"}
+        return self._semantics(more)
+
     @contextmanager
-    def _batch_semantics(self) -> Iterator[None]:
-        mine = {"spark.sql.ansi.enabled": "true", "spark.sql.execution.arrow.pyspark.enabled": "true"}
+    def _semantics(self, more: Mapping[str, str] | None = None) -> Iterator[None]:
+        """The session with settings of its own. Plans are not compiled: that costs more than these few rows."""
+        mine = {"spark.sql.codegen.wholeStage": "false", "spark.sql.codegen.factoryMode": "NO_CODEGEN"}
+        mine |= more or {}
         before = {name: self.spark.conf.get(name) for name in mine}
         for name, value in mine.items():
             self.spark.conf.set(name, value)

@@ -57,7 +57,13 @@ REFUSED: list[tuple[Any, str]] = [
     (decimal(5, 6), "a scale from 0 to that"),
     ({"type": "long", "logicalType": "local-timestamp-micros"}, "says no instant"),
     ({"type": "long", "logicalType": "local-timestamp-millis"}, "says no instant"),
-    ({"type": "fixed", "name": "U", "size": 16, "logicalType": "uuid"}, "a uuid must be a string"),
+    ({"type": "fixed", "name": "U", "size": 16, "logicalType": "uuid"}, "a uuid must be of type string"),
+    (decimal(5) | {"type": "string"}, "a decimal must be of type bytes or fixed, not string"),
+    ({"type": "int", "logicalType": "timestamp-micros"}, "timestamp-micros must be of type long, not int"),
+    ({"type": "string", "logicalType": "date"}, "a date must be of type int, not string"),
+    ({"type": "long", "logicalType": "time-millis"}, "time-millis must be of type int, not long"),
+    ({"type": "fixed", "name": "P", "size": 8, "logicalType": "duration"}, "a duration has 12 bytes, not 8"),
+    ({"type": "fixed", "name": "D", "size": 4} | decimal(10) | {"type": "fixed"}, "4 bytes hold decimals of 9 digits"),
 ]
 AROUND: dict[str, Callable[[Any], Any]] = {
     "a field": lambda avro: avro,
