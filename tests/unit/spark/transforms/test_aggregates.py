@@ -164,7 +164,7 @@ def test_the_batch_result_is_what_plain_python_computes(spark: SparkSession, sch
     assert found["window_end"] - found["window_start"] == timedelta(minutes=5)
     assert (found["sales"], found["priced"], found["sold"]) == (6, 4, 15)
     assert found["stocked"] == 6 * (2**63 - 1)
-    assert (found["turnover"], found["mean_price"]) == (0.6, 0.6 / 3)  # 1e300 does not fit a sum
+    assert (found["turnover"], found["mean_price"]) == (math.inf, math.inf)  # 1e300 does not fit a sum
     assert (found["mean_items"], found["cheapest"], found["last_buyer"]) == (2.5, 0.1, "ann")
     assert (found["buyers"], found["prices"], found["median_price"], found["p95_items"]) == (1, 4, 0.2, 5.0)
 
