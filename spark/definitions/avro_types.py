@@ -88,6 +88,21 @@ def _of_object(avro: dict[str, Any]) -> DataType | None:
     return _PLAIN.get(kind)
 
 
+def without_unknown_logical_types(avro: Any) -> Any:
+    """Returns an Avro type, given as parsed JSON, without the logical types that make no difference to `scalar`."""
+    if isinstance(avro, list):
+        return [without_unknown_logical_types(branch) for branch in avro]
+    if not isinstance(avro, dict):
+        return avro
+    kept = {key: value for key, value in avro.items() if key != "logicalType" or value in (*_LOGICAL, "decimal")}
+    for key in ("type", "items", "values"):
+        if key in kept:
+            kept[key] = without_unknown_logical_types(kept[key])
+    if isinstance(kept.get("fields"), list):
+        kept["fields"] = [field | {"type": without_unknown_logical_types(field["type"])} for field in kept["fields"]]
+    return kept
+
+
 def columns(contract: Contract) -> list[StructField]:
     """Returns the fields of the contract's newest schema as nullable columns, in its order, and after them the fields
     that only older schemas have."""

@@ -142,9 +142,12 @@ def _record(contract: Contract, writers: Mapping[int, str]) -> Column:
 
 
 def _with_room(avro_json: str) -> str:
-    """An Avro schema whose decimals have room for all digits that Spark holds: of a decimal of at most 18 digits it
-    would read the last 64 bits alone."""
-    return json.dumps(widened(json.loads(avro_json), _MOST_DIGITS)) if "decimal" in avro_json else avro_json
+    """An Avro schema as Spark is to read it: without the logical types that `avro_types` does not know, of which Spark
+    may make types of its own (a time of the day, of which a bigint keeps the seconds), and with decimals that have room
+    for all digits that Spark holds: of a decimal of at most 18 digits it would read the last 64 bits alone."""
+    if "logicalType" not in avro_json:
+        return avro_json
+    return json.dumps(widened(avro_types.without_unknown_logical_types(json.loads(avro_json)), _MOST_DIGITS))
 
 
 def _stored(type_: DataType, value: Column) -> Column:

@@ -305,14 +305,17 @@ def test_event_times_of_the_years_1_to_9999(spark: SparkSession, tmp_path: Path)
     assert closed == datetime(2026, 5, 1, 11, tzinfo=UTC)  # as far as Kafka's time of the records has come
     counted = Counter((at.replace(minute=0, second=0, microsecond=0), at.date()) for at in [*times, times[0]])
     counted[times[0], None] += 1
-    shown = "select window_start, day, n, min_when, max_when, min_day, final from by_day_1h"
-    for found in (way.served(shown), [(row[0].astimezone(UTC), *row[1:]) for row in way.served_by_spark(shown)]):
-        rows = {(row[0], row[1]): row for row in found}
+    shown = "select cast(window_start as string), day, n, min_when, max_when, min_day, final from by_day_1h"
+    in_spark = shown.replace(
+        "min_when, max_when, min_day", "1, 1, 1"
+    )  # Python makes no instants of the year 1 of Spark's
+    for found in (way.served(shown), way.served_by_spark(in_spark)):
+        rows = {(datetime.fromisoformat(row[0]).replace(tzinfo=UTC), row[1]): row for row in found}
         assert {key: row[2] for key, row in rows.items()} == counted
         assert {row[6] for key, row in rows.items() if key[0] < closed} == {True}
         assert {row[6] for key, row in rows.items() if key[0] > closed} == {False}
     last = times[-1]
-    [row] = [row for row in way.served(shown) if row[0] == last]
+    [row] = way.served(f"{shown} where n > 0 and max_when = timestamptz '{last}'")
     assert row[3:6] == (last, last, last.date())
     parsed = json.loads(strict_json.dumps(way.served("select * from times_events"), default=text))
     assert {row[0] for row in parsed} >= {"0001-01-01T00:00:00+00:00", "9999-12-31T00:00:00+00:00"}
