@@ -326,6 +326,11 @@ MECHANISMS = (
         ("tests/integration/lake/test_types.py::test_event_times_of_the_years_1_to_9999",),
     ),
     Mechanism(
+        "P3", "what was before all watermarks is late", "spark/batch/stateful_ledger.py",
+        '"$behind": after_all | before_watermarks', '"$behind": after_all',
+        ("tests/integration/lake/test_types.py::test_event_times_of_the_years_1_to_9999",),
+    ),
+    Mechanism(
         "P9", "a type is used again by its name", "schemas/contract/model.py",
         'for field in spelled_out(self.reader)["fields"]}', 'for field in self.reader["fields"]}',
         ("tests/integration/lake/test_types.py"

@@ -103,8 +103,9 @@ def arrivals(rows: DataFrame, source: Contract, after_all: Column, keys: DataFra
     With `keys` (values of fields) only rows with those are returned, and too late is also what is not newer than the
     newest of an earlier batch with the same values, which is the order that matters to who tells at once."""
     order = Window.partitionBy(*source.event_id).orderBy("batch", "topic", "partition", "offset")
+    before_watermarks = F.unix_micros("event_time") <= 0  # Spark's watermarks begin in 1970
     told = rows if keys is None else rows.join(keys, keys.columns, "left_semi")
-    found = told.withColumns({"$repeat": F.row_number().over(order) > 1, "$behind": after_all})
+    found = told.withColumns({"$repeat": F.row_number().over(order) > 1, "$behind": after_all | before_watermarks})
     found = _passed(found, rows, [], source.allowed_lateness)
     return found if keys is None else _passed(found, told, keys.columns, timedelta())
 

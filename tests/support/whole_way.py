@@ -172,12 +172,13 @@ class WholeWay:
         with self._batch_semantics():
             return [tuple(row) for row in self.spark.sql(sql).collect()]
 
-    def reconcile_stateful(self) -> list[dict[str, Any]]:
-        """A run of the batch layer for each velocity, session and join, whose speed layer has not begun."""
+    def reconcile_stateful(self, emitted: datetime | None = None) -> list[dict[str, Any]]:
+        """A run of the batch layer for each velocity, session and join, whose speed layer has no rows. It has come as
+        far as `emitted`, or has not begun."""
         with self._batch_semantics():
             return [
                 StatefulReconciliation(
-                    self.spark, self.settings.lake_uri, self.contract, result, f"r{self.runs}", NOW, None
+                    self.spark, self.settings.lake_uri, self.contract, result, f"r{self.runs}", NOW, emitted
                 ).run()
                 for result in self.contract.stateful_results
             ]

@@ -299,7 +299,9 @@ def test_event_times_of_the_years_1_to_9999(spark: SparkSession, tmp_path: Path)
     ]
     way.send({"id": "late", "at": times[0], "when": times[0], "day": times[0].date()})
     summary = way.reconcile()
-    way.reconcile_stateful()
+    # Spark's watermarks begin in 1970: its streaming queries take what was before for late.
+    summaries = way.reconcile_stateful(datetime(1960, 1, 1, tzinfo=UTC))
+    assert [set(summary["ledger"]) for summary in summaries] == [{"late"}, {"late"}]
     assert {outcome.suite for outcome in way.standing_check() if not outcome.success} == set()
     closed = datetime.fromisoformat(summary["final_through"])
     assert closed == datetime(2026, 5, 1, 11, tzinfo=UTC)  # as far as Kafka's time of the records has come
