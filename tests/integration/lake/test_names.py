@@ -8,11 +8,10 @@ from collections import defaultdict
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
-from hypothesis import strategies as st
 from pyspark.sql import SparkSession
 
 from infra.settings import PROJECT
@@ -98,7 +97,6 @@ def assert_published_right(
     way.send(sent[7], {**sent[7], "at": TEN + timedelta(hours=6), "id": "very last"})
     assert way.reconcile()["ledger"]["late"] > 0
     way.reconcile_stateful()
-    assert {outcome.suite for outcome in way.standing_check() if not outcome.success} == set()
     wanted = defaultdict(list)
     for event in sent:
         wanted[tuple(event[name] for name in dimensions)].append(event)
@@ -136,20 +134,19 @@ def test_a_field_called_as_the_platforms_own_columns_is_published_right(spark: S
     way = WholeWay(spark, contract(tmp_path, fields, dimensions, measured), tmp_path / "home")
     assert way.problems() == []
     assert_published_right(way, fields, dimensions, measured)
+    assert {outcome.suite for outcome in way.standing_check() if not outcome.success} == set()
 
 
-@settings(
-    max_examples=2, deadline=None, derandomize=True, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
-)
-@given(data=st.data())
+@pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(2, 12))])
 def test_any_names_are_published_right_or_refused(
-    spark: SparkSession, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+    spark: SparkSession, seed: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """From all the words that the platform's code has between quotes, keywords of SQL and odd ones."""
-    chosen = data.draw(st.lists(st.sampled_from(NAMES), min_size=24, max_size=24, unique_by=str.lower))
+    draw = Random(seed)
+    chosen = list({name.lower(): name for name in draw.sample(NAMES, 30)}.values())
     lower = [name for name in NAMES if re.fullmatch(r"[a-z][a-z0-9_]*", name)]
     dimensions, of = chosen[:3], chosen[3:9]
-    called = data.draw(st.lists(st.sampled_from(lower), min_size=len(of), max_size=len(of), unique=True))
+    called = draw.sample(lower, len(of))
     measured = dict(zip(of, called, strict=True))
     folder = tmp_path_factory.mktemp("names")
     written_ = contract(folder, chosen, dimensions, measured)

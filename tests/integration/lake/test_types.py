@@ -118,7 +118,7 @@ COLUMN_FORM: dict[str, Any] = {
 # -- decimals that do not fit ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("precision", "scale"), [(12, 2), (18, 0), (19, 4), (38, 10), (1, 1)])
+@pytest.mark.parametrize(("precision", "scale"), [(12, 2), (19, 4), (38, 10)])
 def test_bytes_that_do_not_fit_a_decimal_are_dead_letters(
     spark: SparkSession, precision: int, scale: int, tmp_path: Path
 ) -> None:
