@@ -39,6 +39,7 @@ def replayed(stream: str, run_id: str) -> dict[str, int]:
     returns the number of letters by what became of them, of the run and of all that were ever replayed (`arrivals`)."""
     from dataclasses import asdict
     from datetime import UTC, datetime
+    from functools import partial
 
     from infra.deployed import contract_in_service
     from infra.settings import settings
@@ -62,7 +63,8 @@ def replayed(stream: str, run_id: str) -> dict[str, int]:
             return letter_moves.decided(served, stream)
 
         exists = schema_exists(contract, registry(config))
-        report = replay(contract, config, now=now, schema_exists=exists, decided=decided)
+        stored = partial(letter_moves.stored, served, contract, config.lake_uri)
+        report = replay(contract, config, now=now, schema_exists=exists, decided=decided, stored=stored)
         record_moves()
         counts = asdict(report) | letter_moves.arrivals(served, contract, config.lake_uri)
     letter_moves.record_replay(config.lake_uri, run_id, stream, now, counts)

@@ -20,6 +20,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from infra.settings import Settings
 from producers.codec import Codec, registry, schema_id, writer_schema
 from producers.transactions import Reader, SessionError, send
+from schemas import sizes
 from schemas.contract.examples import Misfit, encode
 from schemas.contract.field_kinds import from_json
 from schemas.contract.model import Contract
@@ -114,7 +115,7 @@ def announce(
                 **settings.kafka_client("replay"),
                 "log_level": 2,  # errors are reported, not logged line by line
                 "enable.idempotence": True,
-                "compression.type": "lz4",
+                **sizes.producer(sizes.of_letters(contract)),
                 "partitioner": "murmur2_random",
                 "on_delivery": delivered,
             }
@@ -151,8 +152,7 @@ def pending(contract: Contract, settings: Settings) -> dict[str, Decision]:
             ends = reader.ends()
             for partition, start in reader.committed(ends).items():
                 for letter in reader.letters(partition, start, ends[partition], ends[partition]):
-                    headers = dict(letter.headers)
-                    who, verb, at = letter.header(ID), letter.header(DECISION), moment(headers, DECIDED_AT)
+                    who, verb, at = letter.header(ID), letter.header(DECISION), moment(letter.about, DECIDED_AT)
                     if who and verb in get_args(Verb) and at:
                         by, because = letter.header(DECIDED_BY) or "?", letter.header(DECIDED_BECAUSE) or "?"
                         found.setdefault(who, Decision(cast("Verb", verb), by, because, at))

@@ -53,7 +53,7 @@ def moves(
             with Reader(settings, topic, f"replay.{contract.stream}.moves") as reader:
                 for partition, end in reader.ends().items():
                     for letter in reader.letters(partition, after.get((topic, partition), -1) + 1, end, end):
-                        if topic == contract.retry_topic and not attempts(dict(letter.headers)):
+                        if topic == contract.retry_topic and not attempts(letter.about):
                             continue  # sent again by a repair
                         letters.append((topic, letter))
                         if len(letters) == block:
@@ -66,7 +66,7 @@ def moves(
 
 
 def _columns(contract: Contract, letters: list[tuple[str, Letter]]) -> Columns:
-    headers = [dict(letter.headers) for _, letter in letters]
+    headers = [letter.about for _, letter in letters]
     texts = {
         name: [text(its.get(header)) for its in headers]
         for name, header in {

@@ -28,6 +28,7 @@ from infra.settings import Settings
 from producers.codec import Codec, Message, registry, schema_id
 from producers.inject import Faults, Injected, violations
 from producers.sources import Record
+from schemas import sizes
 from schemas.contract.model import Contract
 from schemas.errors import TerminalError, TransientError
 
@@ -119,7 +120,8 @@ def produce(
     if speed is not None and speed <= 0:
         raise TerminalError(f"the speed must be above 0, not {speed}")
     kind = partial(_Transactional, transactional) if transactional else _Client
-    client = kind(settings, contract.stream, options or {}, on_progress, clock)
+    bounds = sizes.producer(sizes.of_topic(contract))
+    client = kind(settings, contract.stream, {**bounds, **(options or {})}, on_progress, clock)
     codec = Codec(contract, schema_id(contract, registry(settings)))
     messages: Iterable[Message] = codec.messages(records)
     if faults is not None and faults.any:

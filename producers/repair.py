@@ -18,6 +18,7 @@ from infra.broker.ranges import Partition, Range
 from infra.settings import Settings
 from producers.replay import TRANSACTION_LETTERS
 from producers.transactions import Fenced, Session, SessionError
+from schemas import sizes
 from schemas.contract.model import Contract
 from schemas.dead_letter import ATTEMPT, ID, Letter, identity
 from schemas.errors import TransientError
@@ -36,7 +37,9 @@ def repair(
     Raises `RepairError` if Kafka fails or another repair of the stream took over.
     """
     try:
-        with Session(settings, contract.retry_topic, f"repair.{contract.stream}") as session:
+        with Session(
+            settings, contract.retry_topic, f"repair.{contract.stream}", sizes.of_letters(contract)
+        ) as session:
             waiting = {
                 letter.identity
                 for partition, end in session.ends().items()
@@ -62,4 +65,6 @@ def _lost(contract: Contract, session: Session, missing: Mapping[Partition, Sequ
         for first, last in ranges:
             for letter in session.letters(partition, first, last + 1, topic=topic):
                 id_, attempt = identity(contract, topic, partition, letter.offset, letter.headers)
-                yield letter.with_headers({ID: id_, ATTEMPT: str(attempt)})
+                is_letter = topic == contract.retry_topic and letter.header(ID) is not None
+                who = {ID: id_, ATTEMPT: str(attempt)}
+                yield letter.with_headers(who) if is_letter else letter.sent_again_as(id_, attempt)

@@ -6,6 +6,9 @@ and the offsets consumed are one transaction of `transactional.id` `replay.<stre
 nothing half-done, a second run at the same time fences the first one off, and the next one starts where the last commit
 was. Key, value, timestamp and all headers but the `dl-` ones arrive bit by bit as they were.
 
+A letter that is a pointer gets its key, value and headers from bronze before it goes to `.retry`. One that a topic
+refuses for its size is parked, and one that does not fit into `.parked` waits in `.dlq`: none holds up the others.
+
 Only letters that were there when the run started are read: letters sent back to `.dlq` are for the next run. Letters
 that just wait at the end of a partition are left where they are instead of being written again, so a run with
 nothing due writes nothing; a waiting letter goes back to the end of `.dlq` only when one after it moves. Before more
@@ -16,7 +19,7 @@ from __future__ import annotations
 
 import gc
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -28,10 +31,11 @@ from confluent_kafka import KafkaException
 
 from infra.settings import Settings
 from producers.replay_policy import Outcome, outcome
-from producers.transactions import Fenced, Reader, Session, SessionError
+from producers.transactions import Fenced, Reader, Session, SessionError, TooLarge
+from schemas import sizes
 from schemas.contract.model import Contract
-from schemas.dead_letter import Identity, Letter
-from schemas.errors import TransientError
+from schemas.dead_letter import ID, PARKED_BECAUSE, Identity, Letter, Place, Stored
+from schemas.errors import TerminalError, TransientError
 
 TRANSACTION_LETTERS = 10_000
 """Letters that one transaction moves at most."""
@@ -94,22 +98,24 @@ def replay(
     now: datetime,
     schema_exists: Callable[[int], bool],
     decided: Callable[[], AbstractSet[Identity]] = frozenset,
+    stored: Callable[[Sequence[Place]], Mapping[Place, Stored]] | None = None,
     max_records: int = 1_000_000,
 ) -> ReplayReport:
     """Replays the dead letters that are in `<stream>.dlq` at the start of the run, about `max_records` of them at most,
     the same share of each partition, and returns what became of them. `now` (UTC) decides what is due. `decided` gives
     the identities (at the time of the decision) of all letters that earlier runs moved because a person said so; it is
-    called once no other run can move any.
+    called once no other run can move any. `stored` reads rows of bronze, by topic, partition and offset; without it no
+    letter may be a pointer.
 
     Raises `ReplayError` if Kafka fails or another replay of the stream took over, and passes on what `schema_exists`
     raises; letters not yet committed stay as they were.
     """
     name = f"replay.{contract.stream}"
     reader = partial(Reader, settings, contract.dlq_topic, f"{name}.ahead")
-    run = _Run(contract, now, cache(schema_exists), decided, reader, max_records)
+    run = _Run(contract, now, cache(schema_exists), decided, stored or _nowhere, reader, max_records)
     for attempt in range(1, SESSIONS + 1):
         try:
-            with Session(settings, contract.dlq_topic, name) as session, _uncollected():
+            with Session(settings, contract.dlq_topic, name, sizes.of_letters(contract)) as session, _uncollected():
                 run.go(session)
                 return run.report
         except Fenced as error:
@@ -120,6 +126,10 @@ def replay(
                     f"Kafka failed the replay of stream {contract.stream}, {SESSIONS} times: {error}", run.report
                 ) from error
     raise AssertionError("every session either returns or raises")
+
+
+def _nowhere(places: Sequence[Place]) -> Mapping[Place, Stored]:
+    raise TerminalError(f"bronze is not at hand, and it holds the bytes of {len(places)} letters")
 
 
 @contextmanager
@@ -144,6 +154,7 @@ class _Run:
     now: datetime
     schema_exists: Callable[[int], bool]
     decided: Callable[[], AbstractSet[Identity]]
+    stored: Callable[[Sequence[Place]], Mapping[Place, Stored]]
     reader: Callable[[], Reader]
     max_records: int
     report: ReplayReport = field(default_factory=ReplayReport)
@@ -182,7 +193,7 @@ class _Run:
             move = self._move(letter)
             waiting.append(move)
             left -= 1
-            held += len(letter.value or b"")
+            held += len(letter.value or b"") + (pointer.size if (pointer := letter.pointer) else 0)
             full = len(moving) + len(waiting) >= TRANSACTION_LETTERS or held >= TRANSACTION_BYTES
             if not move.stays or letter.offset <= until:
                 moving += waiting
@@ -240,14 +251,59 @@ class _Run:
             "wait": self.contract.dlq_topic,
         }
         for first in range(0, len(moves), TRANSACTION_LETTERS):
-            self._unsure = moves[first : first + TRANSACTION_LETTERS]
-            outcomes = [move.outcome for move in self._unsure]
-            sent = [(topics[found.fate], found.letter) for found in outcomes if found.fate in topics]
-            last = self._unsure[-1].letter
-            session.transaction(sent, {last.partition: last.offset + 1})
-            self._count(self._unsure)
+            some = moves[first : first + TRANSACTION_LETTERS]
+            last = some[-1].letter
+            while True:
+                whole = self._unsure = self._whole(some)
+                sent = [at for at, move in enumerate(whole) if move.outcome.fate in topics]
+                letters = [(topics[whole[at].outcome.fate], whole[at].outcome.letter) for at in sent]
+                try:
+                    session.transaction(letters, {last.partition: last.offset + 1})
+                    break
+                except TooLarge as error:
+                    some = list(some)
+                    for position in error.refused:
+                        some[sent[position]] = _refused(some[sent[position]])
+            self._count(whole)
             self._unsure = []
+
+    def _whole(self, moves: list[Move]) -> list[Move]:
+        """`moves`, in which letters that go to the ingest have what bronze holds of them. One that bronze does not
+        hold as it was is parked."""
+        pointers = {
+            at: pointer
+            for at, move in enumerate(moves)
+            if move.outcome.fate == "retry" and (pointer := move.outcome.letter.pointer)
+        }
+        if not pointers:
+            return moves
+        stored = self.stored([pointer.place for pointer in pointers.values()])
+        whole = list(moves)
+        for at, pointer in pointers.items():
+            found, letter = stored.get(pointer.place), moves[at].outcome.letter
+            if found is None or found.digest != pointer.digest:
+                what = "no such row" if found is None else "other bytes there"
+                place = "/".join(map(str, pointer.place))
+                whole[at] = _parked(moves[at], f"its bytes are in bronze at {place}, and bronze has {what}")
+            else:
+                whole[at] = moves[at]._replace(outcome=Outcome("retry", letter.restored(found)))
+        return whole
 
     def _count(self, moves: list[Move]) -> None:
         self.report.count(moves)
         self._moved.update(move.identity for move in moves if move.identity)
+
+
+def _parked(move: Move, because: str) -> Move:
+    """The letter of `move`, as it was read, on its way to the parked ones."""
+    return move._replace(outcome=Outcome("park", move.letter.with_headers({PARKED_BECAUSE: because})))
+
+
+def _refused(move: Move) -> Move:
+    """What becomes instead of a letter that its topic does not take: it is parked as it was, and if that is refused as
+    well, it waits in `.dlq`, from where it came."""
+    if move.outcome.fate == "retry":
+        return _parked(move, "it is larger than the retry topic takes: raise max.message.bytes in the contract's topic")
+    if move.outcome.fate == "wait":
+        raise SessionError(f"the dead-letter topic does not take back letter {move.letter.header(ID)} for its size")
+    return move._replace(outcome=Outcome("wait", move.letter))

@@ -35,7 +35,6 @@ from schemas.dead_letter import (
     moment,
     text,
 )
-from schemas.wire import schema_id
 
 Fate = Literal["retry", "wait", "park", "discard", "drop"]
 
@@ -53,7 +52,7 @@ def outcome(
 ) -> Outcome:
     """Returns what becomes of `letter` at `now` (UTC), by the rule of this module. `schema_exists` is asked only for
     letters of class `unknown_schema`; what it raises is passed on."""
-    headers = dict(letter.headers)  # the last one counts where a header is repeated
+    headers = letter.about
     number, attempt = text(headers.get(ID)), attempts(headers)
     if DECISION in headers and number and attempt is not None:
         return _obeyed(letter, text(headers[DECISION]), attempt)
@@ -66,7 +65,7 @@ def outcome(
     if attempt >= backoff.attempts:
         return _park(letter, f"all {backoff.attempts} attempts are used up")
     if error_class == "unknown_schema":
-        schema = schema_id(letter.value)
+        schema = letter.schema_id
         if schema is None:
             return _park(letter, "its value names no schema")
         if not schema_exists(schema):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from types import TracebackType
 
@@ -21,6 +21,7 @@ from confluent_kafka import (
 
 from infra.broker.bounded import Unanswered, answered
 from infra.settings import Settings
+from schemas import sizes
 from schemas.dead_letter import Header, Letter
 
 SECONDS = 30.0
@@ -29,11 +30,23 @@ TRANSACTION_TIMEOUT_MS = 60_000
 """Milliseconds after which the broker aborts the transaction of a process that vanished, so that readers can go on."""
 ANY_PARTITION = -1
 """A partition's number that lets the record's key decide."""
+_AT_ONCE = 16 * 1024 * 1024
+"""Bytes of values that are taken from the consumer at once."""
+Delivered = Callable[[KafkaError | None, Message], None]
 FENCED = (KafkaError._FENCED, KafkaError.INVALID_PRODUCER_EPOCH, KafkaError.PRODUCER_FENCED)
 
 
 class SessionError(Exception):
     """Kafka stopped answering in the middle of a read."""
+
+
+class TooLarge(Exception):
+    """A topic refused records for their size. The transaction is void, and the session may go on. `refused` has their
+    positions among those that were to be sent."""
+
+    def __init__(self, refused: Sequence[int]) -> None:
+        super().__init__(f"{len(refused)} records are larger than their topic takes")
+        self.refused = refused
 
 
 class Fenced(Exception):
@@ -58,6 +71,7 @@ class Reader:
                 "enable.auto.offset.store": False,
                 "auto.offset.reset": "earliest",
                 "enable.partition.eof": True,
+                **sizes.consumer(),
                 # What is fetched ahead is memory; a partition of a million letters must not be in it whole.
                 "queued.max.messages.kbytes": 16 * 1024,
                 "fetch.queue.backoff.ms": 5,
@@ -110,10 +124,12 @@ class Reader:
         topic = topic or self.topic
         most = end - max(start, 0) if most is None else most
         self._consumer.assign([TopicPartition(topic, partition, start)])
-        found = 0
+        found, held = 0, 0
         heard = time.monotonic()
         while found < most and self.position < end:
-            for message in self._consumer.consume(min(1000, most - found), 0.1):
+            # No more at once than is small in memory, by the size of those read so far.
+            some = max(1, min(1000, _AT_ONCE * found // max(held, 1))) if found else 100
+            for message in self._consumer.consume(min(some, most - found), 0.1):
                 heard = time.monotonic()
                 error = message.error()
                 if error is not None and error.code() != KafkaError._PARTITION_EOF:
@@ -124,7 +140,9 @@ class Reader:
                     break
                 found += 1
                 self.position = offset + 1
-                yield _letter(message)
+                letter = _letter(message)
+                held += len(letter.value or b"")
+                yield letter
             if time.monotonic() - heard > SECONDS:
                 raise SessionError(f"{topic}/{partition} is silent at offset {self.position}, before its end")
         self._consumer.unassign()
@@ -142,10 +160,11 @@ class Session(Reader):
 
     Opening a session fences off any other of the same name and ends its transaction; the offsets are read after that,
     so they no longer change. The transactional id alone decides who may commit. Once a method raised KafkaException,
-    the session must be closed.
+    the session must be closed. `limit` is what the topics take that are written to (`max.message.bytes`).
     """
 
-    def __init__(self, settings: Settings, topic: str, name: str) -> None:
+    def __init__(self, settings: Settings, topic: str, name: str, limit: int) -> None:
+        self._limit = limit
         self._errors: list[str] = []
         self._unanswered = False
         self._producer = Producer(
@@ -154,7 +173,7 @@ class Session(Reader):
                 "reconnect.backoff.ms": 500,
                 "transactional.id": name,
                 "transaction.timeout.ms": TRANSACTION_TIMEOUT_MS,
-                "compression.type": "lz4",
+                **sizes.producer(limit),
                 "partitioner": "murmur2_random",
                 "error_cb": lambda error: self._errors.append(error.str()),
             }
@@ -184,29 +203,43 @@ class Session(Reader):
     def transaction(self, letters: Sequence[tuple[str, Letter]], offsets: Mapping[int, int] | None = None) -> None:
         """Sends `letters`, each with its topic, and commits the `offsets` to go on from, by partition, all or nothing.
         A letter for the session's own topic stays in its partition. Raises KafkaException (whether the transaction was
-        committed may be unknown then; the next session's `committed` says it), and `Fenced`."""
+        committed may be unknown then; the next session's `committed` says it), `Fenced`, and `TooLarge`."""
+        refused: list[int] = []
         with _fencing():
             self._producer.begin_transaction()
             try:
-                for topic, letter in letters:
-                    self._send(topic, letter)
+                for position, (topic, letter) in enumerate(letters):
+                    # Others fit, and a delivery that is reported is a copy of the record.
+                    large = sizes.of(letter.headers, letter.key, letter.value) > self._limit // 2
+                    self._send(topic, letter, partial(_note_refusal, refused, position) if large else None)
                 for partition, offset in (offsets or {}).items():
                     self.commit_with(self._producer, partition, offset)
                 self._producer.commit_transaction(SECONDS)
             except Unanswered:
                 self._unanswered = True
                 raise
-            except BaseException:
+            except BaseException as error:
                 with contextlib.suppress(KafkaException):  # if this fails too, the next session or the broker aborts
                     self._producer.abort_transaction(5.0)
+                    if refused and isinstance(error, KafkaException):
+                        raise TooLarge(refused) from error
                 raise
 
-    def _send(self, topic: str, letter: Letter) -> None:
-        send(self._producer, topic, letter, letter.partition if topic == self.topic else ANY_PARTITION)
+    def _send(self, topic: str, letter: Letter, delivered: Delivered | None = None) -> None:
+        send(self._producer, topic, letter, letter.partition if topic == self.topic else ANY_PARTITION, delivered)
 
 
-def send(producer: Producer, topic: str, letter: Letter, partition: int = ANY_PARTITION) -> None:
-    """Hands `letter` to `producer` as it is, waiting while the queue is full. Raises KafkaException."""
+def _note_refusal(refused: list[int], position: int, error: KafkaError | None, message: Message) -> None:
+    if error is not None and error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
+        refused.append(position)
+
+
+def send(
+    producer: Producer, topic: str, letter: Letter, partition: int = ANY_PARTITION, delivered: Delivered | None = None
+) -> None:
+    """Hands `letter` to `producer` as it is, waiting while the queue is full. `delivered` is called with what becomes
+    of it. Raises KafkaException."""
+    watched = {} if delivered is None else {"on_delivery": delivered}
     while True:
         try:
             producer.produce(
@@ -216,6 +249,7 @@ def send(producer: Producer, topic: str, letter: Letter, partition: int = ANY_PA
                 partition,
                 timestamp=letter.timestamp or 0,  # 0 lets Kafka set its own
                 headers=list(letter.headers),
+                **watched,
             )
             return
         except BufferError:

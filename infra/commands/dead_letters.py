@@ -36,6 +36,10 @@ Json = Annotated[bool, typer.Option("--json", help="End with one JSON document."
 NEXT = "the next replay does it: within five minutes, or now with `millrace dead-letters replay`"
 
 
+SHOWN_BYTES = 4096
+"""Bytes of a letter that cannot be decoded which are shown on a screen."""
+
+
 class NoSuchLetter(TerminalError):
     """There is no such letter, or no decision can be taken about it; the message says why and what to do."""
 
@@ -343,8 +347,10 @@ def _dump(value: bytes | None, width: int = 16) -> str:
     if not value:
         return "no value" if value is None else "an empty value"
     lines = []
-    for start in range(0, len(value), width):
+    for start in range(0, min(len(value), SHOWN_BYTES), width):
         part = value[start : start + width]
         shown = "".join(chr(byte) if 32 <= byte < 127 else "." for byte in part)
         lines.append(f"{start:08x}  {part.hex(' '):<{3 * width}} {shown}")
+    if len(value) > SHOWN_BYTES:
+        lines.append(f"… and {len(value) - SHOWN_BYTES:,} bytes more; `--json` has all of them")
     return "\n".join(lines)

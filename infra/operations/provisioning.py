@@ -29,17 +29,12 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_f
 
 from infra.driver import process
 from infra.settings import Settings
+from schemas import sizes
 from schemas.contract.model import Contract
 from schemas.errors import MillraceError, TerminalError, TransientError
 
 TIMEOUT = 30.0
 """Seconds that Kafka may take for an answer."""
-
-LARGEST_RECORD = 1_048_588
-"""`max.message.bytes` of the main topic unless the contract sets it: Kafka's own default, whatever the brokers' is."""
-
-LETTER_BYTES = 65_536
-"""Room for the headers that a dead letter gets in addition to its record."""
 
 FOREVER = "-1"
 
@@ -82,11 +77,11 @@ def topic_specs(contract: Contract) -> list[TopicSpec]:
     main = {
         "cleanup.policy": "delete",
         "retention.ms": str(round(topic.retention.total_seconds() * 1000)),
-        "max.message.bytes": str(LARGEST_RECORD),
+        "max.message.bytes": str(sizes.RECORD),
         **topic.configs,
     }
-    limit = int(main["max.message.bytes"]) + LETTER_BYTES
-    letters = main | {"cleanup.policy": "delete", "retention.ms": FOREVER, "max.message.bytes": str(limit)}
+    limit = str(sizes.of_letters(contract))
+    letters = main | {"cleanup.policy": "delete", "retention.ms": FOREVER, "max.message.bytes": limit}
     letters.pop("retention.bytes", None)
     keep = {contract.retry_topic, contract.dlq_topic, contract.parked_topic}
     return [

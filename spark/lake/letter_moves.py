@@ -8,14 +8,14 @@ is there once, whatever is killed when. `system/replays` has a row for each run.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 from duckdb import DuckDBPyConnection
 
 from schemas.contract.model import Contract
-from schemas.dead_letter import Identity
+from schemas.dead_letter import Identity, Place, Stored
 from schemas.errors import TerminalError
 from spark.lake import contents, names, table_schemas
 
@@ -51,6 +51,29 @@ def decided(served: DuckDBPyConnection, stream: str) -> set[Identity]:
         "select id, attempt - (status = 'replayed')::int from moves where stream = ? and decision is not null", [stream]
     ).fetchall()
     return {(number, str(attempt), True) for number, attempt in rows}
+
+
+def stored(
+    served: DuckDBPyConnection, contract: Contract, lake_uri: str, places: Sequence[Place]
+) -> dict[Place, Stored]:
+    """Returns the rejected records at `places` as bronze has them, by their place; those that it has not are left
+    out."""
+    wanted = [{"topic": topic, "partition": partition, "offset": offset} for topic, partition, offset in set(places)]
+    rows = served.execute(
+        """
+        with wanted as (select unnest($wanted, recursive := true))
+        select topic, partition, "offset", key, value, headers from delta_scan($bronze)
+            join wanted using (topic, partition, "offset")
+        where not accepted
+        """,
+        {"wanted": wanted, "bronze": names.local_path(names.bronze(lake_uri, contract.stream))},
+    ).fetchall()
+    return {
+        (topic, partition, offset): Stored(
+            key, value, tuple((one["key"], one["value"]) for one in headers or ()), topic == contract.retry_topic
+        )
+        for topic, partition, offset, key, value, headers in rows
+    }
 
 
 def arrivals(served: DuckDBPyConnection, contract: Contract, lake_uri: str) -> dict[str, int]:

@@ -20,6 +20,7 @@ from pyspark.sql.streaming.query import StreamingQuery
 
 from infra.broker.offsets import flat
 from infra.settings import Settings
+from schemas import sizes
 from schemas.contract import references
 from schemas.contract.model import Contract
 from spark.speed import kafka_source
@@ -152,12 +153,16 @@ class Lane:
             alerts(records, self.contract, self._schemas, tables)
             .writeStream.queryName(self._name)
             .format("kafka")
-            .options(**connection, **_AT_ONCE, topic=self._name, checkpointLocation=location)
+            .options(**connection, **_AT_ONCE, **self._bounds(), topic=self._name, checkpointLocation=location)
             .outputMode("update")
             .trigger(realTime=f"{int(self._settings.alert_checkpoint)} seconds")  # type: ignore[call-overload]
             .start()
         )
         return query
+
+    def _bounds(self) -> dict[str, str]:
+        """The options that let the sink send what the topic takes."""
+        return {f"kafka.{key}": value for key, value in sizes.java_producer(sizes.of_topic(self.contract)).items()}
 
     def _reference_files(self) -> list[tuple[int, int]]:
         """Time and size of each reference file: another value means that one was changed."""

@@ -15,6 +15,7 @@ from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from pyspark.sql.pandas.types import to_arrow_schema
 
 from infra.settings import Settings
+from schemas import sizes
 from schemas.contract.model import Contract
 from spark.lake import names, table_schemas
 from spark.speed.small_files import Upkeep
@@ -25,6 +26,8 @@ EVERY = 5.0
 """Seconds between two commits, so that a storm of alerts does not become a storm of files."""
 MOST = 100_000
 """Alerts of one commit."""
+MOST_BYTES = 64 * 1024 * 1024
+"""Bytes of alerts that are held for a commit; what passes them is committed at once."""
 LIST = 60.0
 """Seconds between two looks at which partitions the topic has."""
 
@@ -54,12 +57,14 @@ class AlertLog:
         self._next = self._list = float("-inf")
         self._partitions: set[int] = set()
         self._held: list[Message] = []
+        self._held_bytes = 0
         self._consumer = Consumer(
             {
                 **settings.kafka_client("stream"),
                 "group.id": f"stream.{contract.stream}.alerts",  # holds nothing: partitions are assigned
                 "enable.auto.commit": False,
                 "auto.offset.reset": "earliest",
+                **sizes.consumer(),
                 "queued.max.messages.kbytes": 4096,
                 "log_level": 2,
             }
@@ -71,22 +76,27 @@ class AlertLog:
         raise."""
         if not self._partitions or (not (self._held or at_once) and self._clock() >= self._list):
             self._assign()
-        while len(self._held) < MOST and (messages := self._consumer.consume(1000, 0.05 if at_once else 0)):
+        while (
+            len(self._held) < MOST
+            and self._held_bytes < MOST_BYTES
+            and (messages := self._consumer.consume(100, 0.05 if at_once else 0))
+        ):
             for message in messages:
                 error = message.error()
                 if error is None:
                     self._held.append(message)
+                    self._held_bytes += len(message)
                 elif error.code() not in (
                     KafkaError._PARTITION_EOF,
                     KafkaError._TRANSPORT,
                     KafkaError._ALL_BROKERS_DOWN,
                 ):
                     raise KafkaException(error)
-        if not self._held or not (at_once or self._clock() >= self._next):
+        if not self._held or not (at_once or self._held_bytes >= MOST_BYTES or self._clock() >= self._next):
             return 0
         self._next = self._clock() + EVERY
         rows = self._append(self._held)
-        self._held = []
+        self._held, self._held_bytes = [], 0
         return rows
 
     def close(self) -> None:
@@ -164,7 +174,7 @@ def _row(message: Message) -> dict[str, Any] | None:
             "topic": topic,
             "partition": int(partition),
             "offset": int(offset),
-            "record": json.dumps(alert["record"]),
+            "record": None if alert["record"] is None else json.dumps(alert["record"]),
             "references": json.dumps(alert["references"]) if alert.get("references") else None,
         }
     except (ValueError, KeyError, TypeError) as error:

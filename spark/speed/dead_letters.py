@@ -3,6 +3,10 @@
 Spark's own Kafka sink is at least once. Here the letters of a micro-batch are one Kafka transaction, and in the same
 transaction a consumer group that nobody consumes with gets the offset `batch_id + 1`: a marker of the last batch whose
 letters are out. A batch that is run again after a crash finds the marker and sends nothing.
+
+A record that is larger, uncompressed, than the stream's topic takes of compressed ones would not always fit into the
+dead-letter topic, nor a batch of them into memory: its letter is a pointer to its row of bronze
+(`schemas.dead_letter`).
 """
 
 from __future__ import annotations
@@ -15,13 +19,26 @@ from functools import partial
 from typing import Any
 
 from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
-from pyspark.sql import DataFrame, Row
+from pyspark.sql import Column, DataFrame, Row
 from pyspark.sql import functions as F
 from tenacity import Retrying, before_sleep_log, retry_if_exception_type, stop_after_delay, wait_exponential_jitter
 
 from infra.broker.bounded import Unanswered, answered
+from schemas import sizes
 from schemas.contract.model import Contract
-from schemas.dead_letter import ATTEMPT, ERROR_CLASS, FIRST_FAILED_AT, ID, NEXT_DUE_AT, PREFIX, REASON, instant
+from schemas.dead_letter import (
+    ATTEMPT,
+    BRONZE,
+    BRONZE_BYTES,
+    BRONZE_DIGEST,
+    ERROR_CLASS,
+    FIRST_FAILED_AT,
+    ID,
+    NEXT_DUE_AT,
+    REASON,
+    SCHEMA_ID,
+    instant,
+)
 from schemas.errors import TerminalError, TransientError
 
 log = logging.getLogger(__name__)
@@ -41,20 +58,54 @@ class LettersFenced(TerminalError):
     """Another driver sends this stream's letters now; this one must stop."""
 
 
-def letters(rejected: DataFrame) -> DataFrame:
+def letters(rejected: DataFrame, contract: Contract) -> DataFrame:
     """Rejected rows of bronze as `Letters.send` takes them: id (the original's topic/partition/offset), error_class,
-    reason, attempt, key, value, headers, timestamp (milliseconds since 1970)."""
-    own_id = F.concat_ws("/", "topic", "partition", "offset")
+    reason, attempt, key, value, the producer's headers, `about` (the platform's ones, of a replayed record), timestamp
+    (milliseconds since 1970); and for a pointer, which has no key, value and headers: `bronze`, `digest`, `size` and
+    `schema_id`, which are null for others."""
+    place = F.concat_ws("/", "topic", "partition", "offset")
+    size = _size()
+    fits = (size <= sizes.of_topic(contract)) & (F.col("error_class") != "oversized")
+    about = F.when(F.col("topic") == contract.retry_topic, F.array_position(F.reverse(F.col("headers.key")), ID))
+    about, all_ = F.coalesce(about.cast("int"), F.lit(0)), F.coalesce(F.size("headers"), F.lit(0))
+    pointer = {"bronze": place, "digest": _digest(), "size": size, "schema_id": F.col("schema_id")}
     return rejected.select(
-        F.coalesce("original", own_id).alias("id"),
+        F.coalesce("original", place).alias("id"),
         "error_class",
         "reason",
         "attempt",
-        "key",
-        "value",
-        "headers",
+        *(F.when(fits, F.col(name)).alias(name) for name in ("key", "value")),
+        F.when(fits, F.slice("headers", F.lit(1), all_ - about)).alias("headers"),
+        F.when(about > 0, F.slice("headers", all_ - about + 1, about)).alias("about"),
         F.unix_millis("kafka_timestamp").alias("timestamp"),
+        *(F.when(~fits & (F.col("error_class") != "oversized"), value).alias(name) for name, value in pointer.items()),
     )
+
+
+def _size() -> Column:
+    """The bytes of a record, as `schemas.sizes.of` counts them."""
+
+    def add(sum_: Column, header: Column) -> Column:
+        return sum_ + F.octet_length(header["key"]) + _length(header["value"]) + sizes.HEADER_OVERHEAD
+
+    return _length("key") + _length("value") + F.coalesce(F.aggregate("headers", F.lit(0), add), F.lit(0))
+
+
+def _length(bytes_: Column | str) -> Column:
+    return F.coalesce(F.octet_length(bytes_), F.lit(0))
+
+
+def _digest() -> Column:
+    """The digest of a record, as `schemas.dead_letter.Stored` computes it."""
+
+    def sha256(bytes_: Column | str) -> Column:
+        return F.coalesce(F.sha2(bytes_, 256), F.lit("-"))
+
+    headers = F.transform("headers", lambda header: F.concat_ws(
+        ":", F.lower(F.hex(F.encode(header["key"], "utf-8"))), sha256(header["value"])
+    ))  # fmt: skip
+    lines = F.concat(F.array(sha256("key"), sha256("value")), F.coalesce(headers, F.array().cast("array<string>")))
+    return F.sha2(F.array_join(lines, "\n").cast("binary"), 256)
 
 
 class Letters:
@@ -137,9 +188,7 @@ class Letters:
                 | {
                     "transactional.id": self._name,
                     "transaction.timeout.ms": 300_000,
-                    "compression.type": "zstd",
-                    # The broker knows the limit, and .dlq's leaves room for our headers; ours must not be lower.
-                    "message.max.bytes": 10_000_000,
+                    **sizes.producer(sizes.of_letters(self._contract)),
                     "linger.ms": 5,
                 }
             )
@@ -176,7 +225,7 @@ class Letters:
 
     def _headers(self, letter: Row) -> list[tuple[str, bytes | None]]:
         own = [(header["key"], _bytes(header["value"])) for header in letter["headers"] or []]
-        before = {key: value for key, value in own if key.startswith(PREFIX)}
+        before = {header["key"]: _bytes(header["value"]) for header in letter["about"] or []}
         now, backoff = self._clock(), self._contract.dead_letters.policy[letter["error_class"]]
         replayed = letter["attempt"] > 0
         first = before.get(FIRST_FAILED_AT) if replayed else None
@@ -188,7 +237,10 @@ class Letters:
             FIRST_FAILED_AT: first or instant(now).encode(),
             NEXT_DUE_AT: instant(now + backoff.due_after(letter["attempt"], letter["id"])).encode(),
         }
-        return [(key, value) for key, value in own if not key.startswith(PREFIX)] + list(ours.items())
+        if letter["bronze"] is not None:
+            pointer = {BRONZE: "bronze", BRONZE_DIGEST: "digest", BRONZE_BYTES: "size", SCHEMA_ID: "schema_id"}
+            ours |= {name: str(letter[its]).encode() for name, its in pointer.items() if letter[its] is not None}
+        return [*own, *ours.items()]
 
 
 def _bytes(value: bytearray | None) -> bytes | None:

@@ -110,7 +110,7 @@ class Ingest:
             self._append_partials(written.accepted, application, batch_id, number)
         if written.rows_rejected:
             self.may_commit()
-            sent = self.letters.send(batch_id, letters(written.rejected).toLocalIterator)
+            sent = self.letters.send(batch_id, letters(written.rejected, self.contract).toLocalIterator)
             log.info("%s batch %d: %d dead letters", self.contract.stream, batch_id, sent)
 
     def _append_partials(self, accepted: DataFrame, application: str, batch_id: int, number: int) -> None:

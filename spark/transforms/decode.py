@@ -251,8 +251,10 @@ def _unsound(type_: DataType, value: Column) -> Column | None:
 
 def _replay_header(contract: Contract, name: str) -> Column:
     """The text of a dead-letter header of a replayed record; null for records of other topics, because only records of
-    the retry topic may stand for another record."""
-    headers = F.col("headers")
+    the retry topic may stand for another record. What is before the last `dl-id` is the producer's, whatever its
+    name."""
     # Not `F.filter`: Spark does not compile lambdas, nor the plan around them.
-    index = (F.array_position(headers["key"], name) - 1).cast("int")
-    return F.when(F.col("topic") == contract.retry_topic, F.get(headers["value"], index).cast("string"))
+    names, values = F.reverse(F.col("headers.key")), F.reverse(F.col("headers.value"))
+    index = F.array_position(names, name)
+    ours = (F.col("topic") == contract.retry_topic) & (index <= F.array_position(names, ID))
+    return F.when(ours, F.get(values, (index - 1).cast("int")).cast("string"))

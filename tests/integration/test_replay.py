@@ -16,7 +16,7 @@ from confluent_kafka.admin import AdminClient, NewTopic
 
 from infra.settings import PROJECT, Settings
 from producers.replay import ReplayError, ReplayReport, replay
-from producers.transactions import Reader, Session
+from producers.transactions import Delivered, Reader, Session
 from schemas.contract.catalog import catalog
 from schemas.contract.model import Contract
 from schemas.dead_letter import PARKED_BECAUSE, Letter
@@ -280,12 +280,12 @@ def _kill_at(moment: str) -> None:
         session._producer.flush(10)  # what it sent is on the broker
         os.kill(os.getpid(), signal.SIGKILL)
 
-    def sends(self: Session, topic: str, letter: Letter) -> None:
+    def sends(self: Session, topic: str, letter: Letter, delivered: Delivered | None = None) -> None:
         nonlocal sent
         sent += 1
         if moment == "in-its-transaction" and sent == 30:
             die(self)
-        send(self, topic, letter)
+        send(self, topic, letter, delivered)
 
     def commits_with(self: Reader, producer: Producer, partition: int, offset: int) -> None:
         commit_with(self, producer, partition, offset)
