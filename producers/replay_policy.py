@@ -55,7 +55,7 @@ def outcome(
     headers = letter.about
     number, attempt = text(headers.get(ID)), attempts(headers)
     if DECISION in headers and number and attempt is not None:
-        return _obeyed(letter, text(headers[DECISION]), attempt)
+        return _obeyed(letter, text(headers[DECISION]), attempt, headers.get(ERROR_CLASS) == b"oversized")
     error_class, due = _class(headers), _due(headers)
     if error_class is None or attempt is None or due is None or not number:
         return _park(letter, "its dl- headers are missing or unreadable")
@@ -75,7 +75,9 @@ def outcome(
     return _retry(letter, attempt)
 
 
-def _obeyed(letter: Letter, verb: str | None, attempt: int) -> Outcome:
+def _obeyed(letter: Letter, verb: str | None, attempt: int, without_bytes: bool) -> Outcome:
+    if verb == "approve" and without_bytes:
+        return _park(letter, "its bytes are on Kafka alone, under its id: it can be edited or discarded")
     if verb in ("approve", "edit"):
         return _retry(letter, attempt)
     if verb == "discard":

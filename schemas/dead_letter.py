@@ -26,6 +26,9 @@ Place = tuple[str, int, int]
 Verb = Literal["approve", "edit", "discard"]
 
 
+PREFIX = "dl-"
+"""How the names of the platform's headers begin."""
+
 ID = "dl-id"
 """`topic/partition/offset` of the record as it first came. It is the first of the platform's headers."""
 ERROR_CLASS = "dl-error-class"
@@ -126,8 +129,12 @@ def _begin(headers: Sequence[Header]) -> int | None:
 
 
 def producers_headers(headers: Sequence[Header], replayed: bool) -> tuple[Header, ...]:
-    """Returns the producer's headers of a record. One that was not `replayed` to the retry topic has no others."""
-    return tuple(headers[: _begin(headers)] if replayed else headers)
+    """Returns the producer's headers of a record. One that was not `replayed` to the retry topic has no others; in one
+    that was, a header after the last `dl-id` is the producer's as well if its name is not like the platform's."""
+    begin = _begin(headers) if replayed else None
+    if begin is None:
+        return tuple(headers)
+    return (*headers[:begin], *(header for header in headers[begin:] if not header[0].startswith(PREFIX)))
 
 
 class Pointer(NamedTuple):

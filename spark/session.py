@@ -60,6 +60,11 @@ _ROLE: dict[Role, dict[str, str]] = {
         "spark.hadoop.parquet.enable.dictionary#offset": "false",
         "spark.hadoop.parquet.compression.codec.zstd.level": "1",
         "spark.sql.streaming.numRecentProgressUpdates": "5",
+        # A task whose records do not fit into memory fails its stream's batch, and does not end the JVM of all streams.
+        "spark.executor.killOnFatalError.depth": "0",
+        # Values of megabytes must not wait for a hundredth one before the writer looks at how much it holds.
+        "spark.hadoop.parquet.page.size.row.check.min": "1",
+        "spark.hadoop.parquet.block.size.row.check.min": "1",
         # State is on disk, a micro-batch writes only its changes, and one bound holds for the memory of all states.
         "spark.sql.streaming.stateStore.providerClass": (
             "org.apache.spark.sql.execution.streaming.state.RocksDBStateStoreProvider"

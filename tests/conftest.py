@@ -32,7 +32,7 @@ SHARE = {
     "homes": ("tests/integration/test_up.py",),
     "a broker and Spark": (
         "tests/integration/test_dead_letters.py", "tests/integration/test_ingest.py",
-        "tests/integration/test_restart.py",
+        "tests/integration/test_restart.py", "tests/integration/test_sizes.py",
     ),
     "a broker": ("tests/integration/",),
     "Spark": ("tests/unit/spark/transforms/", "tests/unit/spark/batch/test_usual_hours.py"),

@@ -55,8 +55,9 @@ Name = Annotated[str, BeforeValidator(_name)]
 Window = Literal["1m", "5m", "1h"]
 Severity = Literal["critical", "warning"]
 """`critical` blocks publication and fails the check; `warning` is only reported."""
-ErrorClass = Literal["transient", "unknown_schema", "malformed", "rule"]
-"""`transient` is retried in place; `unknown_schema` is replayed once the id exists; the others await a person."""
+ErrorClass = Literal["transient", "unknown_schema", "malformed", "rule", "oversized"]
+"""`transient` is retried in place; `unknown_schema` is replayed once the id exists; the others await a person. Of an
+`oversized` record, which did not fit into memory, the platform has its place alone."""
 
 
 def _optional(field: dict[str, Any]) -> dict[str, Any]:
@@ -257,6 +258,7 @@ def _default_policy() -> dict[ErrorClass, Backoff]:
         "unknown_schema": Backoff(attempts=20, base=timedelta(minutes=1)),
         "malformed": Backoff(attempts=0),
         "rule": Backoff(attempts=0),
+        "oversized": Backoff(attempts=0),
     }
 
 

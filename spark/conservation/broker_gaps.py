@@ -18,6 +18,7 @@ from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
 
 from infra.broker.ranges import Range
 from infra.settings import Settings
+from schemas import sizes
 from schemas.errors import TransientError
 from spark.conservation.accounting import Finding, Proof, ranges, split
 
@@ -87,6 +88,7 @@ class GapReader(Generic[Note]):
                 "enable.auto.commit": False,
                 "auto.offset.reset": "earliest",
                 "enable.partition.eof": True,
+                **sizes.consumer(),
                 # Most reads are of a few offsets here and there.
                 "fetch.wait.max.ms": 10,
                 "fetch.queue.backoff.ms": 5,
@@ -109,6 +111,11 @@ class GapReader(Generic[Note]):
                     if message is None:
                         return  # the end of the partition
                     offset = message.offset() or 0
+                    if message.error() is not None and offset > gap.last:  # everything before it was read
+                        position, ahead = None, None
+                        break
+                    if (error := message.error()) is not None:
+                        raise KafkaException(error)
                     if offset > gap.last:
                         position, ahead = offset, message
                         break
@@ -130,6 +137,8 @@ class GapReader(Generic[Note]):
                 return message
             if error.code() == KafkaError._PARTITION_EOF:
                 return None
+            if error.code() == KafkaError._BAD_COMPRESSION:  # a batch that is too large to be opened begins there
+                return message
             raise KafkaException(error)
         raise GapsUnreadable(f"{topic}/{partition} is silent for {SECONDS:.0f} s, before its end")
 

@@ -35,6 +35,7 @@ from schemas.dead_letter import (
     FIRST_FAILED_AT,
     ID,
     NEXT_DUE_AT,
+    PREFIX,
     REASON,
     SCHEMA_ID,
     instant,
@@ -67,7 +68,9 @@ def letters(rejected: DataFrame, contract: Contract) -> DataFrame:
     size = _size()
     fits = (size <= sizes.of_topic(contract)) & (F.col("error_class") != "oversized")
     about = F.when(F.col("topic") == contract.retry_topic, F.array_position(F.reverse(F.col("headers.key")), ID))
-    about, all_ = F.coalesce(about.cast("int"), F.lit(0)), F.coalesce(F.size("headers"), F.lit(0))
+    about, all_ = F.coalesce(about.cast("int"), F.lit(0)), F.greatest(F.size("headers"), F.lit(0))
+    ours = F.slice("headers", all_ - about + 1, about)
+    others = F.filter(ours, lambda header: ~header["key"].startswith(PREFIX))
     pointer = {"bronze": place, "digest": _digest(), "size": size, "schema_id": F.col("schema_id")}
     return rejected.select(
         F.coalesce("original", place).alias("id"),
@@ -75,8 +78,8 @@ def letters(rejected: DataFrame, contract: Contract) -> DataFrame:
         "reason",
         "attempt",
         *(F.when(fits, F.col(name)).alias(name) for name in ("key", "value")),
-        F.when(fits, F.slice("headers", F.lit(1), all_ - about)).alias("headers"),
-        F.when(about > 0, F.slice("headers", all_ - about + 1, about)).alias("about"),
+        F.when(fits, F.concat(F.slice("headers", F.lit(1), all_ - about), others)).alias("headers"),
+        F.when(about > 0, ours).alias("about"),
         F.unix_millis("kafka_timestamp").alias("timestamp"),
         *(F.when(~fits & (F.col("error_class") != "oversized"), value).alias(name) for name, value in pointer.items()),
     )

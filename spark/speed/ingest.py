@@ -27,12 +27,19 @@ from spark.lake import batch_numbers, names
 from spark.speed import delta_append
 from spark.speed.checkpoint import generations
 from spark.speed.dead_letters import Letters, letters
+from spark.speed.large_records import OUT_OF_MEMORY, Pieces
 from spark.speed.writer_schemas import Known, WriterSchemas
 from spark.transforms.aggregates import distinct_events, event_columns, partials
 from spark.transforms.decode import UNREGISTERED, decoding
 from spark.transforms.validate import validating
 
 log = logging.getLogger(__name__)
+
+OVERSIZED = (
+    "once it is decompressed, the record or the batch that it was sent in does not fit into memory: its bytes are on "
+    "Kafka alone"
+)
+"""The reason of a quarantined record."""
 
 MOST_SUSPECTS = 1000
 """Identities that are looked at one by one when a batch repeats some; with more of them the whole batch is sorted."""
@@ -62,6 +69,7 @@ class Ingest:
     letters: Letters
     may_commit: Callable[[], None] = lambda: None
     storm_accepted: Callable[[int], bool] = lambda batch: False
+    in_pieces: Callable[[SparkSession, int], Pieces] | None = None
     _judging: tuple[Known, Callable[[DataFrame], DataFrame], Callable[[DataFrame], DataFrame]] | None = field(
         default=None, init=False
     )
@@ -71,20 +79,34 @@ class Ingest:
         """Ingests the rows of Spark's Kafka source (with headers) as batch `batch_id` of the checkpoint. Raises
         `PoisonStorm`, and whatever Spark, Kafka, the registry or `may_commit` raise."""
         try:
-            self._to_bronze(records, batch_id, self.writers.current())
+            self._take(Pieces(records, None), batch_id)
+        except Exception as error:
+            if OUT_OF_MEMORY not in str(error) or self.in_pieces is None:
+                raise
+            log.error("%s batch %d does not fit into memory: it is read in pieces", self.contract.stream, batch_id)
+            self._take(self.in_pieces(records.sparkSession, batch_id), batch_id)
+        self.onward(records.sparkSession, batch_id)
+
+    def _take(self, pieces: Pieces, batch_id: int) -> None:
+        try:
+            self._to_bronze(pieces, batch_id, self.writers.current())
         except Exception as error:
             if UNREGISTERED not in str(error):
                 raise
             log.info("%s batch %d has a schema that is not in the cache", self.contract.stream, batch_id)
-            self._to_bronze(records, batch_id, self.writers.asked())
-        self.onward(records.sparkSession, batch_id)
+            self._to_bronze(pieces, batch_id, self.writers.asked())
 
-    def _to_bronze(self, records: DataFrame, batch_id: int, known: Known) -> None:
+    def _to_bronze(self, pieces: Pieces, batch_id: int, known: Known) -> None:
+        records = pieces.records
         slots = records.sparkSession.sparkContext.defaultParallelism
         number = batch_numbers.batch_number(self.generation, batch_id)
         application = generations.application(self.contract.stream, self.generation)
         bronze = names.bronze(self.lake_uri, self.contract.stream)
-        stamped = self._judged(records.coalesce(slots), known).withColumn("batch", delta_append.stamp(number))
+        judged = self._judged(records.coalesce(slots), known)
+        if pieces.too_large is not None:
+            verdict = {"error_class": F.lit("oversized"), "reason": F.lit(OVERSIZED)}
+            judged = judged.unionByName(self._judged(pieces.too_large, known).withColumns(verdict))
+        stamped = judged.withColumn("batch", delta_append.stamp(number))
         delta_append.append(stamped, bronze, application, batch_id, self.may_commit)
 
     def _judged(self, records: DataFrame, known: Known) -> DataFrame:

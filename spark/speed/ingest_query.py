@@ -19,7 +19,7 @@ from infra.settings import Settings
 from schemas.contract.model import Contract
 from schemas.errors import TransientError
 from spark.lake import batch_numbers, retention, tables
-from spark.speed import kafka_source
+from spark.speed import kafka_source, large_records
 from spark.speed.checkpoint import generations, ingest_start
 from spark.speed.dead_letters import Letters
 from spark.speed.heartbeat import NO_PROGRESS, progress
@@ -130,6 +130,7 @@ class IngestQuery:
             self.letters,
             self.may_commit,
             partial(ingest_start.is_accepted, settings, name),
+            lambda spark, batch_id: large_records.read(spark, self.contract, settings, generation, batch_id),
         )
 
     @property

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
+from functools import reduce
 
 from pyspark.sql import DataFrame, SparkSession
 
 from infra.broker.offsets import Offsets, broker_offsets, nested
+from infra.broker.ranges import Partition, Range
 from infra.settings import Settings
 from schemas.contract.model import Contract
 
@@ -35,19 +38,50 @@ def live_records(spark: SparkSession, contract: Contract, settings: Settings, st
     return _read(spark, contract, settings, start, {"failOnDataLoss": "false"})
 
 
+def one_by_one(
+    spark: SparkSession, contract: Contract, settings: Settings, ranges: Mapping[Partition, Sequence[Range]]
+) -> DataFrame | None:
+    """The committed records with the offsets in `ranges`, with headers, of which no more than one is in memory at a
+    time; None if there are no offsets."""
+    options = {"kafka.max.poll.records": "1", "kafka.max.partition.fetch.bytes": "1", "failOnDataLoss": "true"}
+    frames = [
+        spark.read.format("kafka")
+        .options(**_connection(settings), **_committed(contract), **options)
+        .option("assign", json.dumps({topic: [partition]}))
+        .option("startingOffsets", json.dumps({topic: {str(partition): range_.first}}))
+        .option("endingOffsets", json.dumps({topic: {str(partition): range_.last + 1}}))
+        .load()
+        for (topic, partition), some in ranges.items()
+        for range_ in some
+    ]
+    return reduce(DataFrame.unionByName, frames).coalesce(1) if frames else None
+
+
 def _read(
     spark: SparkSession, contract: Contract, settings: Settings, start: Offsets | None, options: dict[str, str]
 ) -> DataFrame:
-    connection = {f"kafka.{key}": value for key, value in settings.kafka_java("stream").items()}
     common = {
         "subscribe": ",".join(contract.ingest_topics),
         "startingOffsets": "earliest" if start is None else _starting(contract, settings, start),
+    }
+    return (
+        spark.readStream.format("kafka")
+        .options(**_connection(settings), **_committed(contract), **common, **options)
+        .load()
+    )
+
+
+def _connection(settings: Settings) -> dict[str, str]:
+    return {f"kafka.{key}": value for key, value in settings.kafka_java("stream").items()}
+
+
+def _committed(contract: Contract) -> dict[str, str]:
+    return {
         "includeHeaders": "true",
         # ACLs name consumer groups, so generated ones need a prefix.
         "groupIdPrefix": f"stream.{contract.stream}",
         "kafka.isolation.level": "read_committed",
     }
-    return spark.readStream.format("kafka").options(**connection, **common, **options).load()
 
 
 def _starting(contract: Contract, settings: Settings, start: Offsets) -> str:

@@ -20,7 +20,7 @@ from producers.codec import registry
 from schemas.contract.model import Contract
 from schemas.dead_letter import Header
 from spark.lake import names, tables
-from spark.speed import kafka_source
+from spark.speed import kafka_source, large_records
 from spark.speed.checkpoint import generations
 from spark.speed.dead_letters import Letters
 from spark.speed.ingest import Ingest
@@ -87,7 +87,10 @@ class Pipeline:
         generation = generations.generation(self.stack, self.contract.stream)
         application = generations.application(self.contract.stream, generation)
         letters = Letters(self.contract, self.stack.kafka_client("stream"), application, lambda: NOW)
-        ingest = Ingest(self.contract, self.stack.lake_uri, generation, self.writers, letters, may_commit)
+        ingest = Ingest(
+            self.contract, self.stack.lake_uri, generation, self.writers, letters, may_commit,
+            in_pieces=lambda spark, number: large_records.read(spark, self.contract, self.stack, generation, number),
+        )  # fmt: skip
 
         def batch(records: DataFrame, batch_id: int) -> None:
             ingest.batch(records, batch_id)

@@ -166,8 +166,8 @@ def test_nothing_but_the_dl_headers_changes(
         assert after is before
 
 
-def test_the_last_of_repeated_headers_counts_and_all_are_changed() -> None:
+def test_the_last_of_repeated_headers_counts_and_the_others_are_the_producers() -> None:
     twice = Letter(0, 0, None, None, None, (*letter(attempt="9").headers, *letter(attempt="1").headers))
     found = decision(twice)
     assert found.fate == "retry"
-    assert [v for k, v in found.letter.headers if k == "dl-attempt"] == [b"2", b"2"]
+    assert [v for k, v in found.letter.headers if k == "dl-attempt"] == [b"9", b"2"]
