@@ -658,6 +658,65 @@ MECHANISMS = (
          "::test_a_crash_loop_opens_the_breaker_until_it_cooled_down_and_one_long_life_closes_it",),
     ),
     Mechanism(
+        "P6", "a batch that does not fit into memory is read in pieces", "spark/speed/ingest.py",
+        "if OUT_OF_MEMORY not in str(error) or self.in_pieces is None:", "if True:",
+        ("tests/integration/test_sizes.py"
+         "::test_what_does_not_fit_into_memory_is_quarantined_by_its_offset_and_stops_nobody",),
+    ),
+    Mechanism(
+        "P6", "a task that lacks memory ends no driver", "spark/session.py",
+        '"spark.executor.killOnFatalError.depth": "0",', "",
+        ("tests/integration/test_sizes.py"
+         "::test_what_does_not_fit_into_memory_is_quarantined_by_its_offset_and_stops_nobody",),
+    ),
+    Mechanism(
+        "P6", "an alert that is too large for its topic comes without its record", "spark/transforms/alerts.py",
+        "fits = size <= sizes.of_topic(contract) - sizes.BATCH_OVERHEAD", "fits = F.lit(True)",
+        ("tests/unit/spark/transforms/test_alerts.py"
+         "::test_an_alert_is_as_large_as_its_topic_takes_or_comes_without_its_record",
+         "tests/integration/test_lane.py"
+         "::test_an_alert_that_is_larger_than_its_topic_takes_comes_without_its_record_and_the_lane_goes_on"),
+    ),
+    Mechanism(
+        "P6", "a lane sends what its topic takes", "spark/speed/alert_lane.py",
+        "**self._bounds(), ", "",
+        ("tests/integration/test_lane.py"
+         "::test_an_alert_that_is_larger_than_its_topic_takes_comes_without_its_record_and_the_lane_goes_on",),
+    ),
+    Mechanism(
+        "P6", "a lane that choked on a record goes on behind the ingest", "spark/speed/checkpoint/lane_start.py",
+        "if offsets is None or behind_ingest:", "if offsets is None:",
+        ("tests/unit/spark/speed/test_alert_lane.py::test_a_lane_that_choked_on_a_record_goes_on_behind_the_ingest",),
+    ),
+    Mechanism(
+        "P8", "what is too large for its topic is a pointer to bronze", "spark/speed/dead_letters.py",
+        "(size <= sizes.of_topic(contract))", "(size <= 1 << 40)",
+        ("tests/integration/test_sizes.py::test_what_the_topic_takes_is_one_row_and_one_letter",),
+    ),
+    Mechanism(
+        "P8", "a pointer's bytes come back from bronze", "producers/replay.py",
+        'outcome=Outcome("retry", letter.restored(found))', 'outcome=Outcome("retry", letter)',
+        ("tests/integration/test_sizes.py"
+         "::test_a_letter_of_any_size_comes_back_byte_for_byte_and_holds_up_no_other",),
+    ),
+    Mechanism(
+        "P8", "a client sends what the topic takes", "schemas/sizes.py",
+        '"message.max.bytes": _LARGEST,', "",
+        ("tests/integration/test_sizes.py"
+         "::test_a_letter_of_any_size_comes_back_byte_for_byte_and_holds_up_no_other",
+         "tests/integration/test_sizes.py::test_produce_sends_what_the_topic_takes"),
+    ),
+    Mechanism(
+        "P8", "a letter that a topic refuses holds up no other", "producers/replay.py",
+        "except TooLarge as error:", "except ZeroDivisionError as error:",
+        ("tests/integration/test_sizes.py::test_a_letter_that_the_retry_topic_does_not_take_is_parked_alone",),
+    ),
+    Mechanism(
+        "P8", "a producer may have headers named as the platform's", "schemas/dead_letter.py",
+        "return (*headers[:begin], *(", "return (*(",
+        ("tests/unit/schemas/test_dead_letter.py::test_headers_of_a_producer_survive_whatever_their_names_are",),
+    ),
+    Mechanism(
         "P8", "a letter is decided upon once", "infra/commands/dead_letters.py",
         "if row[\"id\"] in waiting]:", "if False]:",
         ("tests/integration/test_dead_letters.py"

@@ -6,6 +6,9 @@ more, with the same ids.
 
 A query is planned once, with the writer schemas that are registered then. With others it begins a generation of its
 checkpoint anew, which notes them beside where it starts, so a schema that came while no lane ran is noticed as well.
+
+A record that does not fit into memory (`spark.speed.large_records`) ends the query. The lane then goes on where the
+ingest is, as soon as that has passed the record: alerts of records in between are not sent, which the log says.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from spark.speed import kafka_source
 from spark.speed.alert_log import AlertLog
 from spark.speed.checkpoint import generations, lane_start
 from spark.speed.heartbeat import NO_PROGRESS
+from spark.speed.large_records import OUT_OF_MEMORY
 from spark.speed.standstill import REPORTED_AFTER, Standstill, words
 from spark.speed.writer_schemas import RegisteredSchemas
 from spark.transforms.alerts import alerts
@@ -57,6 +61,7 @@ class Lane:
         self._schemas: Mapping[int, str] = {}
         self._files: list[tuple[int, int]] = []
         self._started_at: datetime | None = None
+        self._choked = False
         way_out = f"begin a new generation, which loses no alert: `millrace checkpoint reset {self._name}`"
         self.standstill = Standstill(f"the alert lane of {contract.stream}", way_out, clock)
 
@@ -124,6 +129,7 @@ class Lane:
         if self._query is not None and not self._query.isActive:
             failure = self._query.exception()
             self._query = None
+            self._choked = OUT_OF_MEMORY in str(failure)
             raise failure or RuntimeError("the query ended without a reason")
         schemas, files = self._writers.watched(), self._reference_files()
         if schemas != self._schemas or files != self._files:
@@ -136,8 +142,11 @@ class Lane:
     def _started(self, spark: SparkSession) -> StreamingQuery:
         generation, start = lane_start.opening(self.contract, self._settings)
         known = sorted(self._schemas)
-        if start is None or start.schemas not in (None, known):
-            generation, start = lane_start.begin(self.contract, self._settings)
+        if start is None or start.schemas not in (None, known) or self._choked:
+            generation, start = lane_start.begin(self.contract, self._settings, behind_ingest=self._choked)
+            if self._choked:
+                log.error("%s met a record that does not fit into memory: it goes on behind the ingest", self._name)
+            self._choked = False
             log.info("%s begins generation %d of its checkpoint, with the schemas %s", self._name, generation, known)
         location = generations.location(self._settings, self._name, generation)
         if start.schemas is None:

@@ -83,13 +83,14 @@ def read(spark: SparkSession, contract: Contract, settings: Settings, generation
             found = sounder.sound(partition, range_)
             small[partition] = found.small
             large += [(*partition, offset) for one in found.large for offset in range(one.first, one.last + 1)]
-    for topic, partition, offset in large:
-        log.error(
-            "%s/%d/%d does not fit into memory once it is decompressed: it is quarantined", topic, partition, offset
-        )
+    for topic, number, offset in large:
+        log.error("%s/%d/%d does not fit into memory once it is decompressed: it is quarantined", topic, number, offset)
     places = [(None, None, *place, None, None, None) for place in large]
-    frame = kafka_source.one_by_one(spark, contract, settings, small) or spark.createDataFrame([], _RECORDS)
-    return Pieces(frame, spark.createDataFrame(places, _RECORDS) if places else None)
+    frame = kafka_source.one_by_one(spark, contract, settings, small)
+    return Pieces(
+        spark.createDataFrame([], _RECORDS) if frame is None else frame,
+        spark.createDataFrame(places, _RECORDS) if places else None,
+    )
 
 
 def _planned(contract: Contract, settings: Settings, generation: int, batch_id: int) -> dict[Partition, Range]:

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -535,6 +536,31 @@ def _poison_storm(world: World, rng: Random) -> None:
     accepted = world.python(str(Path(sys.executable).with_name("millrace")), "checkpoint", "accept-storm", STREAM)
     output, _ = accepted.communicate(timeout=120)
     assert accepted.returncode == 0, output
+
+
+@fault("record-oversized", "records that are small on Kafka and large in memory, one of them larger than memory is")
+def _record_oversized(world: World, rng: Random) -> None:
+    pause(rng.uniform(0, 3))
+    alive, large = world.driver().pid, rng.randrange(1, 30)
+    before = _rejected(world)
+    world.load.send_oversized(*[11_000_000] * large, BOMB, *[2_000_000] * large)
+    expected = before + Counter({"malformed": 2 * large, "oversized": 1})
+    wait_for("all are dead letters", lambda: _rejected(world) >= expected, 240, every=0.5)
+    assert world.driver().pid == alive, "the driver died of them"
+    _replayed(world)
+
+
+BOMB = 500_000_000
+"""Bytes of a record that does not fit into the driver's heap of 1,200 MB in the copies that are made of it."""
+
+
+def _rejected(world: World) -> Counter[str]:
+    """The rows of bronze by error class, without those that replays sent."""
+    with connect(world.settings, [world.contract]) as served:
+        bronze = names.local_path(names.bronze(world.settings.lake_uri, STREAM))
+        of = "error_class in ('malformed', 'oversized') and attempt = 0"
+        found = served.execute(f"select error_class, count(*) from delta_scan('{bronze}') where {of} group by all")
+        return Counter(dict(found.fetchall()))
 
 
 @fault("schema-unknown", "records of a schema that nobody has registered yet: dead letters that land once somebody has")

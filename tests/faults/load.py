@@ -109,6 +109,15 @@ class Load:
         producer.commit_transaction(30)
         self._next_storm += count
 
+    def send_oversized(self, *bytes_: int) -> None:
+        """Sends garbage of so many bytes each, which is small while it is compressed."""
+        bounds = {"compression.type": "zstd", "message.max.bytes": 10**9, "queue.buffering.max.kbytes": 2 * 10**6}
+        producer = Producer(self._settings.kafka_client("producer") | bounds)
+        for number, size in enumerate(bytes_, start=self._next_storm):
+            self._send(number, producer, bytes(size))
+            assert producer.flush(60) == 0
+        self._next_storm += len(bytes_)
+
     def send_newer(self, count: int, schema_id: int, schema: Mapping[str, Any]) -> None:
         """Sends so many events of another schema, as old as those that are sent by now."""
         first = NEWER + self.next_number

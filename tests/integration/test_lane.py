@@ -10,11 +10,12 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import psutil
@@ -105,9 +106,9 @@ class Desk:
         driver.wait_started(self.settings, found)
         return found
 
-    def small(self, stream: str) -> Contract:
+    def small(self, stream: str, configs: Mapping[str, str] = MappingProxyType({})) -> Contract:
         """A stream of that name, like `transactions`, of one partition: its lane fits into the session of the tests."""
-        topic = self.contract.topic.model_copy(update={"partitions": 1})
+        topic = self.contract.topic.model_copy(update={"partitions": 1, "configs": dict(configs)})
         contract = self.contract.model_copy(update={"stream": stream, "topic": topic})
         provision_topics(AdminClient(self.settings.kafka_client("provision")), contract)
         provision_subject(registry(self.settings), contract)
@@ -379,6 +380,53 @@ def test_kill_9_loses_no_alert_and_the_lake_has_each_once(desk: Desk) -> None:
     start = generations.begun(place)
     assert start is not None
     assert start.offsets == done["start"]
+
+
+def test_an_alert_that_is_larger_than_its_topic_takes_comes_without_its_record_and_the_lane_goes_on(
+    desk: Desk, spark: SparkSession
+) -> None:
+    """A double quote is two characters of JSON. The second record's alert fits, and is larger than what a Java
+    producer sends unless it is told otherwise."""
+    contract = desk.small("quoted", {"max.message.bytes": "3000000"})
+    codec = Codec(contract, schema_id(contract, registry(desk.settings)))
+    producer = Producer(desk.settings.kafka_client("producer") | {"message.max.bytes": 5_000_000})
+    merchants = ['"' * 1_600_000, "m" * 2_600_000, "merchant-0007"]
+    for number, merchant in enumerate(merchants):
+        value = codec.value(LARGE | {"transaction": f"quoted-{number}", "merchant": merchant})
+        producer.produce(contract.stream, value, b"account-00042")
+        assert producer.flush(30) == 0
+    lane = Lane(contract, desk.settings)
+    try:
+
+        @retry(wait=wait_fixed(0.2), stop=stop_after_delay(90), retry=retry_if_result(lambda found: len(found) < 6))
+        def told() -> dict[str, Any]:
+            lane.tend(spark)
+            return {
+                alert["id"]: alert
+                for alert in (json.loads(m.value() or b"") for m in read(desk.settings, contract.alerts_topic))
+            }
+
+        found = told()
+        assert lane.progress()["halted"] is None
+
+        @retry(wait=wait_fixed(0.2), stop=stop_after_delay(60), retry=retry_if_result(lambda rows: len(rows) < 6))
+        def logged() -> dict[str, Any]:
+            lane.tend(spark)
+            path = names.local_path(names.alerts(desk.settings.lake_uri, contract.stream))
+            return {row["id"]: row for row in DeltaTable(path).to_pyarrow_table().to_pylist()}
+
+        rows = logged()
+    finally:
+        lane.close()
+    for number, merchant in enumerate(merchants):
+        for name in ("over_limit", "watched_account"):
+            id_ = f"quoted/0/{number}/{name}"
+            if number:
+                assert found[id_]["record"]["merchant"] == merchant
+                assert json.loads(rows[id_]["record"]) == found[id_]["record"]
+            else:
+                assert (found[id_]["record"], rows[id_]["record"]) == (None, None)
+                assert "larger than its topic takes" in found[id_]["omitted"]
 
 
 def test_the_log_has_each_alert_once_whatever_crashes(desk: Desk) -> None:

@@ -102,7 +102,9 @@ def delivered(settings: Settings, topic: str, all_: list[Sent]) -> list[Sent]:
                 took.extend([] if error else [sent])
 
             stamp = int(NOON.timestamp() * 1000)
-            producer.produce(topic, sent.value, sent.key, headers=sent.headers, timestamp=stamp, on_delivery=answered)
+            producer.produce(
+                topic, sent.value, sent.key, headers=[*sent.headers], timestamp=stamp, on_delivery=answered
+            )
             assert producer.flush(30) == 0  # each in a batch of its own
     return took
 

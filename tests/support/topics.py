@@ -18,6 +18,7 @@ def read(settings: Settings, topic: str) -> list[Message]:
             "enable.auto.commit": False,
             "enable.partition.eof": True,
             "auto.offset.reset": "earliest",
+            "receive.message.max.bytes": 2_000_000_000,  # also what no memory of the platform holds
         }
     )
     partitions = sorted(consumer.list_topics(topic, 10).topics[topic].partitions)

@@ -26,16 +26,18 @@ def opening(contract: Contract, settings: Settings) -> tuple[int, Start | None]:
     return generation, check.readable(lambda: generations.begun(location))
 
 
-def begin(contract: Contract, settings: Settings) -> tuple[int, Start]:
+def begin(contract: Contract, settings: Settings, behind_ingest: bool = False) -> tuple[int, Start]:
     """Makes the next generation of the lane's checkpoint, which sends every alert that older ones may not have sent,
     and notes where it starts before anything is read, for its first checkpoint comes late, and a crash may come before.
-    The lane must not run. Returns the generation and its start. Raises `Unreadable` if it is the first, and what the
-    ingest has settled cannot be read."""
+    With `behind_ingest` it passes over what the ingest has settled, and over the alerts of that. The lane must not run.
+    Returns the generation and its start. Raises `Unreadable` if it is the first, and what the ingest has settled cannot
+    be read."""
     offsets = _alerted_offsets(settings, contract.alerts_topic)
-    if offsets is None:
+    if offsets is None or behind_ingest:
         # What the ingest had settled when alerts came into the contract is history, and alerts nobody any more.
         settled = generations.settled_batch(contract, settings)
-        offsets = {} if settled is None else generations.settled_offsets(contract, settings, settled)
+        ingested = {} if settled is None else generations.settled_offsets(contract, settings, settled)
+        offsets = (offsets or {}) | {key: max(end, (offsets or {}).get(key, 0)) for key, end in ingested.items()}
     generation = max(generations.generations(settings, contract.alerts_topic), default=0) + 1
     start = Start(offsets=nested(offsets), after=None, finished=True)
     generations.put_start(generations.location(settings, contract.alerts_topic, generation), start)

@@ -121,6 +121,12 @@ def test_a_lane_that_begins_again_goes_back_one_interval_and_not_to_where_the_in
     assert site.begun() == (3, 30), "it has not run since"
 
 
+def test_a_lane_that_choked_on_a_record_goes_on_behind_the_ingest(site: Site) -> None:
+    generation, start = lane_start.begin(SALES, site.settings, behind_ingest=True)
+    assert (generation, flat(start.offsets)["sales", 0]) == (2, 910)
+    assert site.begun() == (3, 910), "what it passed over is not taken up again"
+
+
 def test_what_cannot_be_read_is_passed_over_for_what_is_older(site: Site) -> None:
     place = site.folder("sales.alerts")
     (place / "offsets" / "2").write_text("v1")

@@ -9,6 +9,7 @@ from pyspark.sql import SparkSession
 
 from producers.codec import Codec
 from producers.generators import generated
+from schemas import sizes
 from schemas.contract import references
 from schemas.contract.catalog import load
 from schemas.contract.examples import bad, good
@@ -69,6 +70,41 @@ def test_a_record_without_a_row_in_a_reference_is_judged_and_told_with_null(spar
     rows = [Row(codec.value(stranger | {"amount_cents": amount}), "transactions", amount) for amount in (50_000, 10)]
     documents = raised(spark, contract, rows)
     assert [(d["alert"], "references" in d) for d in documents.values()] == [("cash_abroad", False)]
+
+
+@pytest.mark.parametrize("escaped", ['"', "\u0001", "a"])
+def test_an_alert_is_as_large_as_its_topic_takes_or_comes_without_its_record(spark: SparkSession, escaped: str) -> None:
+    """JSON makes two or six characters of one: what the stream's topic took, the alerts' topic may not take."""
+    contract = load(USES / "transactions")
+    limit = 10_000
+    contract = contract.model_copy(
+        update={"topic": contract.topic.model_copy(update={"configs": {"max.message.bytes": str(limit)}})}
+    )
+    [record] = list(generated("transactions", 1))
+    record = {**record, "amount_cents": 9_999_900, "category": "groceries"}
+    codec, each = Codec(contract, 1), len(json.dumps(escaped)) - 2
+    tables = {one.name: spark.createDataFrame(references.table(contract, one)) for one in contract.references}
+
+    def told(lengths: list[int]) -> list[tuple[bytes | None, str]]:
+        values = [codec.value({**record, "merchant": escaped * length}) for length in lengths]
+        rows = [Row(value, "transactions", offset) for offset, value in enumerate(values)]
+        found = alerts(frame(spark, rows), contract, {1: json.dumps(contract.schema_now)}, tables).collect()
+        return [(row.key, row.value) for row in found if json.loads(row.value)["alert"] == "over_limit"]
+
+    [(key, least)] = told([0])
+    room = limit - sizes.BATCH_OVERHEAD - len(key or b"") - len(least.encode())
+    lengths = [0, room // each - 1, room // each, room // each + 1, 3 * limit]
+    found = told(lengths)
+    for length, (its_key, document) in zip(lengths, found, strict=True):
+        size, alert = len(its_key or b"") + len(document.encode()), json.loads(document)
+        assert size <= limit - sizes.BATCH_OVERHEAD
+        if length <= room // each:
+            assert (its_key, alert["record"]["merchant"]) == (key, escaped * length)
+            assert size == len(key or b"") + len(least.encode()) + length * each, "only what is too large is cut"
+        else:
+            assert (its_key, alert["record"], "references" in alert) == (None, None, False)
+            assert "larger than its topic takes" in alert["omitted"]
+            assert alert["original"] == f"transactions/0/{lengths.index(length)}"
 
 
 def test_a_replayed_record_keeps_its_name(spark: SparkSession) -> None:
