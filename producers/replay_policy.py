@@ -6,6 +6,7 @@ The rule, per error class of the contract's `dead_letters.policy` (`attempts`, `
   with `dl-attempt` one higher; `discard` sends it to the parked ones for good.
 - Attempts used up, or `attempts: 0`: **park** it, for a person to decide.
 - `dl-next-due-at` not reached: **wait**, unchanged.
+- `oversized`: **park** it, and so again if a person approves it, because the platform has nothing of it to send.
 - Due: **retry**, with `dl-attempt` one higher.
 - `unknown_schema` is due as soon as the registry knows the letter's schema id, even before `dl-next-due-at`. While
   it does not, a letter is looked at when `dl-next-due-at` is reached, and each unsuccessful look is an attempt: it
@@ -60,7 +61,7 @@ def outcome(
     if error_class is None or attempt is None or due is None or not number:
         return _park(letter, "its dl- headers are missing or unreadable")
     backoff = policy[error_class]
-    if backoff.attempts == 0:
+    if backoff.attempts == 0 or error_class == "oversized":  # nothing of it could be sent
         return _park(letter, f"errors of class {error_class} are for a person to decide")
     if attempt >= backoff.attempts:
         return _park(letter, f"all {backoff.attempts} attempts are used up")

@@ -890,7 +890,7 @@ MECHANISMS = (
     ),
     Mechanism(
         "P6", "what was settled before there were alerts alerts nobody", "spark/speed/checkpoint/lane_start.py",
-        "        offsets = {} if settled is None else", "        offsets = {} if True else",
+        "        ingested = {} if settled is None else", "        ingested = {} if True else",
         ("tests/unit/spark/speed/test_alert_lane.py::test_a_first_lane_starts_where_the_ingest_has_settled",),
     ),
     Mechanism(

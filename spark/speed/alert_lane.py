@@ -142,7 +142,7 @@ class Lane:
     def _started(self, spark: SparkSession) -> StreamingQuery:
         generation, start = lane_start.opening(self.contract, self._settings)
         known = sorted(self._schemas)
-        if start is None or start.schemas not in (None, known) or self._choked:
+        if start is None or self._choked or start.schemas not in (None, known):
             generation, start = lane_start.begin(self.contract, self._settings, behind_ingest=self._choked)
             if self._choked:
                 log.error("%s met a record that does not fit into memory: it goes on behind the ingest", self._name)

@@ -34,10 +34,11 @@ def begin(contract: Contract, settings: Settings, behind_ingest: bool = False) -
     be read."""
     offsets = _alerted_offsets(settings, contract.alerts_topic)
     if offsets is None or behind_ingest:
+        alerted = offsets or {}
         # What the ingest had settled when alerts came into the contract is history, and alerts nobody any more.
         settled = generations.settled_batch(contract, settings)
         ingested = {} if settled is None else generations.settled_offsets(contract, settings, settled)
-        offsets = (offsets or {}) | {key: max(end, (offsets or {}).get(key, 0)) for key, end in ingested.items()}
+        offsets = alerted | {partition: max(end, alerted.get(partition, 0)) for partition, end in ingested.items()}
     generation = max(generations.generations(settings, contract.alerts_topic), default=0) + 1
     start = Start(offsets=nested(offsets), after=None, finished=True)
     generations.put_start(generations.location(settings, contract.alerts_topic, generation), start)

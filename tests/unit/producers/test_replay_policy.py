@@ -18,6 +18,7 @@ POLICY: dict[ErrorClass, Backoff] = {
     "unknown_schema": Backoff(attempts=4, base=timedelta(minutes=1), cap=timedelta(minutes=5), jitter=0),
     "malformed": Backoff(attempts=0),
     "rule": Backoff(attempts=0),
+    "oversized": Backoff(attempts=9),
 }
 FOREIGN = (("trace", b"\xff\x00"), ("dl", None), ("trace", b""))
 
@@ -51,6 +52,7 @@ def decision(of: Letter, known: bool = False, now: datetime = NOW) -> Outcome:
         ("transient", 3, 60, False, "park", 3),
         ("malformed", 0, -60, False, "park", 0),
         ("rule", 0, 60, False, "park", 0),
+        ("oversized", 0, -60, False, "park", 0),
         ("unknown_schema", 0, 60, True, "retry", 1),
         ("unknown_schema", 3, 60, True, "retry", 4),
         ("unknown_schema", 4, 0, True, "park", 4),
@@ -171,3 +173,15 @@ def test_the_last_of_repeated_headers_counts_and_the_others_are_the_producers() 
     found = decision(twice)
     assert found.fate == "retry"
     assert [v for k, v in found.letter.headers if k == "dl-attempt"] == [b"9", b"2"]
+
+
+@pytest.mark.parametrize(("verb", "fate"), [("approve", "park"), ("edit", "retry"), ("discard", "discard")])
+def test_of_a_record_that_no_memory_held_there_is_nothing_to_send_again(verb: str, fate: str) -> None:
+    decided = letter("oversized").with_headers({DECISION: verb})
+    assert decision(decided).fate == fate
+
+
+def test_a_pointer_of_an_unknown_schema_is_due_when_its_schema_is_there() -> None:
+    pointing = letter("unknown_schema", due=instant(NOW + timedelta(hours=1))).with_headers({"dl-schema-id": "5"})
+    assert decision(pointing._replace(value=None), known=True).fate == "retry"
+    assert decision(pointing._replace(value=None)).fate == "wait"

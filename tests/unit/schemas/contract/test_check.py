@@ -420,7 +420,7 @@ def test_reserved_and_repeated_field_names(root: Path) -> None:
 
 def test_the_policy_of_an_error_class_has_a_default_and_a_bound() -> None:
     policy = catalog()["weather"].dead_letters.policy
-    assert set(policy) == {"transient", "unknown_schema", "malformed", "rule"}
+    assert set(policy) == {"transient", "unknown_schema", "malformed", "rule", "oversized"}
     backoff = policy["unknown_schema"]
     assert [backoff.delay(n) for n in (0, 1, 5)] == [timedelta(minutes=m) for m in (1, 2, 32)]
     assert backoff.delay(10_000) == backoff.cap == timedelta(hours=6)
