@@ -14,7 +14,8 @@ bronze alone, so a batch can also be finished without its checkpoint.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -27,7 +28,7 @@ from spark.lake import batch_numbers, names
 from spark.speed import delta_append
 from spark.speed.checkpoint import generations
 from spark.speed.dead_letters import Letters, letters
-from spark.speed.large_records import OUT_OF_MEMORY, Pieces
+from spark.speed.large_records import BOUNDS, OUT_OF_MEMORY, Pieces, ReadInPieces
 from spark.speed.writer_schemas import Known, WriterSchemas
 from spark.transforms.aggregates import distinct_events, event_columns, partials
 from spark.transforms.decode import UNREGISTERED, decoding
@@ -53,6 +54,19 @@ class PoisonStorm(Halt):
     others."""
 
 
+@contextmanager
+def _row_by_row(spark: SparkSession) -> Iterator[None]:
+    """Lets Spark read Parquet row by row inside the block. It reads columns in blocks of 4,096 values otherwise, and
+    those of rejected records may be megabytes each. The session is the query's own, and one thread uses it."""
+    vectorized = "spark.sql.parquet.enableVectorizedReader"
+    before = spark.conf.get(vectorized)
+    spark.conf.set(vectorized, "false")
+    try:
+        yield
+    finally:
+        spark.conf.set(vectorized, before)
+
+
 @dataclass
 class Ingest:
     """The ingest of a stream under one generation of its checkpoint. `batch` is the foreachBatch function.
@@ -69,7 +83,7 @@ class Ingest:
     letters: Letters
     may_commit: Callable[[], None] = lambda: None
     storm_accepted: Callable[[int], bool] = lambda batch: False
-    in_pieces: Callable[[SparkSession, int], Pieces] | None = None
+    in_pieces: ReadInPieces | None = None
     _judging: tuple[Known, Callable[[DataFrame], DataFrame], Callable[[DataFrame], DataFrame]] | None = field(
         default=None, init=False
     )
@@ -83,9 +97,20 @@ class Ingest:
         except Exception as error:
             if OUT_OF_MEMORY not in str(error) or self.in_pieces is None:
                 raise
-            log.error("%s batch %d does not fit into memory: it is read in pieces", self.contract.stream, batch_id)
-            self._take(self.in_pieces(records.sparkSession, batch_id), batch_id)
+            self._take_in_pieces(records.sparkSession, batch_id, self.in_pieces)
         self.onward(records.sparkSession, batch_id)
+
+    def _take_in_pieces(self, spark: SparkSession, batch_id: int, read: ReadInPieces) -> None:
+        for most in BOUNDS:
+            log.error(
+                "%s batch %d does not fit into memory: it is read in pieces of %d MiB at most",
+                self.contract.stream, batch_id, most // 1024**2,
+            )  # fmt: skip
+            try:
+                return self._take(read(spark, batch_id, most), batch_id)
+            except Exception as error:
+                if OUT_OF_MEMORY not in str(error) or most == BOUNDS[-1]:
+                    raise
 
     def _take(self, pieces: Pieces, batch_id: int) -> None:
         try:
@@ -105,7 +130,7 @@ class Ingest:
         judged = self._judged(records.coalesce(slots), known)
         if pieces.too_large is not None:
             verdict = {"error_class": F.lit("oversized"), "reason": F.lit(OVERSIZED)}
-            judged = judged.unionByName(self._judged(pieces.too_large, known).withColumns(verdict))
+            judged = judged.unionByName(self._judged(pieces.too_large, known).withColumns(verdict)).coalesce(1)
         stamped = judged.withColumn("batch", delta_append.stamp(number))
         delta_append.append(stamped, bronze, application, batch_id, self.may_commit)
 
@@ -132,7 +157,8 @@ class Ingest:
             self._append_partials(written.accepted, application, batch_id, number)
         if written.rows_rejected:
             self.may_commit()
-            sent = self.letters.send(batch_id, letters(written.rejected, self.contract).toLocalIterator)
+            with _row_by_row(spark):
+                sent = self.letters.send(batch_id, letters(written.rejected, self.contract).toLocalIterator)
             log.info("%s batch %d: %d dead letters", self.contract.stream, batch_id, sent)
 
     def _append_partials(self, accepted: DataFrame, application: str, batch_id: int, number: int) -> None:

@@ -130,7 +130,7 @@ class IngestQuery:
             self.letters,
             self.may_commit,
             partial(ingest_start.is_accepted, settings, name),
-            lambda spark, batch_id: large_records.read(spark, self.contract, settings, generation, batch_id),
+            partial(large_records.read, self.contract, settings, generation),
         )
 
     @property

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import NamedTuple
@@ -41,6 +41,8 @@ log = logging.getLogger(__name__)
 
 OUT_OF_MEMORY = "java.lang.OutOfMemoryError"
 """What the error of a query contains whose records did not fit into memory."""
+BOUNDS = (sizes.IN_MEMORY, sizes.IN_MEMORY // 4)
+"""Bytes that a record may have, one after the other, until the batch fits: the driver has other work as well."""
 SECONDS = 30.0
 """Seconds that an answer of Kafka may take."""
 
@@ -66,6 +68,10 @@ class SoundingFailed(TransientError):
     """Kafka did not answer while the records of a batch were measured. The batch is tried again."""
 
 
+ReadInPieces = Callable[[SparkSession, int, int], "Pieces"]
+"""As `read`: takes the session, the batch's number in its checkpoint, and the bytes that a record may have."""
+
+
 class Pieces(NamedTuple):
     """A micro-batch as rows of Spark's Kafka source: the `records` that fit into memory, and the places of those that
     are `too_large`, without anything else; None if there are none."""
@@ -74,11 +80,13 @@ class Pieces(NamedTuple):
     too_large: DataFrame | None
 
 
-def read(spark: SparkSession, contract: Contract, settings: Settings, generation: int, batch_id: int) -> Pieces:
-    """Reads the newest batch of a generation of the ingest's checkpoint in small pieces. Raises `SoundingFailed` and
-    `spark_log.Unreadable`."""
+def read(
+    contract: Contract, settings: Settings, generation: int, spark: SparkSession, batch_id: int, most: int
+) -> Pieces:
+    """Reads the newest batch of a generation of the ingest's checkpoint in small pieces. A record of more than `most`
+    bytes is too large. Raises `SoundingFailed` and `spark_log.Unreadable`."""
     small, large = {}, []
-    with _Sounder(contract, settings) as sounder:
+    with _Sounder(contract, settings, most) as sounder:
         for partition, range_ in _planned(contract, settings, generation, batch_id).items():
             found = sounder.sound(partition, range_)
             small[partition] = found.small
@@ -123,7 +131,8 @@ class _Sounder:
     """Measures records one by one. A batch of records that is larger than its bound it cannot open: all of that batch
     is too large."""
 
-    def __init__(self, contract: Contract, settings: Settings) -> None:
+    def __init__(self, contract: Contract, settings: Settings, most: int) -> None:
+        self._most = most
         self._consumer = Consumer(
             {
                 **settings.kafka_client("stream"),
@@ -155,7 +164,7 @@ class _Sounder:
                 if message.error() is not None or offset > within.last:
                     break
                 at = offset + 1
-                if sizes.of(message.headers() or [], message.key(), message.value()) > sizes.IN_MEMORY:  # type: ignore[arg-type]
+                if sizes.of(message.headers() or [], message.key(), message.value()) > self._most:  # type: ignore[arg-type]
                     found.add_small(begun, offset - 1)
                     found.large.append(Range(offset, offset))
                     begun = at

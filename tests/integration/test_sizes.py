@@ -253,7 +253,7 @@ def test_a_letter_whose_bytes_bronze_has_no_more_is_parked_and_says_so(
     pipeline: Pipeline, mine: Settings, contract: Contract, took: list[Sent]
 ) -> None:
     parked = [r for r in millrace("list", "--limit", "1000")["letters"] if r["status"] == "parked"]
-    large = next(row for row in parked if len(row["value"] or "") > 4 * LIMIT)
+    large = next(row for row in parked if len(row["value"] or "") >= 4 * LIMIT)
     small = next(row for row in parked if row["key"] == b"none zeros 1".hex())
     table = DeltaTable(names.local_path(names.bronze(mine.lake_uri, contract.stream)))
     millrace("approve", large["id"], small["id"], "--because", "b")
@@ -293,14 +293,14 @@ def test_a_letter_that_the_retry_topic_does_not_take_is_parked_alone(
 ) -> None:
     """As where the producer compressed better than we do: here our producers do not compress at all."""
     parked = [r for r in millrace("list", "--limit", "1000")["letters"] if r["status"] == "parked"]
-    large = [row["id"] for row in parked if len(row["value"] or "") > 3 * LIMIT][:3]
+    large = [row["id"] for row in parked if len(row["value"] or "") > 3 * LIMIT]
     small = [row["id"] for row in parked if row["key"] == b"lz4 noise 1".hex()]
-    assert (len(large), len(small)) == (3, 1)
+    assert (len(large), len(small)) == (2, 1)
     millrace("approve", *large, *small, "--because", "b")
     bounds = sizes.producer(sizes.of_letters(contract)) | {"compression.type": "none"}
     monkeypatch.setattr(sizes, "producer", lambda limit: bounds)
     counts = replayed("refused")
-    assert (counts["retried"], counts["parked"]) == (1, 3)
+    assert (counts["retried"], counts["parked"]) == (1, 2)
     monkeypatch.undo()
     for letter in large:
         assert "larger than the retry topic takes" in millrace("show", letter)["parked_because"]
@@ -336,7 +336,7 @@ def test_what_does_not_fit_into_memory_is_quarantined_by_its_offset_and_stops_no
 ) -> None:
     pipeline.run()
     known = schema_id(mine, contract, 1)
-    bounds = {"compression.type": "zstd", "message.max.bytes": 2 * BOMB, "batch.size": 2 * BOMB, "linger.ms": 200}
+    bounds = {"compression.type": "zstd", "message.max.bytes": 2 * BOMB, "batch.size": 2 * BOMB, "linger.ms": 5000}
     producer = Producer(mine.kafka_client("producer") | bounds | {"queue.buffering.max.kbytes": 2_000_000})
     good = [wire(known, V1, click(number)) for number in (600, 601, 602)]
     sent: dict[bytes, int] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ class Pipeline:
         letters = Letters(self.contract, self.stack.kafka_client("stream"), application, lambda: NOW)
         ingest = Ingest(
             self.contract, self.stack.lake_uri, generation, self.writers, letters, may_commit,
-            in_pieces=lambda spark, number: large_records.read(spark, self.contract, self.stack, generation, number),
+            in_pieces=partial(large_records.read, self.contract, self.stack, generation),
         )  # fmt: skip
 
         def batch(records: DataFrame, batch_id: int) -> None:
