@@ -59,7 +59,7 @@ def _row_by_row(spark: SparkSession) -> Iterator[None]:
     """Lets Spark read Parquet row by row inside the block. It reads columns in blocks of 4,096 values otherwise, and
     those of rejected records may be megabytes each. The session is the query's own, and one thread uses it."""
     vectorized = "spark.sql.parquet.enableVectorizedReader"
-    before = spark.conf.get(vectorized)
+    before = spark.conf.get(vectorized) or "true"
     spark.conf.set(vectorized, "false")
     try:
         yield
