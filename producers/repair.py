@@ -9,15 +9,14 @@ is on the retry topic by then and is not ingested yet is not sent again.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
 
 from confluent_kafka import KafkaException
 
 from infra.broker.offsets import Offsets
 from infra.broker.ranges import Partition, Range
 from infra.settings import Settings
-from producers.replay import TRANSACTION_LETTERS
-from producers.transactions import Fenced, Session, SessionError
+from producers.replay import TRANSACTION_BYTES, TRANSACTION_LETTERS
+from producers.transactions import Fenced, Session, SessionError, TooLarge
 from schemas import sizes
 from schemas.contract.model import Contract
 from schemas.dead_letter import ATTEMPT, ID, Letter, identity
@@ -48,15 +47,42 @@ def repair(
             letters = (
                 letter for letter in _lost(contract, session, missing) if letter.identity not in waiting
             )  # fmt: skip
-            sent = 0
-            while some := list(islice(letters, TRANSACTION_LETTERS)):
-                session.transaction([(contract.retry_topic, letter) for letter in some])
-                sent += len(some)
+            sent, refused = 0, 0
+            while some := _transaction(letters):
+                taken = _send(contract, session, some)
+                sent, refused = sent + taken, refused + len(some) - taken
+            if refused:
+                raise RepairError(
+                    f"{refused} records are larger than {contract.retry_topic} takes, with the headers that say what "
+                    f"they are; {sent} were sent again. Raise max.message.bytes in {contract.stream}'s topic.configs, "
+                    "provision, and repair once more"
+                )
             return sent
     except Fenced as error:
         raise RepairError(f"another repair of {contract.stream} has taken over: {error}") from error
     except (KafkaException, SessionError) as error:
         raise RepairError(f"Kafka failed the repair of {contract.stream}: {error}; run it again") from error
+
+
+def _transaction(letters: Iterator[Letter]) -> list[Letter]:
+    """The next letters that are sent together: not many, and not many bytes."""
+    some: list[Letter] = []
+    held = 0
+    while len(some) < TRANSACTION_LETTERS and held < TRANSACTION_BYTES and (letter := next(letters, None)):
+        some.append(letter)
+        held += sizes.of(letter.headers, letter.key, letter.value)
+    return some
+
+
+def _send(contract: Contract, session: Session, letters: list[Letter]) -> int:
+    """Sends those of `letters` that the topic takes, and returns their number."""
+    while letters:
+        try:
+            session.transaction([(contract.retry_topic, letter) for letter in letters])
+            break
+        except TooLarge as error:
+            letters = [letter for at, letter in enumerate(letters) if at not in error.refused]
+    return len(letters)
 
 
 def _lost(contract: Contract, session: Session, missing: Mapping[Partition, Sequence[Range]]) -> Iterator[Letter]:

@@ -27,7 +27,7 @@ from infra.cli import app
 from infra.settings import PROJECT, Settings, settings
 from producers.codec import registry
 from producers.produce import ProduceError, produce
-from producers.repair import repair
+from producers.repair import RepairError, repair
 from schemas import sizes
 from schemas.contract.catalog import contract_in
 from schemas.contract.model import Contract
@@ -267,7 +267,7 @@ def test_a_letter_whose_bytes_bronze_has_no_more_is_parked_and_says_so(
 
 
 def test_lost_records_of_any_size_are_sent_again(
-    pipeline: Pipeline, mine: Settings, contract: Contract, took: list[Sent]
+    pipeline: Pipeline, mine: Settings, contract: Contract, took: list[Sent], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipeline.run()
     DeltaTable(names.local_path(names.bronze(mine.lake_uri, contract.stream))).delete(
@@ -278,7 +278,15 @@ def test_lost_records_of_any_size_are_sent_again(
     lost = [m for m in read(mine, contract.stream) if m.partition() == 0]
     before = {(m.partition(), m.offset()) for m in read(mine, contract.retry_topic)}
     ends = {p.topic_partition: p.to_offset for p in found.partitions}
-    assert repair(contract, mine, missing, ends) == len(lost) == found.residual > 10
+    bounds = sizes.producer(sizes.of_letters(contract)) | {"compression.type": "none"}
+    with monkeypatch.context() as patched:
+        patched.setattr(sizes, "producer", lambda limit: bounds)
+        with pytest.raises(RepairError, match=r"records are larger than sized_clicks.retry takes.* were sent again"):
+            repair(contract, mine, missing, ends)
+    first = len(read(mine, contract.retry_topic)) - len(before)
+    assert 0 < first < len(lost), "those that fit were sent"
+    assert repair(contract, mine, missing, ends) == len(lost) - first
+    assert len(lost) == found.residual > 10
     again = [m for m in read(mine, contract.retry_topic) if (m.partition(), m.offset()) not in before]
     assert Counter(content(m, producers_part(m)) for m in again) == Counter(
         content(m, header_list(m)) for m in lost
@@ -332,7 +340,7 @@ BOMB = 400_000_000
 
 
 def test_what_does_not_fit_into_memory_is_quarantined_by_its_offset_and_stops_nobody(
-    pipeline: Pipeline, mine: Settings, contract: Contract
+    pipeline: Pipeline, mine: Settings, contract: Contract, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipeline.run()
     known = schema_id(mine, contract, 1)
@@ -343,8 +351,14 @@ def test_what_does_not_fit_into_memory_is_quarantined_by_its_offset_and_stops_no
     together = [(b"before", b"\x2a"), (b"bomb 1", bytes(BOMB)), (b"after", b"\x2a")]
     alone = [(b"many %d" % number, zeros(11_000_000)) for number in range(60)]
     batches = [[(b"good 1", good[0])], together, [(b"good 2", good[1])], *([one] for one in alone)]
-    batches += [[(b"bomb 2", bytes(BOMB))], [(b"bomb 3", bytes(BOMB))], [(b"good 3", good[2])]]
-    for batch in batches:
+    after = [[(b"bomb 2", bytes(BOMB))], [(b"bomb 3", bytes(BOMB))], [(b"good 3", good[2])]]
+    transactional = Producer(mine.kafka_client("producer") | {"transactional.id": "sizes"})
+    transactional.init_transactions(30)
+    for batch in [*batches, [], *after]:
+        if not batch:  # the mark of its end is a gap, right before a bomb
+            transactional.begin_transaction()
+            transactional.produce(contract.stream, b"\x2a", b"in a transaction", 1)
+            transactional.commit_transaction(30)
         for key, value in batch:
             producer.produce(
                 contract.stream, value, key, 1,
@@ -362,14 +376,19 @@ def test_what_does_not_fit_into_memory_is_quarantined_by_its_offset_and_stops_no
     assert {key for key, verdict in verdicts.items() if verdict == "oversized"} == large
     assert all(verdicts[key] == "malformed" and rows[sent[key]]["value"] == value for key, value in alone)
     assert [verdicts[b"good %d" % number] for number in (1, 2, 3)] == [None] * 3
+    monkeypatch.setattr(sizes, "consumer", lambda: {"receive.message.max.bytes": 100_000_000})
     found = audit(mine, contract, "bombs")
-    assert found.residual == 0
+    assert (found.residual, sum(p.gaps.get("marker", 0) for p in found.partitions if p.topic == contract.stream)) == (
+        0,
+        1,
+    )
+    monkeypatch.undo()
 
     about = [header_values(letter) for letter in read(mine, contract.dlq_topic)]
     quarantined = [its for its in about if its["dl-error-class"] == b"oversized"]
     assert {its["dl-id"].decode() for its in quarantined} == {f"sized_clicks/1/{sent[key]}" for key in large}
     assert not any("dl-bronze" in its for its in quarantined)
-    assert replayed("bombs")["parked"] == 65
+    assert replayed("bombs")["parked"] == 5 + 60 + 1
     place = f"sized_clicks/1/{sent[b'bomb 1']}"
     millrace("approve", place, "--because", "b")
     counts = replayed("approved bomb")
