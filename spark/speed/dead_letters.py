@@ -216,7 +216,7 @@ class Letters:
             "topic": self._contract.dlq_topic,
             "key": _bytes(letter["key"]),
             "value": _bytes(letter["value"]),
-            "timestamp": letter["timestamp"],
+            "timestamp": letter["timestamp"] or 0,  # that of a record which nobody could open is unknown: 0 is now
             "headers": self._headers(letter),
         }
         while True:
