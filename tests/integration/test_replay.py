@@ -62,7 +62,7 @@ def contract(stack: Settings, admin: AdminClient) -> Iterator[Contract]:
 @pytest.fixture
 def bury(stack: Settings, contract: Contract) -> Callable[..., None]:
     """Sends dead letters as the ingest does, all to partition 0 unless told otherwise."""
-    producer = Producer(stack.kafka_client("admin"))
+    producer = Producer(stack.kafka_client("admin") | {"compression.type": "zstd", "message.max.bytes": 20_000_000})
 
     def send(*letters: dict[str, object], partition: int = 0) -> None:
         for letter in letters:
@@ -158,6 +158,20 @@ def test_a_letter_arrives_bit_by_bit_as_it_was(stack: Settings, contract: Contra
                 h for h in header_list(original) if h[0] != "dl-attempt"
             ]
             assert header(copy, "dl-attempt") == attempt
+
+
+def test_large_letters_of_before_move_and_hold_up_no_other(
+    stack: Settings, contract: Contract, bury: Callable[..., None]
+) -> None:
+    """Drivers of before sent up to ten megabytes with a letter; what they sent is there after an upgrade. The first
+    one is case 1: a megabyte, and a little more than a client sends by itself."""
+    large = {"case 1": value() + bytes(1_020_000), "ten": value() + bytes(9_900_000)}
+    bury({"dl-id": "case 1", "value": large["case 1"]}, {"dl-id": "ten", "value": large["ten"]}, {"dl-id": "behind"})
+    bury({"dl-id": "for a person", "value": large["ten"], "dl-error-class": "rule"})
+    assert run(contract, stack) == ReplayReport(read=4, retried=3, parked=1)
+    back = {header(m, "dl-id"): m.value() for m in read(stack, contract.retry_topic)}
+    assert back == large | {"behind": value()}
+    assert [m.value() for m in read(stack, contract.parked_topic)] == [large["ten"]]
 
 
 def test_a_second_run_changes_nothing(stack: Settings, contract: Contract, bury: Callable[..., None]) -> None:
