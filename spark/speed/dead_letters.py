@@ -212,7 +212,7 @@ class Letters:
         return self._producer, self._consumer
 
     def _produce(self, producer: Producer, letter: Row) -> None:
-        message = {
+        message: dict[str, Any] = {
             "topic": self._contract.dlq_topic,
             "key": _bytes(letter["key"]),
             "value": _bytes(letter["value"]),

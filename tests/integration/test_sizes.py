@@ -258,7 +258,7 @@ def test_a_letter_whose_bytes_are_no_more_as_they_were_is_parked_and_says_so(
     table = DeltaTable(names.local_path(names.bronze(mine.lake_uri, contract.stream)))
     millrace("approve", large["id"], small["id"], "--because", "b")
     version = table.version()
-    table.update(predicate=f"original = '{large['id']}'", new_values={"value": b"other"})
+    table.update(predicate=f"original = '{large['id']}'", updates={"value": "X'6f74'"})
     counts = replayed("gone")
     assert (counts["retried"], counts["parked"]) == (1, 1)
     table.restore(version)
