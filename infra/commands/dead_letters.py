@@ -252,7 +252,7 @@ def _parked(contract: Contract, ids: Sequence[str], error_class: str | None, rea
 
     with connect(settings(), [contract]) as served:
         which = letter_status.Filter(ids, error_class, reason, None if ids else "parked")
-        found = letter_status.letters(served, contract.stream, which)
+        found = letter_status.letters(served, contract.stream, which, whole=False)
     for missing in sorted(set(ids) - {row["id"] for row in found}):
         matching = " with this class and reason" if error_class or reason else ""
         raise NoSuchLetter(f"there is no dead letter {missing}{matching}; `millrace dead-letters list` names them")

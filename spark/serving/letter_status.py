@@ -73,11 +73,15 @@ def counts(served: DuckDBPyConnection, stream: str, which: Filter) -> list[dict[
     )
 
 
-def letters(served: DuckDBPyConnection, stream: str, which: Filter, limit: int | None = None) -> list[dict[str, Any]]:
-    """Returns at most `limit` letters, ordered by id, with their stream and all columns of the view."""
+def letters(
+    served: DuckDBPyConnection, stream: str, which: Filter, limit: int | None = None, whole: bool = True
+) -> list[dict[str, Any]]:
+    """Returns at most `limit` letters, ordered by id, with their stream and all columns of the view; unless `whole`,
+    without key, value and headers, of which many letters may have more than fits into memory."""
+    columns = "*" if whole else "* exclude (key, value, headers)"
     return _rows(
         served,
-        f"""select '{stream}' as stream, * from {stream}_letters where {which.predicate}
+        f"""select '{stream}' as stream, {columns} from {stream}_letters where {which.predicate}
             order by id limit {limit if limit is not None else "all"}""",
         which.parameters,
     )
