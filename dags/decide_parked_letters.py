@@ -65,7 +65,7 @@ def questions(stream: str) -> list[dict[str, Any]]:
         for group in groups[:QUESTIONS]:
             error_class, reason, count = group["error_class"], group["reason"], group["letters"]
             alike = replace(which, error_class=error_class, reason=reason, exactly=True)
-            rows = letter_status.letters(served, stream, alike, EXAMPLES)
+            rows = letter_status.letters(served, stream, alike, EXAMPLES, whole=False)
             table = "\n".join(f"| `{row['id']}` | {row['attempt']} | {row['parked_because']} |" for row in rows)
             asked.append(
                 {
@@ -99,7 +99,7 @@ def decided(letters: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
     others = pending(contract, settings()).keys()
     which = Filter((), letters["error_class"], letters["reason"], "parked", until, exactly=True, other_than=others)
     with connect(settings(), [contract]) as served:
-        parked = [Parked.of(row) for row in found(served, contract.stream, which)]
+        parked = [Parked.of(row) for row in found(served, contract.stream, which, whole=False)]
     if not parked:
         raise DecisionError(
             "none of these letters is parked any more, or somebody has decided upon each: nothing was sent"
