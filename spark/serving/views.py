@@ -145,7 +145,8 @@ def _letters(contract: Contract, words: _Words, bronze: str, original: str, move
     ), moved as (
         select * from (
             select *, row_number() over (partition by id order by attempt desc,
-                case status when 'replayed' then 0 when 'parked' then 1 else 2 end desc, {offset} desc) as nth
+                case status when 'replayed' then 0 when 'parked' then 1 else 2 end desc,
+                recorded_at desc, {offset} desc) as nth
             from {moves} where stream = '{contract.stream}'
         ) as numbered where nth = 1
     ), landed as (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from functools import reduce
+from typing import Any, cast
 
 from pyspark.sql import DataFrame, SparkSession
 
@@ -55,6 +56,17 @@ def one_by_one(
         for range_ in some
     ]
     return reduce(DataFrame.unionByName, frames).coalesce(1) if frames else None
+
+
+def forget_idle_consumers(spark: SparkSession) -> None:
+    """Closes the consumers that Spark keeps in this JVM for the next micro-batch. Each of them holds the last record
+    that it has read, however large that is, and Spark's own name for this is closed to others."""
+    jvm = cast(Any, spark.sparkContext)._jvm
+    consumers = jvm.java.lang.Class.forName("org.apache.spark.sql.kafka010.consumer.KafkaDataConsumer$")
+    for pool in ("fetchedDataPool", "consumerPool"):
+        field = consumers.getDeclaredField(pool)
+        field.setAccessible(True)
+        field.get(None).reset()
 
 
 def _read(

@@ -86,6 +86,7 @@ def read(
     """Reads the newest batch of a generation of the ingest's checkpoint in small pieces. A record of more than `most`
     bytes is too large. Raises `SoundingFailed` and `spark_log.Unreadable`."""
     small, large = {}, []
+    kafka_source.forget_idle_consumers(spark)
     with _Sounder(contract, settings, most) as sounder:
         for partition, range_ in _planned(contract, settings, generation, batch_id).items():
             found = sounder.sound(partition, range_)
