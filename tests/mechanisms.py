@@ -343,7 +343,7 @@ MECHANISMS = (
     ),
     Mechanism(
         "P2", "a table of before it had a column is read", "spark/serving/duck.py",
-        '_create(connection, views(contract, "duckdb", lake_uri, completed, horizon, estimates))', "raise",
+        "            create(contract, relations.completed)\n", "            raise\n",
         ("tests/unit/spark/serving/test_duck.py::test_a_column_that_a_table_did_not_have_yet_is_null",),
     ),
     Mechanism(
@@ -636,7 +636,7 @@ MECHANISMS = (
     ),
     Mechanism(
         "P6", "a driver that dies of its first batch each time is a crash loop", "infra/driver/process.py",
-        'if any(query.get("lag") and', 'if any(False and',
+        'if any(q.get("lag") and', 'if any(False and',
         ("tests/unit/infra/driver/test_restart_policy.py"
          "::test_a_driver_that_dies_of_its_first_batch_dies_young_however_long_that_takes",),
     ),
