@@ -78,7 +78,7 @@ def read(schema: Mapping[str, Any], body: bytes) -> Any:
     return fastavro.schemaless_reader(io.BytesIO(body), fastavro.parse_schema(dict(schema)), None)
 
 
-@pytest.mark.filterwarnings("ignore::avro.errors.IgnoredLogicalType")
+@pytest.mark.filterwarnings("error::avro.errors.IgnoredLogicalType")
 @pytest.mark.parametrize(("type_", "form", "value"), FORMS, ids=lambda it: str(it)[:40])
 def test_a_value_in_its_form_is_what_was_meant_and_what_is_shown_is_its_form(
     type_: Any, form: Any, value: Any, tmp_path: Path
