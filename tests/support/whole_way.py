@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pyspark.sql import SparkSession
 
 from infra.settings import PROJECT, Settings
@@ -55,7 +54,7 @@ def written(
         "key": ["id"], "event_id": ["id"], "event_time": "at", "allowed_lateness": "1h",
         "rules": [{"name": "id_there", "predicate": "id <> ''", "reason": "no id"}],
     }  # fmt: skip
-    (folder / "stream.yaml").write_text(yaml.safe_dump(document | more, sort_keys=False))
+    (folder / "stream.yaml").write_text(json.dumps(document | more))
     for number, schema in enumerate(schemas, 1):
         (folder / f"v{number}.avsc").write_text(json.dumps(schema, indent=1))
     example = {"at": "2020-01-01T00:00:00Z", "id": "a"} | dict(good)
@@ -159,8 +158,8 @@ class WholeWay:
         try:
             yield
         finally:
-            for name, value in before.items():
-                self.spark.conf.set(name, str(value))
+            for name, earlier in before.items():
+                self.spark.conf.set(name, str(earlier))
 
     def served(self, sql: str) -> list[tuple[Any, ...]]:
         """What DuckDB's views answer."""

@@ -168,7 +168,8 @@ def test_any_names_are_published_right_or_refused(
 @pytest.mark.parametrize("name", ["a-b", "a.b", "1a", "\u00e4", "a b", "$hour", "e\u0301"])
 def test_what_is_no_name_in_avro_is_refused_at_any_depth(name: str, tmp_path: Path) -> None:
     inner = {"type": "record", "name": "S", "fields": [{"name": name, "type": "int"}]}
-    for number, field in enumerate(({"name": name, "type": "int"}, {"name": "s", "type": inner})):
+    fields: list[dict[str, Any]] = [{"name": name, "type": "int"}, {"name": "s", "type": inner}]
+    for number, field in enumerate(fields):
         good = {name: 1} if number == 0 else {"s": {name: 1}}
         folder = written(tmp_path / str(number), "odd", [avro("odd", field)], good)
         [problem] = check(tmp_path / str(number))

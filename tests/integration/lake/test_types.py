@@ -124,7 +124,7 @@ def test_bytes_that_do_not_fit_a_decimal_are_dead_letters(
 ) -> None:
     """Of any length: 64 bits of a longer number would look right."""
     type_ = logical("bytes", "decimal", precision=precision, scale=scale)
-    fields = [
+    fields: list[dict[str, Any]] = [
         {"name": "d", "type": ["null", type_], "default": None},
         {"name": "ds", "type": {"type": "array", "items": type_}},
     ]
@@ -243,7 +243,8 @@ def test_nan_is_missing_and_an_infinity_is_a_value_in_every_layer(spark: SparkSe
     assert after[10][:2] == (len(counted), sum(counted))
     assert after[10][3:6] == (min(counted), max(counted), len(P) - 2)  # q is NaN where p is
     for hour, (case, values) in enumerate(BEYOND.items(), 11):
-        total, mean = SUMS[case], None if SUMS[case] is None else SUMS[case] / 2
+        total = SUMS[case]
+        mean = None if total is None else total / 2
         assert after[hour][:5] == (2, total, mean, min(values.values()), max(values.values())), case
     assert way.served("select count(*) from ledger") == [(0,)]
 
@@ -305,7 +306,9 @@ def test_event_times_of_the_years_1_to_9999(spark: SparkSession, tmp_path: Path)
     assert {outcome.suite for outcome in way.standing_check() if not outcome.success} == set()
     closed = datetime.fromisoformat(summary["final_through"])
     assert closed == datetime(2026, 5, 1, 11, tzinfo=UTC)  # as far as Kafka's time of the records has come
-    counted = Counter((at.replace(minute=0, second=0, microsecond=0), at.date()) for at in [*times, times[0]])
+    counted: Counter[tuple[datetime, date | None]] = Counter(
+        (at.replace(minute=0, second=0, microsecond=0), at.date()) for at in [*times, times[0]]
+    )
     counted[times[0], None] += 1
     shown = "select cast(window_start as string), day, n, min_when, max_when, min_day, final from by_day_1h"
     in_spark = shown.replace(

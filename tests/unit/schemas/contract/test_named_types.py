@@ -25,8 +25,8 @@ def schemas(draw: st.DrawFn) -> dict[str, Any]:
     spaces: list[str] = [""]
 
     def type_(depth: int, namespace: str) -> Any:
-        if known and draw(st.booleans()):
-            name = draw(st.sampled_from(known))
+        if known and bool(draw(st.integers(0, 1))):
+            name: str = draw(st.sampled_from(known))
             return name.rpartition(".")[2] if name.rpartition(".")[0] == namespace else name
         if depth == 0:
             return draw(st.sampled_from(["int", "string", {"type": "array", "items": "long"}]))

@@ -14,9 +14,9 @@ from schemas.contract.catalog import load
 from schemas.contract.check import check
 from tests.support.whole_way import avro, written
 
-POINT = {"type": "record", "name": "P", "fields": [{"name": "x", "type": "int"}]}
+POINT: dict[str, Any] = {"type": "record", "name": "P", "fields": [{"name": "x", "type": "int"}]}
 WIDER = {"type": "record", "name": "P", "fields": [{"name": "x", "type": "long"}]}
-MORE = {**POINT, "fields": [*POINT["fields"], {"name": "y", "type": "int", "default": 0}]}  # type: ignore[misc]
+MORE = {**POINT, "fields": [*POINT["fields"], {"name": "y", "type": "int", "default": 0}]}
 SYMBOLS = [{"type": "enum", "name": "E", "symbols": ["A", *more], "default": "A"} for more in ([], ["B"])]
 
 CHANGED: list[tuple[Any, Any]] = [
