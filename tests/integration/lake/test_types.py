@@ -159,7 +159,7 @@ def test_bytes_that_do_not_fit_a_decimal_are_dead_letters(
 
 # -- missing and infinite ----------------------------------------------------------------------------------------------
 
-FLOATS = [
+FLOATS: list[dict[str, Any]] = [
     {"name": "p", "type": ["null", "double"], "default": None},
     {"name": "q", "type": "double"},
     {"name": "f", "type": ["null", "float"], "default": None},

@@ -19,7 +19,8 @@ def with_price(type_: str) -> Contract:
 
 
 def with_mean(kind: str) -> Contract:
-    measures = [measure | {"kind": kind} if measure["name"] == "mean_price" else measure for measure in MEASURES]
+    known: list[dict[str, Any]] = [*MEASURES]  # type: ignore[list-item]  # what it lists are mappings
+    measures = [measure | {"kind": kind} if measure["name"] == "mean_price" else measure for measure in known]
     return contract(aggregates=[{"name": "by_shop", "description": "", "dimensions": ["shop"], "measures": measures}])
 
 

@@ -199,6 +199,9 @@ class Said:
                     "record": {"number": self._offset}}  # fmt: skip
         return json.dumps(document).encode()
 
+    def __len__(self) -> int:
+        return len(self.value())
+
     def error(self) -> None:
         return None
 
