@@ -713,7 +713,7 @@ MECHANISMS = (
     ),
     Mechanism(
         "P8", "a producer may have headers named as the platform's", "schemas/dead_letter.py",
-        "return (*headers[:begin], *(", "return (*(",
+        "(*headers[:begin], *(header for", "(*(), *(header for",
         ("tests/unit/schemas/test_dead_letter.py::test_headers_of_a_producer_survive_whatever_their_names_are",),
     ),
     Mechanism(
