@@ -52,6 +52,10 @@ topics (run `provision`), Kafka or the registry being away, and too little memor
 *more records come than are ingested*: the driver is well and lives on, but is too slow. Give it more cores
 (`MILLRACE_SPARK_MASTER`), or send fewer records to the stream's topic. It is reported again as long as it is so.
 
+*records of … wait behind an open transaction*: a producer has begun a transaction and neither commits nor aborts it, so
+nobody may read what stands behind it. The driver is well. The message has the command that names the producer: end it,
+or abort its transaction.
+
 *lease … is held by …* in `drive`: another installation streams into the same lake. Stop one of them.
 """
 
@@ -144,7 +148,7 @@ class Watch(BaseOperator):
 
         if event["reason"] == "stopped":
             return event
-        if event["reason"] in ("halted", "behind"):  # the driver goes on, and the next run finds it
+        if event["reason"] in ("halted", "behind", "transaction"):  # the driver goes on, and the next run finds it
             raise AirflowFailException(event["detail"])
         process.stop(settings(), timeout=0, epoch=event["epoch"])
         message = f"driver with epoch {event['epoch']} {event['reason']}: {event['detail']}"

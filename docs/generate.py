@@ -328,6 +328,9 @@ COLUMNS = {
     "audits.residual": "`missing` and `doubled` together",
     "audits.not_ingested": "offsets on the broker from `to_offset` on",
     "audits.findings": "what this audit found out and no earlier one knew, and all that is wrong",
+    "audits.topic_id": "the id of the topic that bronze was read from; null if none was noted",
+    "audits.made_anew": "whether the topic on the broker is another one of the same name; null in rows from before the "
+    "column",
     "audits.version": "the version of bronze that was read",
     "kafka_timestamp": "Kafka's timestamp of the record",
     "batch": "`generation << 40 | batch_id`: the micro-batch that wrote the row",

@@ -155,6 +155,62 @@ MECHANISMS = (
         ("tests/integration/test_audit.py::test_doubled_rows_are_found_also_where_the_count_fits",),
     ),
     Mechanism(
+        "P1", "a topic made anew under its name is not read from at a start", "spark/speed/ingest_query.py",
+        "        self._topics.begin()\n", "",
+        ("tests/integration/test_restart.py::test_a_topic_that_was_made_anew_while_the_stream_stood_halts_it",),
+    ),
+    Mechanism(
+        "P1", "nothing of a topic made anew gets into bronze", "spark/speed/ingest.py",
+        "        self.may_store()\n", "",
+        ("tests/integration/test_restart.py::test_a_topic_that_is_made_anew_after_the_look_at_it_gives_bronze_nothing",),
+    ),
+    Mechanism(
+        "P1", "a topic made anew is found without a batch", "spark/speed/ingest_query.py",
+        "            self.standstill.failed(halt)\n            if not self.finish():",
+        "            if not self.finish():",
+        ("tests/integration/test_restart.py"
+         "::test_a_topic_that_is_made_anew_under_a_running_stream_halts_it_without_a_batch",),
+    ),
+    Mechanism(
+        "P1", "an audit is about the topics that bronze was read from", "spark/conservation/source_topics.py",
+        "topic_identity.changed(noted, now), gen", "[], gen",
+        ("tests/integration/test_audit.py::test_what_the_old_topic_owes_is_the_residual",),
+    ),
+    Mechanism(
+        "P1", "a proof is about offsets of one topic", "spark/conservation/audit_log.py",
+        "filter(same, audit.partitions)", "audit.partitions",
+        ("tests/integration/test_audit.py::test_a_proof_of_the_old_topic_explains_nothing_of_the_new_one",),
+    ),
+    Mechanism(
+        "P1", "what Kafka dropped unread halts the stream", "spark/speed/ingest_query.py",
+        "            retained.require_retained(self.contract, settings, opening.generation)\n", "            pass\n",
+        ("tests/integration/test_restart.py"
+         "::test_records_that_kafka_dropped_unread_halt_the_stream_and_the_audit_lists_what_is_accepted",),
+    ),
+    Mechanism(
+        "P1", "an accepted loss is listed", "spark/conservation/audit.py",
+        "accounting.split(mine, topics.accepted(topic, partition))", "accounting.split(mine, [])",
+        ("tests/integration/test_restart.py"
+         "::test_records_that_kafka_dropped_unread_halt_the_stream_and_the_audit_lists_what_is_accepted",),
+    ),
+    Mechanism(
+        "P1", "records behind an open transaction are seen", "spark/speed/open_transactions.py",
+        'principal="stream", uncommitted=True)', 'principal="stream")',
+        ("tests/integration/test_restart.py::test_records_behind_an_open_transaction_are_reported_until_it_ends",),
+    ),
+    Mechanism(
+        "P1", "an unknown arrival judges nothing", "spark/transforms/validate.py",
+        'F.when(F.unix_millis("kafka_timestamp") >= LEAST_ARRIVAL, F.col("kafka_timestamp"))',
+        'F.col("kafka_timestamp")',
+        ("tests/unit/spark/transforms/test_decode.py::test_an_arrival_that_is_not_known_judges_nothing",),
+    ),
+    Mechanism(
+        "P1", "how timestamps are treated does not depend on the brokers", "infra/operations/provisioning.py",
+        '        "message.timestamp.after.max.ms": UNBOUNDED,\n', "",
+        ("tests/integration/test_provisioning.py"
+         "::test_timestamps_are_treated_alike_whatever_the_brokers_do_by_themselves",),
+    ),
+    Mechanism(
         "P1", "a repair sends nothing that is on its way", "producers/repair.py",
         "letter.identity not in waiting", "True",
         ("tests/integration/test_audit.py::test_repair_sends_exactly_what_is_missing_and_as_it_was",),

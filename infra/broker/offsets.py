@@ -16,12 +16,18 @@ Offsets = dict[tuple[str, int], int]
 
 
 def broker_offsets(
-    settings: Settings, topics: Iterable[str], *, earliest: bool = False, principal: Principal = "admin"
+    settings: Settings,
+    topics: Iterable[str],
+    *,
+    earliest: bool = False,
+    uncommitted: bool = False,
+    principal: Principal = "admin",
 ) -> Offsets:
     """Returns the end (or with `earliest` the first retained) offset of every partition of those `topics` that exist.
 
-    The end is the last stable offset: records of open transactions are not yet part of a topic. The question is asked
-    as `principal`. Raises `TransientError` when the broker cannot be reached.
+    The end is the last stable offset, as far as readers of committed records come: what stands behind the first record
+    of an open transaction is not yet part of a topic. With `uncommitted` it is the end of the log. The question is
+    asked as `principal`. Raises `TransientError` when the broker cannot be reached.
     """
     spec = OffsetSpec.earliest() if earliest else OffsetSpec.latest()
     try:
@@ -35,7 +41,8 @@ def broker_offsets(
         }
         if not wanted:
             return {}
-        answers = admin.list_offsets(wanted, isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=10)
+        level = IsolationLevel.READ_UNCOMMITTED if uncommitted else IsolationLevel.READ_COMMITTED
+        answers = admin.list_offsets(wanted, isolation_level=level, request_timeout=10)
         return {(p.topic, p.partition): answer.result().offset for p, answer in answers.items()}
     except KafkaException as error:
         raise TransientError(f"Kafka at {settings.bootstrap} is not reachable: {error}; is the stack up?") from error

@@ -88,7 +88,8 @@ def _show(found: Audit, console: Console) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    title = f"{found.stream}: {found.offsets:,} offsets, residual {found.residual:,}"
+    anew = f"; made anew: {', '.join(found.made_anew)}" if found.made_anew else ""
+    title = f"{found.stream}: {found.offsets:,} offsets, residual {found.residual:,}{anew}"
     names = ("from", "to", "rows", "explained gaps", "missing", "doubled", "not ingested yet")
     rows = [
         (
@@ -122,6 +123,7 @@ def _document(found: Audit) -> dict[str, Any]:
     ]
     return {
         "residual": found.residual,
+        "made_anew": found.made_anew,
         "through_batch": found.through_batch,
         "not_ingested": sum(partition.not_ingested for partition in found.partitions),
         "partitions": partitions,

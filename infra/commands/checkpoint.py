@@ -109,6 +109,7 @@ def reset(
         "start": nested(done.start),
         "unfinished": _words(done.unfinished),
         "lost": nested(done.lost),
+        "anew": done.anew,
     }
     if json_:
         typer.echo(strict_json.dumps(document))
@@ -117,6 +118,8 @@ def reset(
     _show_start(done.start)
     for (topic, partition), count in sorted(done.lost.items()):
         typer.echo(f"  lost: {count:,} offsets of {topic}/{partition}")
+    for topic in done.anew:
+        typer.echo(f"  made anew, read from its beginning: {topic}")
 
 
 def _reset_stateful_result(contract: Contract, name: str, config: Settings, json_: bool) -> None:
@@ -208,7 +211,7 @@ def _facts(contract: Contract, config: Settings) -> dict[str, Any]:
     storm = ingest_start.storm(contract, config)
     facts |= {"storm": storm and _storm(storm), "offsets": nested(offsets), "lag": None}
     try:
-        ends = broker_offsets(config, contract.ingest_topics)
+        ends = broker_offsets(config, contract.ingest_topics, uncommitted=True)
         facts["lag"] = sum(max(0, end - offsets.get(partition, 0)) for partition, end in ends.items())
     except MillraceError as error:
         facts["error"] = str(error)

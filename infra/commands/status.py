@@ -133,9 +133,12 @@ class _Tables:
         )
 
     def _last_audit(self, stream: str) -> dict[str, Any] | None:
+        columns = {row["column_name"] for row in self._rows("describe audits")}
+        # A table from before the column has it once a driver or an audit of today has run.
+        anew = "coalesce(bool_or(made_anew), false)" if "made_anew" in columns else "false"
         return self._last(
-            "select recorded_at, sum(to_offset - from_offset)::bigint as offsets, sum(residual)::bigint as residual "
-            "from audits",
+            "select recorded_at, sum(to_offset - from_offset)::bigint as offsets, sum(residual)::bigint as residual, "
+            f"{anew} as made_anew from audits",
             stream,
             "group by recorded_at",
         )
@@ -171,12 +174,13 @@ class _Tables:
 
 def _streams(config: Settings, contracts: Mapping[str, Contract]) -> dict[str, dict[str, Any]]:
     """Rows, windows, horizon, lag and the last results of each stream."""
-    from infra.driver.heartbeat import halts, heartbeat
+    from infra.driver.heartbeat import halts, heartbeat, open_transactions
 
-    halted, lags = halts(heartbeat(config.stream_dir)), _lags(config, contracts)
+    beat, lags = heartbeat(config.stream_dir), _lags(config, contracts)
+    halted, hanging = halts(beat), open_transactions(beat)
     held = _held(config, contracts)
     return {
-        name: {"halted": halted.get(name)}
+        name: {"halted": halted.get(name), "open_transaction": hanging.get(name)}
         | ({"lane_halted": halted.get(contract.alerts_topic)} if contract.alerts else {})
         | held[name]
         | lags[name]
@@ -205,13 +209,15 @@ def _of_one(tables: _Tables, contract: Contract) -> dict[str, Any]:
 
 
 def _lags(config: Settings, contracts: Mapping[str, Contract]) -> dict[str, dict[str, Any]]:
-    """How many records of each stream are on the broker and not ingested yet, or why that is not known."""
+    """How many records of each stream are on the broker and not ingested yet, also those that wait behind an open
+    transaction; or why that is not known."""
     from infra.broker.offsets import broker_offsets
     from infra.driver.heartbeat import ingested_offsets
     from schemas.errors import MillraceError
 
     try:
-        ends = broker_offsets(config, [topic for contract in contracts.values() for topic in contract.ingest_topics])
+        topics = [topic for contract in contracts.values() for topic in contract.ingest_topics]
+        ends = broker_offsets(config, topics, uncommitted=True)
     except MillraceError as error:
         return {name: {"lag": None, "error": str(error)} for name in contracts}
     lags = {}
@@ -284,6 +290,8 @@ def _show_halts(streams: dict[str, Any], console: Console) -> None:
             console.print(Text(f"the tables of {name} cannot be read: {stream['unreadable']}", "red"), soft_wrap=True)
         if stream["halted"]:
             console.print(Text(f"{name} is halted: {stream['halted']}", "red"), soft_wrap=True)
+        if hanging := stream.get("open_transaction"):
+            console.print(Text(hanging["why"], "red"), soft_wrap=True)
         if stream.get("lane_halted"):
             console.print(Text(stream["lane_halted"], "red"), soft_wrap=True)
 
@@ -348,7 +356,10 @@ def _quality(last: dict[str, Any] | None) -> str:
 
 
 def _audit(last: dict[str, Any] | None) -> str:
-    return f"{last['offsets']:,} offsets, residual {last['residual']:,}" if last else "never audited"
+    if not last:
+        return "never audited"
+    anew = ", and a topic was MADE ANEW" if last["made_anew"] else ""
+    return f"{last['offsets']:,} offsets, residual {last['residual']:,}{anew}"
 
 
 def _replay(last: dict[str, Any] | None) -> str:

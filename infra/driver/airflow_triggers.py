@@ -23,7 +23,7 @@ from infra.driver.process import Driver, recorded
 from infra.driver.restart_policy import waits
 from infra.settings import Settings
 
-Reason = Literal["exited", "stalled", "failed", "stopped", "lag", "behind", "halted"]
+Reason = Literal["exited", "stalled", "failed", "stopped", "lag", "behind", "halted", "transaction"]
 Event = dict[str, Any]
 """{reason, detail, epoch, at}: why the life ended, in words, which driver's it was, and when it was noticed (ISO-8601,
 UTC)."""
@@ -66,6 +66,7 @@ class DriverWatch(BaseTrigger):
     | stalled | no heartbeat for `stall_after` seconds |
     | lag | a stream has finished no batch for too long (`limit`), though records wait or it is busy with one |
     | behind | the driver is well, but the records that wait for a stream have become more for as long |
+    | transaction | the driver is well, but records of a stream wait behind a transaction that stays open |
     | halted | the driver is well, but a stream has halted since `since` (ISO-8601, UTC; None: at all): somebody must \
       decide |
 
@@ -117,19 +118,22 @@ class DriverWatch(BaseTrigger):
             reason, detail = "stalled", f"no heartbeat for {silence:.0f} s (limit {self.stall_after:.0f} s)"
         elif stuck := progress.stuck(queries, now, limit):
             reason, detail = "lag", f"no batch was finished in time: {stuck}"
-        elif halted := self._halted(queries):
+        elif halted := self._news(queries, "halted"):
             reason, detail = "halted", halted
+        elif hanging := self._news(queries, "open_transaction"):
+            reason, detail = "transaction", hanging
         elif behind := progress.behind(queries, now, limit):
             reason, detail = "behind", f"more records come than are ingested: {behind}"
         else:
             return None
         return {"reason": reason, "detail": detail, "epoch": self.epoch, "at": now.isoformat()}
 
-    def _halted(self, queries: dict[str, Any]) -> str:
-        """What the streams that halted after `since` wait for, or ''. An earlier watch has reported the others."""
+    def _news(self, queries: dict[str, Any], kind: str) -> str:
+        """What the streams that are `halted`, or have an `open_transaction`, after `since` wait for, or ''. An earlier
+        watch has reported the others."""
         since = datetime.fromisoformat(self.since) if self.since else None
-        halts = [query["halted"] for query in queries.values() if query.get("halted")]
-        return "; ".join(h["why"] for h in halts if since is None or datetime.fromisoformat(h["since"]) > since)
+        found = [query[kind] for query in queries.values() if query.get(kind)]
+        return "; ".join(one["why"] for one in found if since is None or datetime.fromisoformat(one["since"]) > since)
 
 
 @dataclass

@@ -26,6 +26,13 @@ def halts(beat: Mapping[str, Any] | None) -> dict[str, str]:
     return {stream: query["halted"]["why"] for stream, query in queries if query.get("halted")}
 
 
+def open_transactions(beat: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
+    """The streams of which records wait behind a transaction that stays open, according to a heartbeat: `records`,
+    `why` and `since`."""
+    queries = ((beat or {}).get("queries") or {}).items()
+    return {stream: query["open_transaction"] for stream, query in queries if query.get("open_transaction")}
+
+
 def ingested_offsets(settings: Settings, stream: str) -> Offsets:
     """The offset up to which the stream's last finished micro-batch has read, per partition; empty before the first."""
     from infra.broker.offsets import flat  # brings librdkafka, which the triggers of Airflow do without

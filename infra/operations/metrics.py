@@ -69,6 +69,8 @@ def _stream_families(streams: Mapping[str, dict[str, Any]]) -> Iterator[Metric]:
     yield each("dead_letters", "Rejected rows of bronze.", lambda s: s["dead_letters"])
     yield each("alerts", "Alerts in the alert log.", lambda s: s["alerts"])
     yield each("lag_records", "Records on the broker that are not ingested yet.", lambda s: s["lag"])
+    yield each("open_transaction_records", "Records that wait behind a transaction that stays open.",
+               lambda s: (s.get("open_transaction") or {}).get("records", 0))  # fmt: skip
     yield each("halted", "Whether the stream, or its alert lane, waits for somebody's decision.",
                lambda s: bool(s["halted"] or s.get("lane_halted")))  # fmt: skip
     yield each("letters_to_decide", "Parked dead letters that wait for a person.", lambda s: s["letters_to_decide"])

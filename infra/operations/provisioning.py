@@ -38,6 +38,13 @@ TIMEOUT = 30.0
 
 FOREVER = "-1"
 
+UNBOUNDED = str(2**63 - 1)
+"""The greatest number of milliseconds that Kafka knows."""
+MOST_AHEAD = str(3_600_000)
+"""How many milliseconds a producer's timestamp may be ahead of the broker's clock on the main topic: Kafka's own
+default, whatever the brokers' is. A record with a time of years to come would close every hour before it, and keep
+retention from its segment."""
+
 
 class Drift(TerminalError):
     """Something exists that differs from the contract and that cannot be changed in place."""
@@ -71,17 +78,28 @@ def topic_specs(contract: Contract) -> list[TopicSpec]:
     `.retry`, `.dlq` and `.parked` keep their records forever and take larger ones. A dead letter travels with the
     timestamp of its first failure, and Kafka deletes by timestamp: with the stream's own retention, a letter that a
     person releases after a month would be gone before it was read. And its headers make it larger than its record,
-    which the main topic may have accepted at the very limit.
+    which the main topic may have accepted at the very limit. For the same reason they take any timestamp, and keep it.
+    How timestamps are treated is said of every topic, since the brokers' defaults differ by version and installation.
     """
     topic = contract.topic
     main = {
         "cleanup.policy": "delete",
         "retention.ms": str(round(topic.retention.total_seconds() * 1000)),
         "max.message.bytes": str(sizes.RECORD),
+        "message.timestamp.type": "CreateTime",
+        "message.timestamp.before.max.ms": UNBOUNDED,
+        "message.timestamp.after.max.ms": MOST_AHEAD,
         **topic.configs,
     }
     limit = str(sizes.of_letters(contract))
-    letters = main | {"cleanup.policy": "delete", "retention.ms": FOREVER, "max.message.bytes": limit}
+    letters = main | {
+        "cleanup.policy": "delete",
+        "retention.ms": FOREVER,
+        "max.message.bytes": limit,
+        "message.timestamp.type": "CreateTime",
+        "message.timestamp.before.max.ms": UNBOUNDED,
+        "message.timestamp.after.max.ms": UNBOUNDED,
+    }
     letters.pop("retention.bytes", None)
     keep = {contract.retry_topic, contract.dlq_topic, contract.parked_topic}
     return [

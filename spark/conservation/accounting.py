@@ -26,9 +26,12 @@ Proof = Literal["marker", "aborted", "compacted", "repaired", "accepted"]
 - `repaired`: the same record was sent again, and is in bronze under other coordinates;
 - `accepted`: a person has accepted the loss."""
 
-Fault = Literal["missing", "expired", "doubled"]
+Fault = Literal["missing", "expired", "replaced", "doubled"]
 """What is wrong with an offset: Kafka holds its record and bronze does not (`missing`), neither of them does
-(`expired`), or it has several rows (`doubled`)."""
+(`expired`; `replaced` if the topic that had it was made anew), or it has several rows (`doubled`)."""
+
+LOST = ("missing", "expired", "replaced")
+"""What is wrong with an offset that has no row."""
 
 PROOFS: tuple[Proof, ...] = get_args(Proof)
 
@@ -90,9 +93,15 @@ class PartitionAccount:
     missing: int
     """The number of offsets without a row and without a reason."""
     not_ingested: int
-    """The number of offsets on the broker from `to_offset` on, which a later audit covers."""
+    """The number of offsets on the broker from `to_offset` on, which a later audit covers; all offsets there if the
+    topic was made anew."""
     findings: tuple[Finding, ...] = ()
     """The reasons that this audit proved and no earlier one had, and everything that is wrong."""
+    topic_id: str | None = None
+    """The id of the topic that bronze was read from; None if none was noted."""
+    made_anew: bool = False
+    """Whether the topic on the broker is another one of the same name. How many records the old one had is known up to
+    the end that the last audit saw."""
 
     @property
     def residual(self) -> int:
@@ -171,6 +180,8 @@ def account(
     explained: Iterable[Finding],
     found: Sequence[Finding],
     before: PartitionAccount | None,
+    topic_id: str | None = None,
+    made_anew: bool = False,
 ) -> PartitionAccount:
     """Returns the account of a partition from `start` to before `end`. The account `before` of an earlier audit, which
     ended at `start`, is added to it.
@@ -191,9 +202,11 @@ def account(
         rows=(before.rows if before else 0) + (mine.rows if mine else 0),
         doubled=mine.surplus if mine else 0,
         gaps={reason: sizes[reason] for reason in PROOFS if sizes[reason]},
-        missing=sizes["missing"] + sizes["expired"],
-        not_ingested=max(0, broker_end - end),
+        missing=sum(sizes[fault] for fault in LOST),
+        not_ingested=broker_end if made_anew else max(0, broker_end - end),
         findings=tuple(sorted((*found, *doubled))),
+        topic_id=topic_id,
+        made_anew=made_anew,
     )
 
 

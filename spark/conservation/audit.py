@@ -31,6 +31,7 @@ from spark.conservation.accounting import BronzeOffsets, Finding, PartitionAccou
 from spark.conservation.audit_log import Audit
 from spark.conservation.broker_gaps import GapReader
 from spark.conservation.bronze_coordinates import BronzeCoordinates
+from spark.conservation.source_topics import SourceTopics
 from spark.speed.checkpoint import generations
 
 log = logging.getLogger(__name__)
@@ -68,9 +69,11 @@ def audit(
 
 
 def require_conserved(found: Audit) -> None:
-    """Raises `NotConserved` if the audit has a residual."""
-    if not found.residual:
+    """Raises `NotConserved` if the audit has a residual, or if a topic was made anew."""
+    if found.clean:
         return
+    if found.made_anew:
+        raise NotConserved(_of_made_anew(found))
     wrong = "; ".join(_complaint(partition) for partition in found.partitions if partition.residual)
     reasons = {finding.reason for partition in found.partitions for finding in partition.findings}
     ways = {
@@ -95,9 +98,11 @@ def _audit(settings: Settings, contract: Contract, run_id: str, now: datetime, a
     ends = generations.settled_offsets(contract, settings, through)
     broker = broker_offsets(settings, contract.ingest_topics)
     earlier = audit_log.audits(settings.lake_uri, contract.stream)
-    known = audit_log.proved(earlier)
+    topics = SourceTopics.of(settings, contract, earlier)
+    known = audit_log.proved(earlier, topics.is_same)
+    ends = topics.owed(ends, earlier)
     with BronzeCoordinates(settings.lake_uri, contract.stream) as bronze:
-        base = next((audit for audit in reversed(earlier) if not audit.residual), None)
+        base = next((audit for audit in reversed(earlier) if audit.clean), None)
         before, held = _measured(bronze, ends, base)
         promised = _promised(contract, settings, earlier, held)
         starts = {
@@ -107,13 +112,14 @@ def _audit(settings: Settings, contract: Contract, run_id: str, now: datetime, a
         for partition, end in ends.items():
             gaps = accounting.gaps(held.get(partition), starts[partition], end)
             explained[partition], unknown[partition] = accounting.split(gaps, known.get(partition, []))
-        found = _found(settings, contract, bronze, unknown)
+        found = _found(settings, contract, bronze, unknown, topics)
     if accept:
         found = {partition: [_accepted(finding) for finding in findings] for partition, findings in found.items()}
     partitions = [
         accounting.account(
             partition, starts[partition], ends[partition], broker.get(partition, 0), held.get(partition),
-            explained[partition], found[partition], before.get(partition),
+            explained[partition], found[partition], before.get(partition), topics.noted.get(partition[0]),
+            partition[0] in topics.anew,
         )
         for partition in sorted(ends)
     ]  # fmt: skip
@@ -160,10 +166,14 @@ def _promised(
 
 
 def _found(
-    settings: Settings, contract: Contract, bronze: BronzeCoordinates, unknown: dict[Partition, list[Range]]
+    settings: Settings,
+    contract: Contract,
+    bronze: BronzeCoordinates,
+    unknown: dict[Partition, list[Range]],
+    topics: SourceTopics,
 ) -> dict[Partition, list[Finding]]:
-    """The findings that cover the `unknown` gaps, from the broker and, for records that were sent again, from
-    bronze."""
+    """The findings that cover the `unknown` gaps: from what was accepted at resets, from the broker and, for records
+    that were sent again, from bronze."""
 
     def note(message: Message) -> Resend:
         topic, partition, offset = message.topic() or "", message.partition() or 0, message.offset() or 0
@@ -175,8 +185,13 @@ def _found(
     identities: dict[Partition, dict[int, Resend]] = {}
     with GapReader(settings, contract.stream, note) as gaps:
         for (topic, partition), mine in unknown.items():
-            found[topic, partition], identities[topic, partition] = gaps.explained(topic, partition, mine)
-    if any(finding.reason in ("missing", "expired") for findings in found.values() for finding in findings):
+            accepted, rest = accounting.split(mine, topics.accepted(topic, partition))
+            if topic in topics.anew:  # the records that the broker has there are others
+                read, identities[topic, partition] = [Finding(*range_, "replaced") for range_ in rest], {}
+            else:
+                read, identities[topic, partition] = gaps.explained(topic, partition, rest)
+            found[topic, partition] = sorted([*accepted, *read])
+    if any(finding.reason in accounting.LOST for findings in found.values() for finding in findings):
         again = bronze.sent_again(contract.retry_topic)
         for whole, findings in found.items():
             found[whole] = list(_less_repaired(contract, whole, findings, identities[whole], again))
@@ -196,7 +211,7 @@ def _less_repaired(
         return (identities.get(offset) or dead_letter.identity(contract, *partition, offset, [])) in again
 
     for finding in findings:
-        if finding.reason not in ("missing", "expired"):
+        if finding.reason not in accounting.LOST:
             yield finding
             continue
         back = accounting.ranges(offset for offset in range(finding.first, finding.last + 1) if came_back(offset))
@@ -206,12 +221,24 @@ def _less_repaired(
 
 
 def _accepted(finding: Finding) -> Finding:
-    return finding._replace(reason="accepted") if finding.reason == "expired" else finding
+    return finding._replace(reason="accepted") if finding.reason in ("expired", "replaced") else finding
+
+
+def _of_made_anew(found: Audit) -> str:
+    """What an audit says of topics that were made anew, and of what else is wrong."""
+    waiting = sum(partition.not_ingested for partition in found.partitions if partition.made_anew)
+    owed = "; ".join(_complaint(partition) for partition in found.partitions if partition.residual)
+    return (
+        f"{found.stream}: {', '.join(found.made_anew)} was made anew under its name: what the old topic had and bronze "
+        "lacks is lost; how much that is beyond what follows is not known. "
+        + (f"Known is: {owed}. " if owed else "Up to the end that the last audit or batch saw, bronze has all of it. ")
+        + f"The new topic has {waiting:,} offsets, of which the stream reads none; its halt names the way out"
+    )
 
 
 def _complaint(partition: PartitionAccount) -> str:
     parts = []
-    for reason in ("missing", "expired", "doubled"):
+    for reason in (*accounting.LOST, "doubled"):
         ranges = [finding.range for finding in partition.findings if finding.reason == reason]
         if ranges:
             shown = ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in ranges[:SHOWN])

@@ -4,7 +4,7 @@ it, and it is read without a JVM."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import groupby
@@ -14,7 +14,7 @@ from deltalake import DeltaTable
 
 from infra.broker.ranges import Partition
 from spark.conservation.accounting import PROOFS, Finding, PartitionAccount
-from spark.lake import contents, names
+from spark.lake import contents, names, tables
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,16 @@ class Audit:
     def residual(self) -> int:
         """The residual of all partitions."""
         return sum(partition.residual for partition in self.partitions)
+
+    @property
+    def made_anew(self) -> list[str]:
+        """The topics that were made anew since bronze was read from them."""
+        return sorted({partition.topic for partition in self.partitions if partition.made_anew})
+
+    @property
+    def clean(self) -> bool:
+        """Whether nothing is wrong, so that what was proved need not be proved again."""
+        return not self.residual and not self.made_anew
 
     @property
     def rows(self) -> int:
@@ -75,15 +85,17 @@ def record(lake_uri: str, audit: Audit) -> None:
         "version": audit.version,
         "recorded_at": audit.recorded_at,
     }
+    tables.create_system(lake_uri, "audits")  # a lake of an older version lacks its newest columns
     contents.append_rows(lake_uri, "audits", [about | _row(partition) for partition in audit.partitions])
 
 
-def proved(earlier: Iterable[Audit]) -> dict[Partition, list[Finding]]:
+def proved(earlier: Iterable[Audit], same: Callable[[PartitionAccount], bool]) -> dict[Partition, list[Finding]]:
     """Returns the findings by which earlier audits explained gaps, in order, for each partition. A proof stays valid
-    when Kafka has dropped the offsets since."""
+    when Kafka has dropped the offsets since. `same` says whether an account is about the topic that bronze is read from
+    now, and not about one of its name from before: a proof is about offsets of one topic."""
     found: dict[Partition, set[Finding]] = {}
     for audit in earlier:
-        for partition in audit.partitions:
+        for partition in filter(same, audit.partitions):
             found.setdefault(partition.topic_partition, set()).update(
                 f for f in partition.findings if f.reason in PROOFS
             )
@@ -99,6 +111,7 @@ def _row(partition: PartitionAccount) -> dict[str, Any]:
 
 
 def _account(row: dict[str, Any]) -> PartitionAccount:
-    given = {name: row[name] for name in PartitionAccount.__dataclass_fields__}
+    given = {name: row.get(name) for name in PartitionAccount.__dataclass_fields__}
+    given["made_anew"] = bool(given["made_anew"])  # null in a row from before the column
     findings = tuple(Finding(**finding) for finding in row["findings"])
     return PartitionAccount(**given | {"gaps": dict(row["gaps"]), "findings": findings})

@@ -146,6 +146,8 @@ SYSTEM: dict[str, StructType] = {
             "residual": LONG,
             "not_ingested": LONG,
             "findings": ArrayType(_struct({"first": LONG, "last": LONG, "reason": STRING})),
+            "topic_id": STRING,
+            "made_anew": BooleanType(),
             "through_batch": LONG,
             "version": LONG,
             "recorded_at": TIMESTAMP,

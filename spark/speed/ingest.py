@@ -72,8 +72,9 @@ class Ingest:
     """The ingest of a stream under one generation of its checkpoint. `batch` is the foreachBatch function.
 
     `writers` gives the schemas that records were written with, `letters` takes the dead letters, `may_commit` is called
-    before each commit and raises when this process must not (any more), `storm_accepted` returns whether somebody
-    accepted the storm of a batch, given its number with the generation.
+    before each commit and raises when this process must not (any more), `may_store` before each commit to bronze and
+    raises when its rows may be of other topics than the rows there, `storm_accepted` returns whether somebody accepted
+    the storm of a batch, given its number with the generation.
     """
 
     contract: Contract
@@ -84,6 +85,7 @@ class Ingest:
     may_commit: Callable[[], None] = lambda: None
     storm_accepted: Callable[[int], bool] = lambda batch: False
     in_pieces: ReadInPieces | None = None
+    may_store: Callable[[], None] = lambda: None
     _judging: tuple[Known, Callable[[DataFrame], DataFrame], Callable[[DataFrame], DataFrame]] | None = field(
         default=None, init=False
     )
@@ -132,7 +134,11 @@ class Ingest:
             verdict = {"error_class": F.lit("oversized"), "reason": F.lit(OVERSIZED)}
             judged = judged.unionByName(self._judged(pieces.too_large, known).withColumns(verdict)).coalesce(1)
         stamped = judged.withColumn("batch", delta_append.stamp(number))
-        delta_append.append(stamped, bronze, application, batch_id, self.may_commit)
+        delta_append.append(stamped, bronze, application, batch_id, self._may_store)
+
+    def _may_store(self) -> None:
+        self.may_commit()
+        self.may_store()
 
     def _judged(self, records: DataFrame, known: Known) -> DataFrame:
         if self._judging is None or self._judging[0] != known:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -17,18 +18,23 @@ from pyspark.sql.streaming.query import StreamingQuery
 from infra.broker.offsets import require_topics
 from infra.settings import Settings
 from schemas.contract.model import Contract
-from schemas.errors import TransientError
+from schemas.errors import Halt, TransientError
 from spark.lake import batch_numbers, retention, tables
 from spark.speed import kafka_source, large_records
-from spark.speed.checkpoint import generations, ingest_start
+from spark.speed.checkpoint import generations, ingest_start, retained
+from spark.speed.checkpoint.topic_identity import SameTopics
 from spark.speed.dead_letters import Letters
 from spark.speed.heartbeat import NO_PROGRESS, progress
 from spark.speed.ingest import Ingest
+from spark.speed.open_transactions import OpenTransactions
 from spark.speed.small_files import Upkeep, of_ingest
 from spark.speed.standstill import Standstill
 from spark.speed.writer_schemas import RegisteredSchemas
 
 log = logging.getLogger("millrace.stream")
+
+LOOK = 30.0
+"""Seconds between two looks at the topics of a stream beside its batches."""
 
 
 class Stopping(Exception):
@@ -50,8 +56,14 @@ class IngestQuery:
     running: bool = field(default=False)
     """Whether a batch runs."""
     standstill: Standstill = field(init=False)
+    _topics: SameTopics = field(init=False)
+    _transactions: OpenTransactions = field(init=False)
+    _look_at: float = field(default=0.0, init=False)
+    """When `tend` looks at the topics again, by the monotonic clock."""
 
     def __post_init__(self) -> None:
+        self._topics = SameTopics(self.contract, self.settings)
+        self._transactions = OpenTransactions(self.contract, self.settings)
         self.standstill = Standstill(f"stream {self.contract.stream}", "its log says more: `millrace logs stream`")
 
     def start(self, spark: SparkSession) -> None:
@@ -70,6 +82,9 @@ class IngestQuery:
             with suppress(TransientError):  # a broker that is away is waited for by the query
                 require_topics(settings, self.contract, "stream")
         opening = ingest_start.opening(self.contract, settings)
+        self._topics.begin()
+        with suppress(TransientError):
+            retained.require_retained(self.contract, settings, opening.generation)
         if opening.unfinished is not None:
             self._finish_batch(spark, opening.unfinished, opening.generation)
         ingest_start.remember(self.contract, settings, opening.generation)
@@ -131,6 +146,7 @@ class IngestQuery:
             self.may_commit,
             partial(ingest_start.is_accepted, settings, name),
             partial(large_records.read, self.contract, settings, generation),
+            self._topics.require,
         )
 
     @property
@@ -149,16 +165,32 @@ class IngestQuery:
         return self.standstill.due
 
     def tend(self, spark: SparkSession) -> None:
-        """Does nothing: the ingest has nothing to do beside its batches."""
+        """Looks each `LOOK` seconds which transactions are open on the topics, and whether these are still the ones
+        that bronze was read from; halts if one is not: a batch would find it too, but a topic that was made anew may
+        have nothing for one."""
+        if time.monotonic() < self._look_at:
+            return
+        self._transactions.look()
+        try:
+            self._topics.require()
+        except TransientError:
+            pass
+        except Halt as halt:
+            self.standstill.failed(halt)
+            if not self.finish():  # a batch runs, which finds the same
+                return
+        self._look_at = time.monotonic() + LOOK
 
     def progress(self) -> dict[str, Any]:
         """As `spark.speed.heartbeat.progress`, and `halted`: why and since when (ISO-8601, UTC), None while it runs;
-        `waiting`: why a batch waits for the schema registry, None while none does; and `within`: the seconds in which
-        its contract wants a batch finished, None if it does not say."""
+        `open_transaction`: as `spark.speed.open_transactions` reports it; `waiting`: why a batch waits for the schema
+        registry, None while none does; and `within`: the seconds in which its contract wants a batch finished, None if
+        it does not say."""
         found = progress(self.query, self.running) if self.query else dict(NO_PROGRESS)
         within = self.contract.progress_within
         return found | {
             "halted": self.standstill.reported() if self.halted else None,
+            "open_transaction": self._transactions.reported(),
             "waiting": self.writers and self.writers.waiting,
             "within": within and within.total_seconds(),
         }

@@ -12,6 +12,10 @@ from pyspark.sql import functions as F
 from schemas.contract.model import Contract
 from spark.lake import table_schemas
 
+LEAST_ARRIVAL = 1_000_000_000_000
+"""Kafka's timestamps below it, in milliseconds, are no arrivals: unknown ones (-1), and times in seconds. There was no
+Kafka before that day of 2001, and times in seconds are below it for 30,000 years."""
+
 
 def validate(decoded: DataFrame, contract: Contract) -> DataFrame:
     """Returns `decoded` rows with their verdict; `validating` describes the columns."""
@@ -43,9 +47,11 @@ def validating(contract: Contract) -> Callable[[DataFrame], DataFrame]:
 def _broken_rule(contract: Contract) -> Column:
     """The reason of the first rule that is not true, else null. Before the contract's rules stands that an event must
     not come from the future, which is measured against Kafka's timestamp and not against a clock, so that a micro-batch
-    that runs again comes to the same result."""
+    that runs again comes to the same result. An arrival that is not known judges nothing; such an event closes no hour
+    either, since `spark.batch.planner` takes the lesser one of event time and Kafka's timestamp."""
     skew = contract.future_skew
-    ahead = F.col(contract.event_time) > F.col("kafka_timestamp") + F.make_dt_interval(secs=F.lit(skew.total_seconds()))
+    arrival = F.when(F.unix_millis("kafka_timestamp") >= LEAST_ARRIVAL, F.col("kafka_timestamp"))
+    ahead = F.col(contract.event_time) > arrival + F.make_dt_interval(secs=F.lit(skew.total_seconds()))
     reason: Any = F.when(ahead, F.lit(f"{contract.event_time} is more than {_duration(skew)} after its arrival"))
     for rule in contract.rules:
         # A rule that is null could not be judged, so it counts as broken.

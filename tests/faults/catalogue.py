@@ -24,12 +24,13 @@ from typing import Any
 
 import psutil
 import pytest
+from confluent_kafka import Message, Producer
 from confluent_kafka.schema_registry import Schema
 from confluent_kafka.schema_registry.error import SchemaRegistryError
 
 from infra.driver import actions as operating
 from infra.driver import process as driver
-from infra.driver.heartbeat import halts, heartbeat
+from infra.driver.heartbeat import halts, heartbeat, open_transactions
 from infra.local import airflow, stack
 from infra.local.leftovers import leftovers
 from infra.local.supervisor import Supervisor
@@ -524,6 +525,63 @@ def _checkpoint_damaged(world: World, rng: Random) -> None:
     assert reset.returncode == 0, output
     world.harm_is_over()
     operate("start")
+
+
+@fault("retention-overtakes", "Kafka drops records before they are read: a halt with the ranges, and a reset accepts")
+def _retention_overtakes(world: World, rng: Random) -> None:
+    def operate(action: operating.Action) -> None:
+        operating.operate(world.settings, action, "the matrix", "records that Kafka dropped")
+
+    def millrace(*arguments: str) -> str:
+        process = world.python(str(Path(sys.executable).with_name("millrace")), *arguments)
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, output
+        return output
+
+    operate("stop")
+    pause(rng.uniform(2, 4))
+    world.load.stop()
+    ingested = world.ingested()
+    unread = sorted(
+        (m.offset() or 0, m.partition() or 0) for m in read(world.settings, STREAM) if _place(m) not in ingested
+    )
+    offset, partition = rng.choice(unread)
+    world.drop(partition, offset + 1, ingested)
+    operate("start")
+    why = wait_for("the stream is halted", lambda: halts(heartbeat(world.settings.stream_dir)).get(STREAM), 60)
+    assert f"{STREAM}/{partition} from " in why, why
+    assert f" to {offset}" in why, why
+    assert f"millrace checkpoint reset {STREAM} --accept-loss" in why, why
+    operate("stop")
+    millrace("checkpoint", "reset", STREAM, "--accept-loss")
+    world.harm_is_over()
+    operate("start")
+    world.load.start()
+    wait_for("it goes on", lambda: world.ingested() > ingested, 120)
+    assert "accepted" in millrace("audit", STREAM, "--json")
+
+
+def _place(message: Message) -> tuple[str, int, int]:
+    return message.topic() or "", message.partition() or 0, message.offset() or 0
+
+
+@fault("transaction-hangs", "a producer leaves its transaction open: it is reported, nothing behind it is lost")
+def _transaction_hangs(world: World, rng: Random) -> None:
+    producer = Producer(world.settings.kafka_client("admin") | {"transactional.id": f"hangs-{uuid.uuid4()}"})
+    producer.init_transactions(30)
+    producer.begin_transaction()
+    producer.produce(STREAM, b"never committed", partition=0)
+    assert producer.flush(30) == 0
+
+    def reported() -> dict[str, Any] | None:
+        return open_transactions(heartbeat(world.settings.stream_dir)).get(STREAM)
+
+    found = wait_for("it is reported", reported, 180, every=1)
+    assert found["records"] > 1, found
+    assert f"wait behind an open transaction ({STREAM}/0 from offset " in found["why"], found
+    producer.abort_transaction(30)
+    world.harm_is_over()
+    wait_for("nothing waits any more", lambda: reported() is None, 90, every=1)
 
 
 @fault("poison-storm", "a batch of garbage halts the stream until somebody accepts it")

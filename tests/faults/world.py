@@ -117,6 +117,8 @@ class World:
     """Where there is one that can stand still."""
     _over: tuple[float, int] | None = None
     _reported: Counter[str] = field(default_factory=Counter)
+    _dropped: list[Message] = field(default_factory=list)
+    """What Kafka has dropped after it was ingested."""
 
     # -- what goes on --------------------------------------------------------------------------------------------
 
@@ -222,6 +224,25 @@ class World:
     def reconcile(self) -> subprocess.Popen[str]:
         return self.python("spark/jobs/reconcile.py", "--run-id", f"fault-{uuid.uuid4()}", "--stream", STREAM)
 
+    def ingested(self) -> set[tuple[str, int, int]]:
+        """The places that bronze holds: topic, partition and offset."""
+        with connect(self.settings, [self.contract]) as served:
+            bronze = names.local_path(names.bronze(self.settings.lake_uri, STREAM))
+            return set(served.execute('select topic, partition, "offset" from delta_scan(?)', [bronze]).fetchall())
+
+    def drop(self, partition: int, before: int, ingested: set[tuple[str, int, int]]) -> None:
+        """Lets Kafka drop the records of a partition before an offset. What was `ingested` by now must stay in bronze,
+        and the others are lost, which the oracle does not hold against the platform."""
+        gone = [m for m in read(self.settings, STREAM) if m.partition() == partition and (m.offset() or 0) < before]
+        admin = AdminClient(self.settings.kafka_client("admin"))
+        for answer in admin.delete_records([TopicPartition(STREAM, partition, before)]).values():
+            answer.result()
+        kept = [m for m in gone if (m.topic(), m.partition(), m.offset()) in ingested]
+        self._dropped += kept
+        for message in gone:
+            if message not in kept:
+                self.load.acknowledged.pop(int(message.key() or b"-1"), None)
+
     # -- the oracle ----------------------------------------------------------------------------------------------
 
     def verdict(self, publish: bool) -> Verdict:
@@ -247,7 +268,7 @@ class World:
     def _judge_bronze(self, found: Verdict) -> set[int]:
         """Every acknowledged number is on the topic, and every record of the ingested topics is one row. Returns the
         numbers that arrived."""
-        sent = read(self.settings, STREAM)
+        sent = [*self._dropped, *read(self.settings, STREAM)]
         numbers = Counter(int(message.key() or b"-1") for message in sent)
         found.add("numbers on the topic", Counter(set(self.load.acknowledged) | set(numbers)), numbers)
         unknown = set(numbers) - set(self.load.acknowledged) - set(self.load.refused)

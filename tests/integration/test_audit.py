@@ -29,6 +29,7 @@ from tenacity import retry, retry_if_result, stop_after_delay, wait_fixed
 
 from infra.broker.offsets import broker_offsets
 from infra.broker.ranges import Range
+from infra.broker.topics import TopicIds
 from infra.operations.backfill import WrongSelection, repair_selected, selected
 from infra.operations.provisioning import provision_topics
 from infra.settings import PROJECT, Settings
@@ -40,7 +41,7 @@ from spark.conservation.accounting import Fault, Finding, PartitionAccount, Proo
 from spark.conservation.audit import BronzeUnreadable, NotConserved, audit, require_conserved
 from spark.conservation.audit_log import Audit
 from spark.conservation.bronze_coordinates import BronzeCoordinates
-from spark.lake import batch_numbers, names, table_schemas, tables
+from spark.lake import batch_numbers, names, source_topics, table_schemas, tables
 from spark.serving.duck import connect
 from spark.speed.checkpoint import generations
 from tests.support.chance import fresh, octets
@@ -399,6 +400,66 @@ def test_proofs_outlive_the_records_and_a_loss_can_be_accepted(stream: Stream) -
     assert set(mine.findings) == findings(2, reason="accepted") | findings(30, reason="missing")
     mine = stream.main(stream.audit())
     assert (mine.residual, mine.gaps["accepted"], set(mine.findings)) == (1, 1, findings(30, reason="missing"))
+
+
+def made_anew(stream: Stream, topic: str) -> None:
+    """Deletes the topic and makes it again under its name; the ids were noted as the driver does."""
+    admin = AdminClient(stream.settings.kafka_client("admin"))
+    admin.delete_topics([topic])[topic].result()
+
+    @retry(wait=wait_fixed(0.1), stop=stop_after_delay(30))
+    def again() -> None:
+        provision_topics(admin, stream.contract)
+        assert broker_offsets(stream.settings, [topic]) == {(topic, 0): 0}
+
+    again()
+
+
+def note_ids(stream: Stream) -> None:
+    ids = TopicIds(stream.settings).of(stream.contract.ingest_topics)
+    source_topics.note(stream.settings.lake_uri, stream.name, ids)
+
+
+@pytest.mark.parametrize("noted", ["with bronze", "by the audit"])
+@pytest.mark.parametrize("records", [0, 3, 8, 60])
+def test_what_the_old_topic_owes_is_the_residual(stream: Stream, records: int, noted: str) -> None:
+    """An audit saw five records that were not ingested when their topic was deleted. The new one may hold fewer, as
+    many or more: nothing in it is taken for them, or for what bronze lacks."""
+    if noted == "with bronze":
+        note_ids(stream)
+    stream.send(10)
+    stream.ingest(losing=[4])
+    stream.send(5)
+    before = stream.main(stream.audit())
+    assert (before.missing, before.not_ingested, before.made_anew) == (1, 5, False)
+    made_anew(stream, stream.name)
+    stream.send(records)
+    for _ in range(2):  # the first one of them has the new topic in the log
+        found = stream.audit()
+        mine = stream.main(found)
+        assert (found.made_anew, mine.missing, mine.not_ingested) == ([stream.name], 6, records)
+        assert set(mine.findings) == {Finding(4, 4, "replaced"), Finding(10, 14, "replaced")}
+        with pytest.raises(
+            NotConserved, match=rf"{stream.name} was made anew .* 6 replaced \(4, 10-14\).*{records} off"
+        ):
+            require_conserved(found)
+    accepted = stream.audit(accept=True)
+    assert (accepted.residual, stream.main(accepted).gaps) == (0, {"accepted": 6})
+    with pytest.raises(NotConserved, match="was made anew"):
+        require_conserved(accepted)
+
+
+def test_a_proof_of_the_old_topic_explains_nothing_of_the_new_one(stream: Stream) -> None:
+    """Offsets that were marks of transactions are records now."""
+    note_ids(stream)
+    stream.transaction(2, commit=False)
+    stream.ingest()
+    assert stream.main(stream.audit()).gaps == {"marker": 1, "aborted": 2}
+    made_anew(stream, stream.name)
+    note_ids(stream)  # as a reset does that takes the new topic
+    stream.send(3)
+    found = stream.main(stream.audit())
+    assert (found.missing, set(found.findings)) == (3, {Finding(0, 2, "missing")})
 
 
 def test_repair_sends_exactly_what_is_missing_and_as_it_was(stream: Stream) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from functools import partial
 
 import pytest
-from confluent_kafka import TopicCollection
+from confluent_kafka import KafkaError, Message, Producer, TopicCollection
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, NewTopic, ResourceType
 from confluent_kafka.schema_registry import SchemaRegistryClient
 from tenacity import Retrying, stop_after_delay, wait_fixed
@@ -89,6 +91,36 @@ def test_letters_are_kept_and_fit_with_their_headers(admin: AdminClient, contrac
     for name in (contract.retry_topic, contract.dlq_topic, contract.parked_topic):
         assert config(admin, name, "retention.ms") == "-1"
         assert int(config(admin, name, "max.message.bytes")) > largest
+
+
+@pytest.mark.parametrize("main_type", ["CreateTime", "LogAppendTime"])
+def test_timestamps_are_treated_alike_whatever_the_brokers_do_by_themselves(
+    admin: AdminClient, stack: Settings, contract: Contract, main_type: str
+) -> None:
+    """A producer's time of years to come is refused on the main topic, whose hours it would close. A letter is never
+    refused, and keeps its record's time."""
+    contract = with_topic(contract, configs={"message.timestamp.type": main_type})
+    provision_topics(admin, contract)
+    year = 365 * 86_400_000
+    sent = int(datetime.now(UTC).timestamp() * 1000)
+    stamps = (1, sent // 1000, sent - 20 * year, sent, sent + year)
+    kept: dict[tuple[str, int], int | None] = {}
+
+    def arrived(place: tuple[str, int], error: KafkaError | None, message: Message) -> None:
+        kept[place] = None if error else message.timestamp()[1]
+
+    producer = Producer(stack.kafka_client("admin"))
+    for topic in (contract.stream, contract.retry_topic, contract.dlq_topic, contract.parked_topic):
+        for stamp in stamps:
+            producer.produce(topic, b"x", partition=0, timestamp=stamp, on_delivery=partial(arrived, (topic, stamp)))
+    assert producer.flush(30) == 0
+    assert len(kept) == 4 * len(stamps)
+    assert all(at == stamp for (topic, stamp), at in kept.items() if topic != contract.stream)
+    main = {stamp: at for (topic, stamp), at in kept.items() if topic == contract.stream}
+    if main_type == "CreateTime":
+        assert main == {stamp: stamp for stamp in stamps[:-1]} | {stamps[-1]: None}
+    else:
+        assert all(at is not None and abs(at - sent) < 600_000 for at in main.values()), "the broker's own clock"
 
 
 def test_fewer_partitions_grow(admin: AdminClient, contract: Contract) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import shutil
 import threading
 from collections import Counter
@@ -21,22 +22,26 @@ from typing import Any
 import duckdb
 import pytest
 from confluent_kafka import Producer, TopicPartition
-from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin import AdminClient, NewTopic
 from confluent_kafka.schema_registry import Schema
 from deltalake import DeltaTable
 from pyspark.sql import DataFrame, SparkSession
 from tenacity import retry, retry_if_result, stop_after_delay, wait_fixed
 
 from infra.broker.offsets import NotProvisioned, broker_offsets, flat, require_topics
+from infra.broker.topics import TopicIds
 from infra.operations.provisioning import provision_subject, provision_topics
 from infra.settings import Settings
 from producers.codec import registry
 from producers.replay import replay
 from schemas.contract.model import Contract
+from spark.conservation.accounting import Finding
+from spark.conservation.audit import NotConserved, audit, require_conserved
 from spark.lake import batch_numbers, names, tables
 from spark.speed import ingest_query
-from spark.speed.checkpoint import generations, ingest_start, start_check
+from spark.speed.checkpoint import generations, ingest_start, start_check, topic_identity
 from spark.speed.ingest import Ingest
+from spark.speed.open_transactions import REPORTED_AFTER, OpenTransactions
 from tests.support.clicks import NOON, V1, V2, click, read, schema_id
 from tests.support.kafka_rows import wire
 
@@ -403,6 +408,151 @@ def test_retention_of_what_was_read_is_no_loss(site: Site) -> None:
     site.go()
     bronze = site.rows(names.bronze(site.stack.lake_uri, site.contract.stream)).to_pylist()
     assert sorted(row["number"] for row in bronze) == list(range(30))
+
+
+# -- topics ---------------------------------------------------------------------------------------------------------
+
+
+def make_anew(site: Site, topic: str, partitions: int = 2) -> None:
+    """Deletes the topic and makes it again under its name, as somebody would by hand."""
+    admin = AdminClient(site.stack.kafka_client("admin"))
+    admin.delete_topics([topic])[topic].result()
+    wait_for(lambda: topic not in admin.list_topics(timeout=10).topics)
+    admin.create_topics([NewTopic(topic, partitions, 1)])[topic].result()
+    wait_for(lambda: len(admin.list_topics(timeout=10).topics[topic].partitions) == partitions)
+
+
+def bronze_of(site: Site) -> list[tuple[str, int, int, int]]:
+    rows = site.rows(names.bronze(site.stack.lake_uri, site.contract.stream)).to_pylist()
+    return sorted((row["topic"], row["partition"], row["offset"], row["number"]) for row in rows)
+
+
+def test_a_topic_that_was_made_anew_while_the_stream_stood_halts_it(site: Site) -> None:
+    """Whatever the new topic holds: more than the old one, as much, less or nothing, on as many partitions or more."""
+    name, retried = site.contract.stream, site.contract.retry_topic
+    site.send(range(6))
+    site.go()
+    before = bronze_of(site)
+    for partitions, count in ((2, 300), (2, 6), (2, 4), (2, 0), (3, 40)):
+        make_anew(site, name, partitions)
+        site.put([wire(schema_id(site.stack, site.contract, 1), V1, click(1000 + n)) for n in range(count)])
+        assert re.search(rf"a topic of stream {name} was deleted and made again under its name \({name} ", site.halt())
+        for accept_loss in (False, True):
+            with pytest.raises(ingest_start.ResetRefused, match="give the stream a new name"):
+                ingest_start.reset(site.contract, site.stack, accept_loss=accept_loss)
+        found = audit(site.stack, site.contract, "made anew")
+        assert {one.not_ingested for one in found.partitions if one.topic == retried} == {0}
+        assert sum(one.not_ingested for one in found.partitions) == count
+        with pytest.raises(NotConserved, match=f"{name} was made anew"):
+            require_conserved(found)
+    shutil.rmtree(site.checkpoint)  # the ids are with bronze
+    with pytest.raises(ingest_start.ResetRefused, match="give the stream a new name"):
+        ingest_start.reset(site.contract, site.stack, accept_loss=True)
+    assert bronze_of(site) == before
+
+
+def test_a_retry_topic_that_was_made_anew_is_read_from_its_beginning_when_somebody_says_so(site: Site) -> None:
+    """Bronze holds none of its records, so the new offsets mean nothing else."""
+    retried = site.contract.retry_topic
+    site.send(range(6))
+    site.go()
+    make_anew(site, retried)
+    assert f"({retried} " in site.halt()
+    with pytest.raises(ingest_start.ResetRefused, match="--accept-loss"):
+        site.reset()
+    done = ingest_start.reset(site.contract, site.stack, accept_loss=True)
+    assert (done.anew, done.lost) == ([retried], {})
+    site.send(range(6, 9))
+    site.go()
+    site.assert_exact()
+    found = audit(site.stack, site.contract, "accepted")
+    assert (found.residual, found.made_anew) == (0, [])
+
+
+def test_a_topic_that_is_made_anew_after_the_look_at_it_gives_bronze_nothing(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The new topic has records where the old one ended, so they would pass for its next ones."""
+    site.send(range(6))
+    site.go()
+    before = bronze_of(site)
+    make_anew(site, site.contract.stream)
+    site.put([wire(schema_id(site.stack, site.contract, 1), V1, click(1000 + n)) for n in range(40)])
+    monkeypatch.setattr(topic_identity.SameTopics, "begin", lambda self: None)
+    assert f"({site.contract.stream} " in site.halt()
+    assert bronze_of(site) == before
+
+
+def test_a_topic_that_is_made_anew_under_a_running_stream_halts_it_without_a_batch(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ingest_query, "LOOK", 0.0)
+    site.send(range(6))
+    life = site.start()
+    wait_for(site.ingested)
+    life.tend(site.spark)
+    assert not life.halted
+    ids = TopicIds(site.stack).of(site.contract.ingest_topics)
+    make_anew(site, site.contract.stream)
+    assert TopicIds(site.stack).of(site.contract.ingest_topics) != ids
+
+    def halted() -> bool:
+        life.tend(site.spark)
+        return life.halted
+
+    wait_for(halted)
+    assert isinstance(life.standstill.failure, topic_identity.TopicMadeAnew)
+
+
+def test_records_that_kafka_dropped_unread_halt_the_stream_and_the_audit_lists_what_is_accepted(site: Site) -> None:
+    name = site.contract.stream
+    site.send(range(20))
+    site.go()
+    admin = AdminClient(site.stack.kafka_client("admin"))
+    site.send(range(20, 40))
+    gone = [TopicPartition(name, 0, 14), TopicPartition(name, 1, 11)]
+    for answer in admin.delete_records(gone).values():
+        answer.result()
+    why = site.halt()
+    assert f"{name}/0 from 10 to 13; {name}/1 from 10 to 10" in why
+    assert f"`millrace checkpoint reset {name} --accept-loss`" in why
+    done = ingest_start.reset(site.contract, site.stack, accept_loss=True)
+    assert done.lost == {(name, 0): 4, (name, 1): 1}
+    site.go()
+    found = audit(site.stack, site.contract, "accepted")
+    assert (found.residual, found.gaps) == (0, {"accepted": 5})
+    assert [(one.partition, one.findings) for one in found.partitions if one.findings] == [
+        (0, (Finding(10, 13, "accepted"),)), (1, (Finding(10, 10, "accepted"),)),
+    ]  # fmt: skip
+    on_broker = {(m.topic(), m.partition(), m.offset()) for m in read(site.stack, *site.contract.ingest_topics)}
+    assert {place[:3] for place in bronze_of(site) if place[3] >= 20} <= on_broker
+
+
+def test_records_behind_an_open_transaction_are_reported_until_it_ends(site: Site) -> None:
+    """The one record of a producer that hangs keeps a thousand of others from being read; the query has no lag."""
+    name, now = site.contract.stream, [NOON]
+    watch = OpenTransactions(site.contract, site.stack, lambda: now[0])
+    hanging = Producer(site.stack.kafka_client("admin") | {"transactional.id": f"hangs-{name}"})
+    hanging.init_transactions(30)
+    hanging.begin_transaction()
+    hanging.produce(name, b"", partition=0)
+    assert hanging.flush(30) == 0
+    site.put([b"other"] * 2000)
+
+    def looked(seconds: float) -> Any:
+        now[0] += timedelta(seconds=seconds)
+        watch.look()
+        return watch.reported()
+
+    assert looked(0) is None
+    assert looked(59) is None, "it may be an honest one that takes a while"
+    found = looked(1)
+    assert (found["records"], found["since"]) == (1001, (NOON + REPORTED_AFTER).isoformat())
+    assert found["why"].startswith(f"1,001 records of {name} wait behind an open transaction ({name}/0 from offset 0, ")
+    ends = broker_offsets(site.stack, [name], uncommitted=True)
+    assert (ends[name, 0], broker_offsets(site.stack, [name])[name, 0]) == (1001, 0)
+    hanging.commit_transaction(30)
+    wait_for(lambda: looked(1) is None)
 
 
 # -- refusals ------------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 Like spark-submit it starts a child in its own session; like `spark/jobs/stream.py` it beats and obeys the stop marker.
 Usage: small_driver.py FOLDER EPOCH [--deaf | --slow] [--state STATE] [--beats N] [--lag N | --grows]
-    [--halted SINCE]
+    [--halted SINCE | --hanging SINCE]
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ parser.add_argument("--beats", type=int, default=-1, help="fall silent after so 
 parser.add_argument("--lag", type=int, default=0)
 parser.add_argument("--grows", action="store_true", help="each beat tells of another batch and of more lag")
 parser.add_argument("--halted", help="the stream stands still since this moment, once the file `storm` is there")
+parser.add_argument("--hanging", help="a transaction stays open since this moment, once the file `storm` is there")
 arguments = parser.parse_args()
 
 if arguments.deaf:
@@ -61,6 +62,9 @@ def beat(state: str) -> None:
     if arguments.halted and (arguments.folder / "storm").exists():
         halted = {"why": "flights waits for a decision", "since": arguments.halted}
         document["queries"] = {"flights": {"batch_id": 1, "lag": arguments.lag, "halted": halted}}
+    if arguments.hanging and (arguments.folder / "storm").exists():
+        hanging = {"why": "records of flights wait behind a transaction", "since": arguments.hanging, "records": 7}
+        document["queries"] = {"flights": {"batch_id": 1, "lag": 0, "open_transaction": hanging}}
     scratch = arguments.folder / ".beat"
     scratch.write_text(json.dumps(document))
     scratch.replace(arguments.folder / "heartbeat.json")

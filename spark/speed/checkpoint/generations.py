@@ -7,9 +7,12 @@ folder: Delta would silently skip the writes of a fresh checkpoint that kept its
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from pydantic import BaseModel, ConfigDict
 
 from infra.broker.offsets import Offsets, flat
+from infra.broker.ranges import Partition, Range
 from infra.settings import Settings
 from schemas.contract.model import Contract
 from schemas.errors import TransientError
@@ -24,8 +27,10 @@ class NothingSettled(TransientError):
 
 class Start(BaseModel):
     """The content of a generation's `start.json`, which a reset notes: the `offsets` it starts from, nested as Spark
-    does; the newest batch that bronze held then (`after`); and whether that one is `finished` (see
-    `spark.speed.checkpoint.ingest_start`). An alert lane notes the ids of the `schemas` that its query knows as well,
+    does; the newest batch that bronze held then (`after`); whether that one is `finished` (see
+    `spark.speed.checkpoint.ingest_start`); and what somebody accepted: the loss of ranges of offsets (`lost`, topic to
+    partition to the first and the last one), and topics that were made anew and are read from their beginning (`anew`).
+    An alert lane notes the ids of the `schemas` that its query knows as well,
     None until it has run (see `spark.speed.alert_lane`)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -33,6 +38,8 @@ class Start(BaseModel):
     offsets: dict[str, dict[str, int]]
     after: int | None
     finished: bool = False
+    lost: dict[str, dict[str, tuple[int, int]]] = {}
+    anew: list[str] = []
     schemas: list[int] | None = None
 
 
@@ -101,8 +108,8 @@ def settled_batch(contract: Contract, settings: Settings) -> int | None:
 def settled_offsets(contract: Contract, settings: Settings, through: int) -> Offsets:
     """How far the batches up to the settled batch `through` reach: the offset after the last record, of every partition
     that was read. A generation that began again from an earlier offset takes nothing back of what was covered, and
-    where a reset found bronze's end, the files of the generation before are not needed. Raises
-    `spark_log.Unreadable`."""
+    where a reset found bronze's end, the files of the generation before are not needed. Of a topic that was made anew
+    the generations before count no more. Raises `spark_log.Unreadable`."""
     ends: Offsets = {}
 
     def reach(found: Offsets) -> None:
@@ -111,9 +118,11 @@ def settled_offsets(contract: Contract, settings: Settings, through: int) -> Off
 
     for number in generations(settings, contract.stream):
         start = begun(location(settings, contract.stream, number))
+        if start and start.anew:
+            for partition in [partition for partition in ends if partition[0] in start.anew]:
+                del ends[partition]
         if start and start.finished and start.after is not None and start.after <= through:
             reach(flat(start.offsets))
-    for number in generations(settings, contract.stream):
         committed = _committed(contract, settings, number)
         if committed is None or (batch := batch_number(number, committed)) > through:
             continue
@@ -121,6 +130,31 @@ def settled_offsets(contract: Contract, settings: Settings, through: int) -> Off
         if batch == through or document(log) is not None:
             reach(offsets(log))
     return ends
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """What somebody accepted at resets: the `lost` ranges of each partition, in the order of the resets, and the topics
+    that were made `anew`. Ranges of a topic from before it was made anew are not among them."""
+
+    lost: dict[Partition, list[Range]]
+    anew: set[str]
+
+
+def accepted(contract: Contract, settings: Settings) -> Accepted:
+    """What somebody accepted at the stream's resets. Raises `spark_log.Unreadable`."""
+    found = Accepted({}, set())
+    for number in generations(settings, contract.stream):
+        start = begun(location(settings, contract.stream, number))
+        if start is None:
+            continue
+        found.anew.update(start.anew)
+        for partition in [partition for partition in found.lost if partition[0] in start.anew]:
+            del found.lost[partition]
+        for topic, partitions in start.lost.items():
+            for number_, (first, last) in partitions.items():
+                found.lost.setdefault((topic, int(number_)), []).append(Range(first, last))
+    return found
 
 
 def first_offsets(contract: Contract, settings: Settings) -> Offsets:

@@ -20,7 +20,7 @@ that somebody accepted the storm of a batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,11 +28,13 @@ import duckdb
 from deltalake import DeltaTable
 
 from infra.broker.offsets import Offsets, broker_offsets, flat, nested
+from infra.broker.ranges import Partition, Range
+from infra.broker.topics import TopicIds
 from infra.settings import Settings
 from schemas.contract.model import Contract
 from schemas.errors import TerminalError
-from spark.lake import batch_numbers, contents, names
-from spark.speed.checkpoint import generations, spark_log
+from spark.lake import batch_numbers, contents, names, source_topics
+from spark.speed.checkpoint import generations, retained, spark_log, topic_identity
 from spark.speed.checkpoint.fingerprint import Fingerprint, fingerprint, note, noted
 from spark.speed.checkpoint.generations import Start
 from spark.speed.checkpoint.spark_log import Log, Unreadable
@@ -65,13 +67,15 @@ class Opening:
 
 @dataclass(frozen=True)
 class Reset:
-    """What a reset did: the new `generation`, the offsets it starts from, the batch it finishes first, and how many
-    offsets of each partition Kafka has dropped before they were ingested."""
+    """What a reset did: the new `generation`, the offsets it starts from, the batch it finishes first, how many offsets
+    of each partition Kafka has dropped before they were ingested, and the topics that were made `anew`, which it reads
+    from their beginning."""
 
     generation: int
     start: Offsets
     unfinished: int | None
     lost: Offsets
+    anew: list[str]
 
 
 @dataclass(frozen=True)
@@ -159,29 +163,32 @@ def reset(
     """Makes the next generation of the stream's checkpoint; the old one's files stay where they are. No driver may
     run: `may_write` is called right before the generation is made and raises when that is not sure.
 
-    Raises `ResetRefused` if Kafka has dropped records that bronze lacks, unless their loss is accepted; if a topic ends
-    before what bronze holds of it; and `TransientError` when Kafka cannot be reached."""
+    Raises `ResetRefused` if Kafka has dropped records that bronze lacks, or a topic was made anew of which bronze holds
+    nothing, unless the loss is accepted; if a topic was made anew of which bronze holds records; and `TransientError`
+    when Kafka cannot be reached."""
     stream = contract.stream
     before = generations.generation(settings, stream)
     after = contents.newest_batch(names.bronze(settings.lake_uri, stream))
     ends = bronze_ends(contract, settings)
     first = broker_offsets(settings, contract.ingest_topics, earliest=True)
     last = broker_offsets(settings, contract.ingest_topics)
-    made_anew = [partition for partition in last if ends.get(partition, 0) > last[partition]]
-    if made_anew:
-        shown = "; ".join(f"{_name(p)} ends at {last[p]}, bronze at {ends[p]}" for p in made_anew)
+    ids = TopicIds(settings).of(contract.ingest_topics)
+    anew = _made_anew(contract, settings, ids, ends, accept_loss)
+    shorter = [partition for partition in last if ends.get(partition, 0) > last[partition]]
+    if shorter:
+        shown = "; ".join(f"{_name(p)} ends at {last[p]}, bronze at {ends[p]}" for p in shorter)
         raise ResetRefused(
             f"the topics of {stream} are not those that bronze was read from ({shown}): new records would pass for old "
             "ones. Give the stream a new name"
         )
-    read = _read(contract, settings, before)
+    read = {p: end for p, end in retained.positions(contract, settings, before).items() if p[0] not in anew}
     # Behind bronze's last record there may be offsets without one (the ends of transactions), which retention took too.
-    lost = {p: first[p] - end for p, end in ends.items() if p in first and max(end, read.get(p, 0)) < first[p]}
+    overtaken = retained.dropped({p: max(ends.get(p, 0), read.get(p, 0)) for p in ends.keys() | read.keys()}, first)
+    lost = {p: Range(ends.get(p, range_.first), range_.last) for p, range_ in overtaken.items()}
     if lost and not accept_loss:
-        shown = "; ".join(f"{_name(p)} from {ends[p]} to {first[p] - 1}" for p in sorted(lost))
         raise ResetRefused(
-            f"Kafka has dropped records of {stream} before they were ingested ({shown}): retention was shorter than "
-            "the stream's pause. They are lost; to go on without them, say so with --accept-loss"
+            f"Kafka has dropped records of {stream} before they were ingested ({retained.words(lost)}): retention was "
+            "shorter than the stream's pause. They are lost; to go on without them, say so with --accept-loss"
         )
     start = {partition: max(end, first[partition]) for partition, end in ends.items() if partition in first}
     generation = max(before, batch_numbers.generation_of(after or 0)) + 1
@@ -190,8 +197,28 @@ def reset(
     may_write()
     note(location, Fingerprint(tables=known.tables))
     # The last file: without it the reset was not finished.
-    generations.put_start(location, Start(offsets=nested(start), after=after))
-    return Reset(generation, start, after, lost)
+    generations.put_start(location, Start(offsets=nested(start), after=after, lost=_nested(lost), anew=anew))
+    source_topics.note(settings.lake_uri, stream, {topic: topic_id for topic, topic_id in ids.items() if topic_id})
+    return Reset(generation, start, after, {partition: range_.size for partition, range_ in lost.items()}, anew)
+
+
+def _made_anew(
+    contract: Contract, settings: Settings, ids: dict[str, str], ends: Offsets, accept_loss: bool
+) -> list[str]:
+    """The topics that were made anew and of which bronze holds nothing, so that they can be read from their beginning.
+    Raises `ResetRefused` for others, and unless the loss of what the old ones had is accepted."""
+    noted = source_topics.noted(settings.lake_uri, contract.stream)
+    anew = topic_identity.changed(noted, ids)
+    if anew and (not accept_loss or any(topic in anew for topic, _ in ends)):
+        raise ResetRefused(topic_identity.words(contract, anew, noted, ids))
+    return anew
+
+
+def _nested(ranges: Mapping[Partition, Range]) -> dict[str, dict[str, tuple[int, int]]]:
+    found: dict[str, dict[str, tuple[int, int]]] = {}
+    for (topic, number), range_ in sorted(ranges.items()):
+        found.setdefault(topic, {})[str(number)] = (range_.first, range_.last)
+    return found
 
 
 def bronze_ends(contract: Contract, settings: Settings) -> Offsets:
@@ -199,18 +226,6 @@ def bronze_ends(contract: Contract, settings: Settings) -> Offsets:
     ends = 'select topic, partition, max("offset") + 1 from bronze where list_contains($topics, topic) group by all'
     rows = _bronze(contract, settings, ends, {"topics": list(contract.ingest_topics)})
     return {(topic, partition): end for topic, partition, end in rows}
-
-
-def _read(contract: Contract, settings: Settings, generation: int) -> Offsets:
-    """Where the newest batch that bronze holds of `generation` ends; empty if its checkpoint does not say it any
-    more."""
-    bronze = names.bronze(settings.lake_uri, contract.stream)
-    written = contents.newest_append(bronze, generations.application(contract.stream, generation))
-    try:
-        log = spark_log.read(generations.location(settings, contract.stream, generation))
-    except Unreadable:
-        return {}
-    return log.ends.get(-1 if written is None else written, {})
 
 
 def _known(settings: Settings, stream: str, generation: int) -> Fingerprint:

@@ -66,7 +66,7 @@ def test_a_stream_is_told_by_its_own_rows(config: Settings) -> None:
         "last_quality": {
             "run_id": "r", "recorded_at": T0.isoformat(), "success": False, "evaluated": 18, "failed": 2,
         },
-        "last_audit": {"recorded_at": T0.isoformat(), "offsets": 10, "residual": 1},
+        "last_audit": {"recorded_at": T0.isoformat(), "offsets": 10, "residual": 1, "made_anew": False},
         "last_replay": {"recorded_at": T0.isoformat(), "read": 4, "retried": 3, "waiting": 1, "parked": 0},
         "letters_to_decide": 0,
     }  # fmt: skip

@@ -142,6 +142,15 @@ def test_a_halt_is_told_once(home: Settings) -> None:
     assert event["reason"] == "stopped"
 
 
+def test_a_transaction_that_stays_open_is_told_once_and_the_driver_lives(home: Settings) -> None:
+    it = started(home, "--hanging", "2024-05-01T12:00:01+00:00")
+    event = ending(home, (home.stream_dir / "storm").touch, since="2024-05-01T12:00:00+00:00")
+    assert (event["reason"], event["detail"]) == ("transaction", "records of flights wait behind a transaction")
+    assert it.alive
+    event = ending(home, (home.stream_dir / "stop").touch, since="2024-05-01T12:00:02+00:00")
+    assert event["reason"] == "stopped"
+
+
 def test_another_driver_in_its_place_ends_the_watch(home: Settings) -> None:
     started(home)
     event = ending(home, epoch=99)

@@ -20,7 +20,8 @@ from infra.settings import Settings
 PROGRAM = str(Path(sys.executable).with_name("millrace"))
 
 WEATHER: dict[str, Any] = {
-    "halted": None, "events": 7, "alerts": None, "dead_letters": 2, "lag": None, "letters_to_decide": 1,
+    "halted": None, "open_transaction": {"records": 1001, "why": "it hangs", "since": "2026-01-01T12:00:00+00:00"},
+    "events": 7, "alerts": None, "dead_letters": 2, "lag": None, "letters_to_decide": 1,
     "windows": {"batch": 5, "speed": 3, "withheld": 2}, "final_through": "2026-01-01T12:00:00+00:00",
     "last_reconciliation": None, "ledger": {"late": 4}, "last_quality": {"evaluated": 9, "failed": 1},
     "last_audit": {"offsets": 9, "residual": 0}, "last_replay": None,
@@ -56,6 +57,7 @@ def test_every_scrape_asks_anew_and_what_is_unknown_has_no_sample() -> None:
     assert told["millrace_breaker", ("half-open",)] == 1
     assert told["millrace_breaker", ("open",)] == 0
     assert told["millrace_events", ("weather",)] == 7
+    assert told["millrace_open_transaction_records", ("weather",)] == 1001
     assert told["millrace_windows", ("speed", "weather")] == 3
     assert told["millrace_windows_withheld", ("weather",)] == 2
     assert told["millrace_ledger_rows", ("late", "weather")] == 4

@@ -186,5 +186,8 @@ def test_the_log_gives_back_what_was_recorded(tmp_path: Path) -> None:
     for audit in (second, first):
         audit_log.record(lake, audit)
     assert audit_log.audits(lake, "weather") == [first, second]
-    assert audit_log.proved([first, second]) == {("weather", 0): [Finding(3, 3, "marker")], ("weather", 1): []}
+    assert audit_log.proved([first, second], lambda account: True) == {
+        ("weather", 0): [Finding(3, 3, "marker")],
+        ("weather", 1): [],
+    }
     assert (first.residual, first.offsets, first.rows, first.gaps) == (2, 9, 6, {"marker": 1})

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
 
 from schemas.contract.catalog import catalog
 from schemas.contract.examples import bad, good
@@ -17,7 +18,7 @@ from schemas.contract.verdict import Judge
 from schemas.wire import header
 from spark.lake import table_schemas
 from spark.transforms.decode import UNREGISTERED, decode
-from spark.transforms.validate import validate
+from spark.transforms.validate import LEAST_ARRIVAL, validate
 from tests.support.kafka_rows import ARRIVAL, Row, frame, wire
 
 FLIGHTS = catalog()["flights"]
@@ -61,6 +62,21 @@ def test_an_event_of_the_future_is_a_dead_letter_and_one_a_little_ahead_is_not(s
     rows = [Row(wire(7, FLIGHTS.schema_now, FLIGHT | {"event_time": at}), "flights", n) for n, at in enumerate(times)]
     found = [(row["error_class"], row["reason"]) for row in judged(spark, rows).collect()]
     assert found == [(None, None)] * 3 + [("rule", "event_time is more than 1d after its arrival")]
+
+
+@pytest.mark.parametrize("unknown", [-1, 0, 1, 1_767_225_600, 4_102_444_800, LEAST_ARRIVAL - 1])
+def test_an_arrival_that_is_not_known_judges_nothing(spark: SparkSession, unknown: int) -> None:
+    """No timestamp (-1), none that was set (0), and seconds where milliseconds belong: the events are good, whenever
+    they happened, and a time that says when they came judges them again."""
+    times = [ARRIVAL, datetime(2026, 1, 1, tzinfo=UTC)]
+    rows = [Row(wire(7, FLIGHTS.schema_now, FLIGHT | {"event_time": at}), "flights", n) for n, at in enumerate(times)]
+    found = []
+    for arrival in (unknown, LEAST_ARRIVAL):
+        stamped = frame(spark, rows).withColumn("timestamp", F.timestamp_millis(F.lit(arrival)))
+        writers = {7: json.dumps(FLIGHTS.schema_now)}
+        judged_rows = validate(decode(stamped, FLIGHTS, writers), FLIGHTS).orderBy("offset").collect()
+        found.append([row["error_class"] for row in judged_rows])
+    assert found == [[None, None], ["rule", "rule"]]
 
 
 BAD: dict[str, tuple[bytes | None, str, str]] = {
