@@ -203,8 +203,8 @@ def _share_sent(stream: str, events: int, process: int) -> tuple[float, float]:
     contract = contract_in(config.contracts, stream)
     mine = load(contract, schema_id(contract, registry(config)), process=process)
     client = producer(config)
-    client.list_topics(contract.stream, 10)  # connected
+    client.list_topics(contract.main_topic, 10)  # connected
     _ready.wait(120)
     begin = time.time()
-    flat_out(mine, client, contract.stream, events)
+    flat_out(mine, client, contract.main_topic, events)
     return begin, time.time()

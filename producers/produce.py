@@ -121,7 +121,7 @@ def produce(
         raise TerminalError(f"the speed must be above 0, not {speed}")
     kind = partial(_Transactional, transactional) if transactional else _Client
     bounds = sizes.producer(sizes.of_topic(contract))
-    client = kind(settings, contract.stream, {**bounds, **(options or {})}, on_progress, clock)
+    client = kind(settings, contract.main_topic, {**bounds, **(options or {})}, on_progress, clock)
     codec = Codec(contract, schema_id(contract, registry(settings)))
     messages: Iterable[Message] = codec.messages(records)
     if faults is not None and faults.any:

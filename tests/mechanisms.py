@@ -211,6 +211,16 @@ MECHANISMS = (
          "::test_timestamps_are_treated_alike_whatever_the_brokers_do_by_themselves",),
     ),
     Mechanism(
+        "P1", "a topic of somebody else's is never altered", "infra/operations/provisioning.py",
+        "managed=topic.managed or name != contract.main_topic", "managed=True",
+        ("tests/integration/test_provisioning.py::test_a_topic_of_somebody_else_is_never_altered",),
+    ),
+    Mechanism(
+        "P1", "a subject of somebody else's is never altered", "infra/operations/provisioning.py",
+        "        if not contract.topic.managed:\n", "        if False:\n",
+        ("tests/integration/test_provisioning.py::test_a_subject_of_somebody_else_is_never_altered",),
+    ),
+    Mechanism(
         "P1", "a repair sends nothing that is on its way", "producers/repair.py",
         "letter.identity not in waiting", "True",
         ("tests/integration/test_audit.py::test_repair_sends_exactly_what_is_missing_and_as_it_was",),

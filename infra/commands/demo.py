@@ -152,7 +152,7 @@ def _replay(contract: Contract, days: int, events: int, faults: Faults, speed: f
         records: Source | Generated = generated(contract.stream, count, count / 86_400)
     else:
         records = source(contract.stream).days(days)
-    total, held = len(records), sum(broker_offsets(settings(), [contract.stream]).values())
+    total, held = len(records), sum(broker_offsets(settings(), [contract.main_topic]).values())
     if held >= total and not again:
         say(f"replay {contract.stream}: its topic holds {held:,} records already")
         return

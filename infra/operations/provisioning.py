@@ -70,6 +70,8 @@ class TopicSpec:
     partitions: int
     replication: int
     configs: dict[str, str] = field(default_factory=dict)
+    managed: bool = True
+    """Whether it is made and altered; else it belongs to somebody else, and is only verified."""
 
 
 def topic_specs(contract: Contract) -> list[TopicSpec]:
@@ -103,7 +105,13 @@ def topic_specs(contract: Contract) -> list[TopicSpec]:
     letters.pop("retention.bytes", None)
     keep = {contract.retry_topic, contract.dlq_topic, contract.parked_topic}
     return [
-        TopicSpec(name, topic.partitions, topic.replication, letters if name in keep else main)
+        TopicSpec(
+            name,
+            topic.partitions,
+            topic.replication,
+            letters if name in keep else main,
+            managed=topic.managed or name != contract.main_topic,
+        )
         for name in contract.topics
     ]
 
@@ -130,10 +138,13 @@ def provision_topics(admin: AdminClient, contract: Contract) -> list[str]:
     """Creates missing topics, adds partitions and sets configs where they differ from the contract.
 
     Raises `Drift` for a topic with more partitions or another replication than the contract, `Refused` and
-    `Unavailable`."""
+    `Unavailable`. A main topic that is not managed is never altered; it is `Drift` if the stream cannot be read from
+    it as it is."""
     specs = topic_specs(contract)
     with _kafka_errors(f"the topics of stream {contract.stream}"):
         found = _describe(admin, specs)
+        _verify_foreign(admin, contract, found, [spec for spec in specs if not spec.managed])
+        specs = [spec for spec in specs if spec.managed]
         _refuse_drift(contract, specs, found)
         changes = _create(admin, [spec for spec in specs if spec.name not in found])
         grown = []
@@ -180,6 +191,29 @@ def _refuse_drift(contract: Contract, specs: Iterable[TopicSpec], found: dict[st
             wrong.append(
                 f"topic {spec.name} has replication {', '.join(map(str, replications))}, the contract "
                 f"{spec.replication}: move its replicas with kafka-reassign-partitions, or set topic.replication"
+            )
+    if wrong:
+        raise Drift(f"{contract.folder / 'stream.yaml'}: " + "\n".join(wrong))
+
+
+def _verify_foreign(admin: AdminClient, contract: Contract, found: dict[str, Any], specs: Iterable[TopicSpec]) -> None:
+    """Raises `Drift` unless the stream can be read from the topics in `specs`, which somebody else owns."""
+    wrong = []
+    for spec in specs:
+        if spec.name not in found:
+            wrong.append(f"there is no topic {spec.name}, which is not ours to make (topic.managed is false)")
+            continue
+        partitions = len(found[spec.name].partitions)
+        if contract.alerts and partitions > spec.partitions:
+            wrong.append(
+                f"topic {spec.name} has {partitions} partitions, each of which keeps a slot of the alert lane, and "
+                f"the contract {spec.partitions}: set topic.partitions to {partitions}"
+            )
+        largest = int(_configs(admin, spec)["max.message.bytes"].value or 0)
+        if largest > int(spec.configs["max.message.bytes"]):
+            wrong.append(
+                f"topic {spec.name} takes records of {largest} bytes, and the companions are made for "
+                f"{spec.configs['max.message.bytes']}: set max.message.bytes in topic.configs to {largest}"
             )
     if wrong:
         raise Drift(f"{contract.folder / 'stream.yaml'}: " + "\n".join(wrong))
@@ -290,11 +324,19 @@ def provision_subject(registry: SchemaRegistryClient, contract: Contract) -> lis
     """Sets the subject's compatibility and registers the contract's versions that are missing, oldest first.
 
     Raises `Drift` if the registry has versions that the contract does not have or has them in another order,
-    `Refused` if it finds a version incompatible, and `Unavailable`."""
+    `Refused` if it finds a version incompatible, and `Unavailable`. The subject of a topic that is not managed is never
+    altered; a version that it lacks is `Drift`."""
     subject = contract.subject
     with _registry_errors(subject):
         numbers = [_number(registry, subject, version) for version in contract.versions]
         _refuse_foreign_versions(registry, contract, numbers)
+        if not contract.topic.managed:
+            if lacking := [f"v{number}" for number, known in enumerate(numbers, start=1) if known is None]:
+                raise Drift(
+                    f"subject {subject} lacks {', '.join(lacking)} of {contract.folder}, and is not ours to register "
+                    "them in (topic.managed is false)"
+                )
+            return []
         changes = []
         level = _compatibility(registry, subject)
         if level != contract.compatibility:

@@ -71,8 +71,19 @@ class _Strict(BaseModel):
 
 
 class Topic(_Strict):
-    """The topic `<stream>` and its companions, which share its replication."""
+    """The main topic and its companions (`<stream>.retry` and others), which share its replication."""
 
+    name: str | None = Field(
+        None,
+        pattern=r"^(?!\.{1,2}$)[a-zA-Z0-9._-]{1,249}$",
+        description="Name of the main topic in Kafka, if it is not the stream's. The companions have the stream's name.",
+    )
+    managed: bool = Field(
+        True,
+        description="Whether the main topic and its subject are made and altered as the contract says. If not, they "
+        "belong to somebody else and are only verified: the main topic has the partitions, replication and "
+        "configs that it has, and partitions and replication here are those of the companions.",
+    )
     partitions: int = Field(4, ge=1, le=1024, description="Partitions of each topic of the stream.")
     replication: int = Field(1, ge=1, description="Brokers that hold each partition.")
     retention: Duration = Field(
@@ -415,7 +426,12 @@ class Contract(_Strict):
     @property
     def subject(self) -> str:
         """Subject in the schema registry (TopicNameStrategy)."""
-        return f"{self.stream}-value"
+        return f"{self.main_topic}-value"
+
+    @property
+    def main_topic(self) -> str:
+        """The topic that producers write to."""
+        return self.topic.name or self.stream
 
     @property
     def retry_topic(self) -> str:
@@ -440,12 +456,12 @@ class Contract(_Strict):
     @property
     def topics(self) -> tuple[str, ...]:
         """Every topic of the stream, the main one first."""
-        return (self.stream, self.retry_topic, self.dlq_topic, self.parked_topic, self.alerts_topic)
+        return (self.main_topic, self.retry_topic, self.dlq_topic, self.parked_topic, self.alerts_topic)
 
     @property
     def ingest_topics(self) -> tuple[str, str]:
         """The topics that bronze accounts for, offset by offset."""
-        return (self.stream, self.retry_topic)
+        return (self.main_topic, self.retry_topic)
 
     @property
     def record_views(self) -> tuple[str, ...]:

@@ -165,6 +165,43 @@ def test_changed_configs_are_put_right_and_foreign_ones_told(admin: AdminClient,
     assert config(admin, contract.dlq_topic, "min.insync.replicas") == "1"
 
 
+@pytest.mark.parametrize("policy", ["compact", "delete"])
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_topic_of_somebody_else_is_never_altered(
+    admin: AdminClient, contract: Contract, policy: str, count: int
+) -> None:
+    name = f"Db.{fresh('t')}-Orders"
+    foreign = with_topic(contract, name=name, managed=False)
+    with pytest.raises(Drift, match=f"there is no topic {name}, which is not ours to make"):
+        provision_topics(admin, foreign)
+    assert contract.retry_topic not in admin.list_topics(timeout=30).topics, "nothing is made before it is verified"
+    own = {"cleanup.policy": policy, "retention.ms": "-1", "max.message.bytes": "2000000"}
+    (made,) = admin.create_topics([NewTopic(name, num_partitions=count, replication_factor=1, config=own)]).values()
+    made.result()
+    for attempt in Retrying(wait=wait_fixed(0.05), stop=stop_after_delay(20)):  # the broker learns it a moment later
+        with attempt:
+            assert config(admin, name, "retention.ms") == "-1"
+    changes = provision_topics(admin, foreign)
+    assert [line.split(":")[0] for line in changes] == [f"topic {topic}" for topic in contract.topics[1:]]
+    assert provision_topics(admin, foreign) == []
+    assert partitions(admin, name) == count
+    assert {key: config(admin, name, key) for key in own} == own
+    set_config(admin, name, "max.message.bytes", "100000000")
+    with pytest.raises(Drift, match="takes records of 100000000 bytes"):
+        provision_topics(admin, foreign)
+    admin.delete_topics([name])[name].result()
+
+
+def test_a_subject_of_somebody_else_is_never_altered(registry: SchemaRegistryClient, contract: Contract) -> None:
+    foreign = with_topic(contract, name=fresh("t"), managed=False)
+    with pytest.raises(Drift, match=f"subject {foreign.main_topic}-value lacks v1"):
+        provision_subject(registry, foreign)
+    provision_subject(registry, with_topic(foreign, managed=True))
+    registry.set_compatibility(foreign.subject, "NONE")
+    assert provision_subject(registry, foreign) == []
+    assert registry.get_compatibility(foreign.subject) == "NONE"
+
+
 def test_half_provisioned_is_completed(admin: AdminClient, contract: Contract) -> None:
     (made,) = admin.create_topics([NewTopic(contract.stream, num_partitions=1, replication_factor=1)]).values()
     made.result()
