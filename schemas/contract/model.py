@@ -75,8 +75,9 @@ class Topic(_Strict):
 
     name: str | None = Field(
         None,
-        pattern=r"^(?!\.{1,2}$)[a-zA-Z0-9._-]{1,249}$",
-        description="Name of the main topic in Kafka, if it is not the stream's. The companions have the stream's name.",
+        pattern=r"^(\.{0,2}[a-zA-Z0-9_-][a-zA-Z0-9._-]*|\.{3,})$",
+        max_length=249,
+        description="Name of the main topic in Kafka, if it is not the stream's. The companions have the stream's.",
     )
     managed: bool = Field(
         True,
