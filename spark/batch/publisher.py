@@ -6,7 +6,7 @@ import logging
 from dataclasses import dataclass
 from datetime import datetime
 
-from pyspark.sql import DataFrame
+from pyspark.sql import DataFrame, Row
 from pyspark.sql import functions as F
 
 from spark.batch.plan import Plan, UnexplainedDifference
@@ -15,6 +15,12 @@ from spark.definitions.times import BEGINNING_OF_TIME
 from spark.lake.publications import Publication
 
 log = logging.getLogger("millrace.reconcile")
+
+
+def examples_of(unexplained: DataFrame) -> list[Row]:
+    """Returns ten of the differences, with `start` as text: Python makes no instants of the year 1 of Spark's."""
+    shown = unexplained.withColumn("start", F.col("window_start").cast("string"))
+    return shown.drop("window_start", "recorded_at").limit(10).collect()
 
 
 @dataclass(frozen=True)
@@ -35,7 +41,7 @@ class Publisher:
         examples = "\n  ".join(
             f"{row.aggregate}_{row.window} {row.start} {row['keys']}: {row.measure} was served as {row.speed}, "
             f"exact is {row.exact}"
-            for row in unexplained.withColumn("start", F.col("window_start").cast("string")).limit(10).collect()
+            for row in examples_of(unexplained)
         )
         raise UnexplainedDifference(
             f"{self.store.contract.stream}: served numbers differ from the exact ones and no calculation explains it, "

@@ -27,6 +27,7 @@ from schemas.contract.model import Contract, Join, StatefulResult, Velocity
 from spark.batch import stateful_ledger
 from spark.batch.ledger import OUTPUT
 from spark.batch.plan import UnexplainedDifference
+from spark.batch.publisher import examples_of
 from spark.batch.stateful_planner import StatefulPlan
 from spark.batch.store import BatchStore
 from spark.definitions import stateful_results
@@ -149,7 +150,7 @@ class StatefulReconciliation:
         self.store.append_ledger(unexplained)
         examples = "\n  ".join(
             f"{row['keys']} {row.start}: {row.measure} was served as {row.speed}, exact is {row.exact}"
-            for row in unexplained.withColumn("start", F.col("window_start").cast("string")).limit(10).collect()
+            for row in examples_of(unexplained)
         )
         refused = UnexplainedDifference(
             f"{plan.title}: served numbers differ from the exact ones and nothing explains it: nothing is published. "

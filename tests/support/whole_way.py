@@ -54,7 +54,7 @@ def written(
         "key": ["id"], "event_id": ["id"], "event_time": "at", "allowed_lateness": "1h",
         "rules": [{"name": "id_there", "predicate": "id <> ''", "reason": "no id"}],
     }  # fmt: skip
-    (folder / "stream.yaml").write_text(json.dumps(document | more))
+    (folder / "stream.yaml").write_text(json.dumps(document | more, indent=1))  # lines, as in YAML
     for number, schema in enumerate(schemas, 1):
         (folder / f"v{number}.avsc").write_text(json.dumps(schema, indent=1))
     example = {"at": "2020-01-01T00:00:00Z", "id": "a"} | dict(good)
