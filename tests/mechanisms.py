@@ -676,7 +676,7 @@ MECHANISMS = (
     ),
     Mechanism(
         "P6", "a halt is reported while the driver lives", "dags/stream_supervisor.py",
-        'if event["reason"] in ("halted", "behind"):', 'if event["reason"] == "never":',
+        'if event["reason"] in ("halted", "behind", "transaction"):', 'if event["reason"] == "never":',
         ("tests/unit/infra/driver/test_process.py::test_a_halt_fails_the_task_and_leaves_the_driver_alone",),
     ),
     Mechanism(
