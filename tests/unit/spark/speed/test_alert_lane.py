@@ -158,7 +158,7 @@ def test_a_damaged_checkpoint_is_refused_with_the_way_out(site: Site, monkeypatc
     monkeypatch.setenv("MILLRACE_CONTRACTS", str(USES))
     settings.cache_clear()
     try:
-        monkeypatch.setattr("infra.broker.offsets.broker_offsets", lambda *_: {})
+        monkeypatch.setattr("infra.broker.offsets.broker_offsets", lambda *_, **__: {})
         shown = CliRunner().invoke(app, ["checkpoint", "show", "--json"])
         streams = json.loads(shown.stdout)["streams"]
         assert streams["activity"]["lane"] is None

@@ -164,7 +164,7 @@ def test_show_says_which_results_may_start(site: Site, monkeypatch: pytest.Monke
     monkeypatch.setenv("MILLRACE_CONTRACTS", str(site.settings.contracts))
     settings.cache_clear()
     try:
-        monkeypatch.setattr("infra.broker.offsets.broker_offsets", lambda *_: {})
+        monkeypatch.setattr("infra.broker.offsets.broker_offsets", lambda *_, **__: {})
         shown = CliRunner().invoke(app, ["checkpoint", "show", "visits", "--json"])
         stateful = json.loads(shown.stdout)["streams"]["visits"]["derived"]
         assert {title: bool(it["refused"]) for title, it in stateful.items()} == {
