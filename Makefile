@@ -53,11 +53,11 @@ format: environment  ## let ruff rewrite the code
 	$(RUN) ruff check --fix
 	$(RUN) ruff format
 
-unit: environment  ## tests without servers
-	$(RUN) pytest tests/unit -m "not long" --numprocesses=2 --durations=20
+unit: environment  ## tests without servers and without a JVM
+	$(RUN) pytest tests/unit -m "not long and not spark" --numprocesses=2 --durations=20
 
-integration: environment  ## tests against real servers on ports of their own
-	$(RUN) pytest tests/integration -m "not long" --numprocesses=2 --durations=20
+integration: environment  ## tests against real servers on ports of their own, and those that need a Spark session
+	$(RUN) pytest tests/integration tests/unit -m "not long and (integration or spark)" --numprocesses=3 --durations=20
 
 long: environment  ## the tests that make test leaves out for their length, and many more examples of the properties
 	$(RUN) pytest tests/unit -m hypothesis --hypothesis-profile=search --numprocesses=2

@@ -26,18 +26,20 @@ SHARE = {
         "tests/integration/test_platform.py", "tests/integration/test_stack.py", "tests/integration/test_decide.py",
         "tests/integration/test_ui.py", "tests/integration/test_operate.py", "tests/integration/test_standalone.py",
     ),
-    "a lake": ("tests/integration/lake/",),
+    "a lake": (
+        "tests/integration/lake/", "tests/unit/spark/transforms/", "tests/unit/spark/batch/test_usual_hours.py",
+        "tests/unit/spark/quality/test_suites.py",
+    ),
     "faults": ("tests/integration/test_faults.py",),
     "a lane": ("tests/integration/test_lane.py",),
     "homes": ("tests/integration/test_up.py",),
     "a broker and Spark": (
         "tests/integration/test_dead_letters.py", "tests/integration/test_ingest.py",
         "tests/integration/test_restart.py", "tests/integration/test_sizes.py",
+        "tests/integration/test_isolation.py",
     ),
     "a broker": ("tests/integration/",),
-    "Spark": ("tests/unit/spark/transforms/", "tests/unit/spark/batch/test_usual_hours.py"),
     "DAGs": ("tests/unit/dags/test_policy.py",),
-    "suites": ("tests/unit/spark/quality/test_suites.py",),
 }  # fmt: skip
 """Whose tests share what takes long to start: a Spark session, the parsed DAGs, a stack of servers. The first that fits
 counts, and what takes longest begins first."""
@@ -60,7 +62,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByShari
     return BySharing(config, log)
 
 
+@pytest.hookimpl(tryfirst=True)  # the marks are what `-m` chooses by
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.nodeid.startswith("tests/integration/"):
+            item.add_marker("integration")
+        elif "spark" in getattr(item, "fixturenames", ()):
+            item.add_marker("spark")
     order = [*SHARE, None]
     items.sort(key=lambda item: order.index(shared(item.nodeid)))
 
