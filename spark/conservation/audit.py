@@ -102,7 +102,7 @@ def _audit(settings: Settings, contract: Contract, run_id: str, now: datetime, a
     known = audit_log.proved(earlier, topics.is_same)
     ends = topics.owed(ends, earlier)
     with BronzeCoordinates(settings.lake_uri, contract.stream) as bronze:
-        base = next((audit for audit in reversed(earlier) if audit.clean), None)
+        base = next((audit for audit in reversed(earlier) if topics.bear_out(audit)), None)
         before, held = _measured(bronze, ends, base)
         promised = _promised(contract, settings, earlier, held)
         starts = {

@@ -47,6 +47,11 @@ class SourceTopics:
             return account.topic not in self.decided.anew
         return account.topic_id == self.noted.get(account.topic)
 
+    def bear_out(self, audit: Audit) -> bool:
+        """Whether nothing was wrong in an earlier audit, and what it proved is about the topics that bronze is read
+        from now."""
+        return audit.clean and all(self.is_same(account) for account in audit.partitions)
+
     def owed(self, ends: Offsets, earlier: Iterable[Audit]) -> Offsets:
         """`ends`; where a topic was made anew, the greatest end of the old one that an earlier audit saw."""
         found = dict(ends)

@@ -113,7 +113,7 @@ def test_timestamps_are_treated_alike_whatever_the_brokers_do_by_themselves(
     for topic in (contract.stream, contract.retry_topic, contract.dlq_topic, contract.parked_topic):
         for stamp in stamps:
             producer.produce(topic, b"x", partition=0, timestamp=stamp, on_delivery=partial(arrived, (topic, stamp)))
-    assert producer.flush(30) == 0
+            assert producer.flush(30) == 0  # a batch is taken or refused as a whole
     assert len(kept) == 4 * len(stamps)
     assert all(at == stamp for (topic, stamp), at in kept.items() if topic != contract.stream)
     main = {stamp: at for (topic, stamp), at in kept.items() if topic == contract.stream}
