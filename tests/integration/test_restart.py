@@ -419,7 +419,7 @@ def make_anew(site: Site, topic: str, partitions: int = 2) -> None:
     admin.delete_topics([topic])[topic].result()
     wait_for(lambda: topic not in admin.list_topics(timeout=10).topics)
     admin.create_topics([NewTopic(topic, partitions, 1)])[topic].result()
-    wait_for(lambda: len(admin.list_topics(timeout=10).topics[topic].partitions) == partitions)
+    wait_for(lambda: {p for t, p in broker_offsets(site.stack, [topic])} == set(range(partitions)))
 
 
 def bronze_of(site: Site) -> list[tuple[str, int, int, int]]:
