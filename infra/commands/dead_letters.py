@@ -138,12 +138,15 @@ def _deciding(verb: Verb, explained: str) -> None:
         if stream and not (error_class or reason):
             raise NoSuchLetter(f"say which letters of {stream} to {verb}: with --class, --reason or both")
         decision = _decision(verb, because, by)
-        named = [stream] if stream else list(dict.fromkeys(map(_stream, ids or ())))
+        topics = dict.fromkeys(letter.split("/")[0] for letter in ids or ())
+        named = [stream] if stream else list(dict.fromkeys(map(_stream, topics)))
         contracts = [contract_in_service(settings(), name) for name in named]
         chosen = [
             (
                 contract,
-                _parked(contract, [id_ for id_ in ids or () if _stream(id_) == contract.stream], error_class, reason),
+                _parked(
+                    contract, [id_ for id_ in ids or () if id_.split("/")[0] in contract.topics], error_class, reason
+                ),
             )
             for contract in contracts
         ]
@@ -338,8 +341,13 @@ def _contract(letter: str) -> Contract:
 
 
 def _stream(letter: str) -> str:
-    """The stream in a letter's id; the topic there may be a companion of the stream's own."""
-    return letter.split("/")[0].split(".")[0]
+    """The stream in a letter's id, which begins with one of the stream's topics."""
+    from infra.deployed import contracts_in_service
+    from infra.settings import settings
+
+    topic = letter.split("/")[0]
+    contracts = contracts_in_service(settings()).values()
+    return next((contract.stream for contract in contracts if topic in contract.topics), topic.split(".")[0])
 
 
 def _dump(value: bytes | None, width: int = 16) -> str:

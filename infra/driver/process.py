@@ -4,7 +4,7 @@ The driver runs in a session of its own, so neither the end of the Airflow task 
 task's process group, nor a restart of Airflow touches it. What is known about it lies in `<run_dir>/stream/`:
 
 * `driver.json`: epoch, process id and creation time, written here when it starts;
-* `heartbeat.json`: what the driver says about itself each second (written by `spark/jobs/stream.py`);
+* `heartbeat.json`: what the driver says about itself each second (`spark/speed/heartbeat.py`);
 * `stop`: a marker that asks it to finish the running batch and leave.
 
 `spark-submit` becomes a JVM that starts Python, and either can outlive the other, so stopping means the whole session.

@@ -1,6 +1,7 @@
 """The Spark type for each Avro type, which is the type of a contract's field as a column of the lake. Needs no JVM.
 
-The types are those of the Avro specification 1.12, "Schema Declaration" and "Logical Types".
+The types are those of the Avro specification 1.12, "Schema Declaration" and "Logical Types". What has no type here is
+refused when a contract is loaded, with file and line (`schemas.contract.check_types`).
 """
 
 from __future__ import annotations
