@@ -1,7 +1,8 @@
 """The maintenance of Delta tables by the process that writes them, without a JVM.
 
-Small files are merged into large ones (those of the streaming driver's tables by `spark.speed.small_files`), and files that no version within `TIME_TRAVEL` needs are removed. What is
-served stays the same, except for published windows that are older than the contract's retention: they are removed.
+Small files are merged into large ones (`spark.speed.small_files` does it for the streaming driver's tables), and files
+that no version within `TIME_TRAVEL` needs are removed. What is served stays the same, except for published windows that
+are older than the contract's retention: they are removed.
 """
 
 from __future__ import annotations

@@ -19,7 +19,8 @@ State = Literal["starting", "running", "failed", "stopped"]
 
 class Heartbeat:
     """Writes `heartbeat.json`: epoch, pid, started_at, updated_at (ISO-8601 UTC), state, error, and `queries`, name of
-    a query to its `progress` and `halted`; an ingest adds what `IngestQuery.progress` says. The file is replaced whole, so a reader never sees half of it."""
+    a query to its `progress` and `halted`; an ingest adds what `IngestQuery.progress` says. The file is replaced whole,
+    so a reader never sees half of it."""
 
     def __init__(self, path: Path, epoch: int, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self._path = path
