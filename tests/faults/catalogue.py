@@ -403,8 +403,8 @@ def transaction(self, letters, last=None):
     if at == "after" and wanted[0] < 0:
         die()
 
-def produce(self, topic, letter):
-    send(self, topic, letter)
+def produce(self, topic, letter, *more):
+    send(self, topic, letter, *more)
     if at == "within" and wanted[0] < 0:
         self._producer.flush(10)  # it is on the broker, uncommitted
         die()
