@@ -221,8 +221,9 @@ class Session(Reader):
             except BaseException as error:
                 with contextlib.suppress(KafkaException):  # if this fails too, the next session or the broker aborts
                     self._producer.abort_transaction(5.0)
-                    if refused and isinstance(error, KafkaException):
-                        raise TooLarge(refused) from error
+                self._producer.poll(0)  # what became of each letter may not have been reported yet
+                if refused and isinstance(error, KafkaException):
+                    raise TooLarge(refused) from error
                 raise
 
     def _send(self, topic: str, letter: Letter, delivered: Delivered | None = None) -> None:

@@ -171,7 +171,7 @@ def test_a_topic_of_somebody_else_is_never_altered(
     admin: AdminClient, contract: Contract, policy: str, count: int
 ) -> None:
     name = f"Db.{fresh('t')}-Orders"
-    foreign = with_topic(contract, name=name, managed=False)
+    foreign = with_topic(contract, name=name, managed=False, configs={"max.message.bytes": "2000000"})
     with pytest.raises(Drift, match=f"there is no topic {name}, which is not ours to make"):
         provision_topics(admin, foreign)
     assert contract.retry_topic not in admin.list_topics(timeout=30).topics, "nothing is made before it is verified"
