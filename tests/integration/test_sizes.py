@@ -267,8 +267,8 @@ def test_a_letter_whose_bytes_are_no_more_as_they_were_is_parked_and_says_so(
 
 
 @pytest.mark.xfail(
-    reason="known: after a refusal for size the same producer's next transaction may time out or be out of order, so the "
-    "repair says `run it again` and sends nothing",
+    reason="known: after a refusal for size the same producer's next transaction may time out or be out of order, so "
+    "the repair says `run it again` and sends nothing",
     strict=False,
 )
 def test_lost_records_of_any_size_are_sent_again(
