@@ -13,10 +13,8 @@ import tempfile
 from pathlib import Path
 
 from infra.settings import Settings
-from schemas.contract.catalog import ContractError, UnknownStream, readable, require_stream
+from schemas.contract.catalog import ContractError, readable, require_stream
 from schemas.contract.model import Contract
-
-__all__ = ["ContractError", "UnknownStream", "broken", "contract_in_service", "contracts_in_service", "deploy"]
 
 
 def contracts_in_service(settings: Settings) -> dict[str, Contract]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from infra.broker.offsets import Offsets
-from infra.broker.topics import TopicIds
+from infra.broker.topic_ids import TopicIds
 from infra.settings import Settings
 from schemas.contract.model import Contract
 from schemas.errors import TransientError

@@ -48,13 +48,15 @@ class Attendant(threading.Thread):
         self._settings, self._spark, self._stopping, self._may_commit = settings, spark, stopping, may_commit
         self._standstill = Standstill(f"stream {stream}", "its log says more: `millrace logs stream`")
         """Why there are no queries."""
+        self._contract: Contract | None = None
         self._deployed = False
 
     def run(self) -> None:
         """Does what the class says."""
         while not self._stopping.is_set():
             try:
-                contract = contract_in(self._settings.contracts, self.stream)
+                # Read once: what is put in service is what the queries were made of.
+                contract = self._contract = self._contract or contract_in(self._settings.contracts, self.stream)
                 self.queries = self.queries or self._made(contract)
                 self._standstill.finished()
                 with reporting_run(self._settings, "ingest", contract, graph.DRIVER, "STREAMING"):

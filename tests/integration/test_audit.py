@@ -29,7 +29,7 @@ from tenacity import retry, retry_if_result, stop_after_delay, wait_fixed
 
 from infra.broker.offsets import broker_offsets
 from infra.broker.ranges import Range
-from infra.broker.topics import TopicIds
+from infra.broker.topic_ids import TopicIds
 from infra.operations.backfill import WrongSelection, repair_selected, selected
 from infra.operations.provisioning import provision_topics
 from infra.settings import PROJECT, Settings

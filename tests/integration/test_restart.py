@@ -29,7 +29,7 @@ from pyspark.sql import DataFrame, SparkSession
 from tenacity import retry, retry_if_result, stop_after_delay, wait_fixed
 
 from infra.broker.offsets import NotProvisioned, broker_offsets, flat, require_topics
-from infra.broker.topics import TopicIds
+from infra.broker.topic_ids import TopicIds
 from infra.operations.provisioning import provision_subject, provision_topics
 from infra.settings import Settings
 from producers.codec import registry

@@ -29,7 +29,7 @@ from deltalake import DeltaTable
 
 from infra.broker.offsets import Offsets, broker_offsets, flat, nested
 from infra.broker.ranges import Partition, Range
-from infra.broker.topics import TopicIds
+from infra.broker.topic_ids import TopicIds
 from infra.settings import Settings
 from schemas.contract.model import Contract
 from schemas.errors import TerminalError

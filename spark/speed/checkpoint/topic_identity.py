@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from infra.broker.topics import TopicIds
+from infra.broker.topic_ids import TopicIds
 from infra.settings import Settings
 from schemas.contract.model import Contract
 from schemas.errors import Halt, TransientError

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from infra.deployed import ContractError, UnknownStream, broken, contract_in_service, contracts_in_service, deploy
+from infra.deployed import broken, contract_in_service, contracts_in_service, deploy
 from infra.settings import Settings
-from schemas.contract.catalog import contract_in
+from schemas.contract.catalog import ContractError, UnknownStream, contract_in
 from schemas.contract.folders import USES
 
 
