@@ -19,17 +19,21 @@ from schemas.contract.model import Contract
 
 def contracts_in_service(settings: Settings) -> dict[str, Contract]:
     """The contracts in service by stream; without those that never started and cannot be read (`broken`)."""
-    return readable(settings.contracts, settings.deployed_dir)[0]
+    return _in_service(settings)[0]
 
 
 def contract_in_service(settings: Settings, stream: str) -> Contract:
     """The contract of `stream` that is in service. Raises `UnknownStream`, and `ContractError` if it never started and
     cannot be read."""
     require_stream(settings.contracts, stream)
-    contracts, unreadable = readable(settings.contracts, settings.deployed_dir)
+    contracts, unreadable = _in_service(settings)
     if stream in unreadable:
         raise unreadable[stream]
     return contracts[stream]
+
+
+def _in_service(settings: Settings) -> tuple[dict[str, Contract], dict[str, ContractError]]:
+    return readable(settings.contracts, settings.deployed_dir)
 
 
 def broken(settings: Settings) -> dict[str, ContractError]:

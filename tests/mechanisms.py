@@ -616,8 +616,7 @@ MECHANISMS = (
     ),
     Mechanism(
         "P11", "who reads a contract goes by the one that was deployed last", "infra/deployed.py",
-        "    return readable(settings.contracts, settings.deployed_dir)[0]",
-        "    return readable(settings.contracts)[0]",
+        "    return readable(settings.contracts, settings.deployed_dir)\n", "    return readable(settings.contracts)\n",
         ("tests/unit/infra/test_deployed.py::test_an_edit_is_in_service_once_it_is_deployed",
          "tests/unit/infra/test_deployed.py::test_a_broken_contract_hides_no_other_and_its_own_stays_in_service"),
     ),
