@@ -1,4 +1,4 @@
-"""Row rules and alerts without Spark: the Spark SQL predicates of a contract evaluated by DuckDB over single records.
+"""Row rules and alerts without Spark: the Spark SQL predicates of a contract evaluated by DuckDB.
 
 Contracts and their examples are checked with it offline, and tests use it as an independent oracle; the ingest and the
 alert lane evaluate the predicates in Spark.
@@ -70,6 +70,11 @@ class Alerts:
         """The alerts that are true for `record`, in the contract's order."""
         answers = self._truths.of(record)
         return [alert for alert, answer in zip(self._alerts, answers, strict=True) if answer]
+
+
+def in_duckdb(predicate: str, contract: Contract) -> str:
+    """Returns a predicate of Spark SQL over the contract's fields as one of DuckDB's SQL. Raises `PredicateError`."""
+    return f"({_parsed(predicate, contract, {}).sql(dialect='duckdb')})"
 
 
 class _Truths:

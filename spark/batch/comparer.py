@@ -7,136 +7,135 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from pyspark.sql import DataFrame
-from pyspark.sql import functions as F
+from pyspark.sql.pandas.types import to_arrow_schema
 
-from schemas.contract.model import Aggregate
-from spark.batch import ledger
-from spark.batch.planner import PlannedHours
-from spark.definitions.times import literal, time_of
+from schemas.contract.model import Aggregate, Contract
+from spark.batch import ledger, windows
+from spark.batch.planner import PlannedHours, is_forced
+from spark.batch.store import BatchStore
+from spark.definitions.times import time_of
 from spark.lake import table_schemas
+from spark.lake.columnar import instant, micros, quoted
 from spark.lake.publications import Publication, published_without
-from spark.transforms.aggregates import HOUR, exact, folded, truncated
+
+UNEXPLAINED = "\"$cause\" = 'unexplained'"
 
 
 @dataclass(frozen=True)
 class Comparer:
-    """One comparison. `rows` are `planned.rows()`, `windows` the exact windows by aggregate, `published` the
-    publications so far, oldest first; `run_id` and `now` stand in the rows of the ledger."""
+    """One comparison. `rows` are `planned.rows()`, `exact` the exact windows by aggregate (`windows.exact`, as tables),
+    `published` the publications so far, oldest first; `run_id` and `now` stand in the rows of the ledger."""
 
     planned: PlannedHours
-    rows: DataFrame
-    windows: Mapping[str, DataFrame]
+    rows: str
+    exact: Mapping[str, str]
     published: list[Publication]
     run_id: str
     now: datetime
 
-    def differences(self) -> DataFrame:
-        """The ledger rows of the run, all aggregates together."""
-        contract, found = self.planned.store.contract, []
-        for aggregate in contract.aggregates:
-            served = self._served(aggregate)
-            different = ledger.differences(self.windows[aggregate.name], served, contract, aggregate)
-            different = self._without_unserved(different, aggregate).persist()
-            if different.isEmpty():
-                continue
-            # A checkpoint and not `persist`: Spark would compute cached rows again, from what is published by then, as
-            # soon as the batch tables change.
-            explained = ledger.explained(different, self.rows, contract, aggregate).localCheckpoint()
-            explained = self._reconsidered(explained, aggregate)
-            output = {name: F.col(f"${name}") for name in ledger.OUTPUT}
-            output |= {side: F.col(f"${side}")["number"] for side in ("speed", "exact")}
-            names = [F.lit(name) for name in aggregate.dimensions]
-            values = [F.col(name).cast("string") for name in aggregate.dimensions]
-            found.append(
-                explained.select(
-                    F.lit(self.run_id).alias("run_id"),
-                    F.lit(contract.stream).alias("stream"),
-                    F.lit(aggregate.name).alias("aggregate"),
-                    "window", "window_start",
-                    F.map_from_arrays(F.array(*names), F.array(*values)).alias("keys"),
-                    *(column.alias(name) for name, column in output.items()),
-                    F.expr(literal(self.now)).alias("recorded_at"),
-                )
-            )  # fmt: skip
-        nothing = self.planned.store.spark.createDataFrame([], table_schemas.SYSTEM["ledger"])
-        return ledger.union(found or [nothing])
+    def differences(self) -> str:
+        """The ledger rows of the run, all aggregates together, as a table in the columns of `system/ledger`."""
+        found = [rows for aggregate in self._contract.aggregates if (rows := self._of_aggregate(aggregate))]
+        columns = table_schemas.SYSTEM["ledger"]
+        self._store.connection.register("no ledger", to_arrow_schema(columns, timezone="UTC").empty_table())
+        listed = ", ".join(f'"{name}"' for name in columns.names)
+        parts = ['from "no ledger"', *(f"select {listed} from ({rows})" for rows in found)]
+        return self._store.keep("ledger rows", " union all ".join(parts))
 
-    def _without_unserved(self, different: DataFrame, aggregate: Aggregate) -> DataFrame:
+    def _of_aggregate(self, aggregate: Aggregate) -> str | None:
+        """The ledger rows of one aggregate as SQL; None if there are none."""
+        store, contract = self._store, self._contract
+        served = self._served(aggregate)
+        unequal = ledger.differences(self.exact[aggregate.name], served, contract, aggregate)
+        different = store.keep(f"different {aggregate.name}", self._without_unserved(unequal, aggregate))
+        if not store.has_rows(different):
+            return None
+        found = ledger.explained(different, self.rows, contract, aggregate)
+        explained = self._reconsidered(store.keep(f"explained {aggregate.name}", found), aggregate)
+        return ledger.rows_of(explained, contract, aggregate, quoted(self.run_id), instant(self.now))
+
+    def _without_unserved(self, different: str, aggregate: Aggregate) -> str:
         """`different` less the measures of hours that were published before the measure was added: what was not served
         was not wrong."""
-        late_hours = self.planned.plan.late_hours
-        if not late_hours:
-            return different
-        for measure in aggregate.measures:
+        late_hours, conditions = self.planned.plan.late_hours, []
+        for measure in aggregate.measures if late_hours else ():
             until, since = published_without(self.published, f"{aggregate.name}.{measure.name}")
             if until is None or until <= late_hours[0]:
                 continue
-            again = self.planned.store.hours_of(aggregate, since)
-            lacking = [hour for hour in late_hours if hour < until and hour not in again]
-            hour, hours = truncated("window_start", "1h"), [F.expr(literal(hour)) for hour in lacking]
-            different = different.where((F.col("$measure") != measure.name) | ~hour.isin(*hours))
-        return different
+            again = self._store.hours_of(aggregate, since)
+            lacking = [str(micros(hour)) for hour in late_hours if hour < until and hour not in again]
+            if lacking:
+                is_lacking = f"""{windows.hour('"$start"')} in ({", ".join(lacking)})"""
+                conditions.append(f""" not ("$measure" = {quoted(measure.name)} and {is_lacking})""")
+        return f"select * from ({different}) where {' and '.join(conditions)}" if conditions else different
 
-    def _reconsidered(self, found: DataFrame, aggregate: Aggregate) -> DataFrame:
+    def _reconsidered(self, found: str, aggregate: Aggregate) -> str:
         """`found` after a second look at what is unexplained in it."""
-
-        def left() -> bool:
-            return not found.where("`$cause` = 'unexplained'").isEmpty()
-
-        if not left():
+        store, contract, plan = self._store, self._contract, self.planned.plan
+        if not store.has_rows(found, UNEXPLAINED):
             return found
-        store, plan, rows = self.planned.store, self.planned.plan, self.rows
-        if not rows.where("original is not null").isEmpty():
-            lost = ledger.lost(rows, self.planned.partials(aggregate), store.contract, aggregate)
-            lost = lost.withColumn("$is_new", F.col("batch") > plan.batch_before)
-            history = rows.unionByName(lost)
-            found = ledger.reconsidered(found, history, "replayed", store.contract, aggregate).localCheckpoint()
-        if left() and plan.new_hours:
+        if store.has_rows(self.rows, "original is not null"):
+            lost = ledger.lost(self.rows, self.planned.partials(aggregate), contract, aggregate)
+            history = self.rows
+            if lost is not None:
+                lost = f'(select * replace (batch > {plan.batch_before} as "$is_new") from {lost})'
+                history = f"(from {self.rows} union all by name from {lost})"
+            again = ledger.reconsidered(found, history, "replayed", contract, aggregate)
+            found = store.keep(f"replayed {aggregate.name}", again)
+        if store.has_rows(found, UNEXPLAINED) and plan.new_hours:
             since: dict[int, list[str]] = {}
             for measure, batch in store.first_batches(aggregate, plan.through_batch).items():
                 since.setdefault(batch, []).append(measure)
             for batch, names in since.items():
-                history = rows.where(F.col("$is_late_hour") | (F.col("batch") >= batch))
-                found = ledger.reconsidered(found, history, "added", store.contract, aggregate, *names)
-            found = found.localCheckpoint()
-        corrected = (F.col("$cause") == "unexplained") & self.planned.is_forced("window_start")
-        return found.withColumn("$cause", F.when(corrected, "corrected").otherwise(F.col("$cause")))
+                history = f'(select * from {self.rows} where "$is_late_hour" or batch >= {batch})'
+                again = ledger.reconsidered(found, history, "added", contract, aggregate, names)
+                found = store.keep(f"added since {batch} {aggregate.name}", again)
+        corrected = f"""{UNEXPLAINED} and {is_forced(plan.forced, '"$start"')}"""
+        return f"""(select * replace (case when {corrected} then 'corrected' else "$cause" end as "$cause")
+            from {found})"""
 
-    def by_hour(self, found: DataFrame) -> list[dict[str, Any]]:
+    def by_hour(self, found: str) -> list[dict[str, Any]]:
         """The run in hours of event time, oldest first: `hour`, the `windows` that were computed, and how many of the
         differences `found` have which cause."""
-        hour = F.unix_micros(truncated("window_start", "1h")).alias("hour")
-        counted = ledger.union([windows.select("window_start") for windows in self.windows.values()])
+        starts = " union all ".join(f'select "$start" from {exact}' for exact in self.exact.values())
+        hour = windows.hour('"$start"')
         hours: dict[int, dict[str, Any]] = {
-            row.hour: {"hour": time_of(row.hour).isoformat(), "windows": row.n}
-            for row in counted.groupBy(hour).agg(F.count("*").alias("n")).collect()
+            at: {"hour": time_of(at).isoformat(), "windows": n}
+            for at, n in self._store.rows(f"select {hour}, count(*) from ({starts}) group by 1")
         }
-        for row in found.groupBy(hour, "cause").agg(F.count("*").alias("n")).collect():
-            mine = hours.setdefault(row.hour, {"hour": time_of(row.hour).isoformat(), "windows": 0})
-            mine[row.cause] = row.n
+        hour = windows.hour("epoch_us(window_start)")
+        for at, cause, n in self._store.rows(f"select {hour}, cause, count(*) from {found} group by all"):
+            mine = hours.setdefault(at, {"hour": time_of(at).isoformat(), "windows": 0})
+            mine[cause] = n
         return [hours[hour] for hour in sorted(hours)]
 
-    def _served(self, aggregate: Aggregate) -> DataFrame:
+    def _served(self, aggregate: Aggregate) -> str:
         """What was served so far for the windows of the plan's hours: the folded speed layer for new hours, the
         published rows for late ones."""
-        store, late_hours = self.planned.store, self.planned.plan.late_hours
-        speed = folded(self.planned.new_partials(aggregate), store.contract, aggregate, *aggregate.windows).withColumn(
-            "$estimated", F.lit(True)
-        )
-        if not late_hours:
-            return speed
-        late = store.hours_frame(late_hours)
-        present = store.published(aggregate).join(F.broadcast(late), "hour", "left_semi")
-        runs = store.runs_frame(publication.run_id for publication in self.published)
+        store, contract = self._store, self._contract
+        columns = ", ".join([*windows.keys(aggregate), *(f'"{measure.name}"' for measure in aggregate.measures)])
+        speed = windows.folded(self.planned.new_partials(aggregate), contract, aggregate)
+        served = f'select {columns}, true as "$estimated" from ({speed})'
+        if not self.planned.plan.late_hours:
+            return f"({served})"
+        present = store.keep(f"present {aggregate.name}", f"from {self.planned.published(aggregate)}")
         # A run that died while it published has replaced these hours; what it replaced is computed again.
-        orphaned = present.join(F.broadcast(runs), "run_id", "left_anti").select("hour").distinct().persist()
-        served = present.join(F.broadcast(orphaned), "hour", "left_anti").select(
-            *(name for name in present.columns if name not in ("hour", "run_id"))
-        )
-        if not orphaned.isEmpty():
-            as_published = self.rows.where("`$is_late_hour` and `$distinct_event` and not `$is_new`").join(
-                F.broadcast(orphaned.withColumnRenamed("hour", HOUR)), HOUR, "left_semi"
-            )
-            served = served.unionByName(exact(as_published, store.contract, aggregate, *aggregate.windows))
-        return speed.unionByName(served.withColumn("$estimated", F.lit(False)))
+        runs = ", ".join(quoted(publication.run_id) for publication in self.published)
+        dead = f"select distinct epoch_us(hour) as hour from {present} where run_id not in ({runs})"
+        orphaned = store.keep(f"orphaned {aggregate.name}", dead)
+        served += f""" union all select {columns}, false from {present}
+            where epoch_us(hour) not in (select hour from {orphaned})"""
+        if store.has_rows(orphaned):
+            as_published = f"""(select * from {self.rows} where "$is_late_hour" and "$distinct_event" and not "$is_new"
+                and {windows.hour()} in (select hour from {orphaned}))"""
+            computed = windows.exact(as_published, contract, aggregate)
+            served += f" union all select {columns}, false from ({computed})"
+        return f"({served})"
+
+    @property
+    def _store(self) -> BatchStore:
+        return self.planned.store
+
+    @property
+    def _contract(self) -> Contract:
+        return self.planned.store.contract

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import reduce
-
-from pyspark.sql import DataFrame
-from pyspark.sql import functions as F
 
 from schemas.contract.model import Aggregate, Contract, Measure
 from schemas.contract.model import Window as WindowName
+from spark.batch import windows as window_sql
 from spark.definitions import measures
+from spark.lake.columnar import ident, quoted
 
 COUNTS = ("rows", "distinct_in_batch", "distinct_events", "repaired", "replayed", "speed")
 """Of accepted rows of bronze, of those that deduplication within a batch and over all keeps, of those that came by the
@@ -18,6 +16,8 @@ retry topic, because bronze had lost them (the speed layer has counted them befo
 bronze may have lost afterwards), and of the partials."""
 
 WINDOWS: tuple[WindowName, ...] = ("1m", "5m", "1h")
+
+_SUMMED = (*COUNTS, *(f"batch_{window}" for window in WINDOWS), "_before", "_without")
 
 
 def counter(aggregate: Aggregate) -> Measure | None:
@@ -27,25 +27,25 @@ def counter(aggregate: Aggregate) -> Measure | None:
 
 
 def layers(
-    rows: DataFrame,
-    partials: Mapping[str, DataFrame],
-    windows: Mapping[str, DataFrame],
+    rows: str,
+    partials: Mapping[str, str],
+    windows: Mapping[str, str],
     contract: Contract,
     began: Mapping[str, int],
     published: str = "true",
     final: str = "true",
     compared: str = "true",
-) -> DataFrame:
-    """One row per aggregate and hour (UTC): `COUNTS`; `with_repairs` and `with_replays`, what the speed layer has
-    counted at most if bronze lost and got back records, and replayed letters among them; and `batch_1m`, `batch_5m` and
-    `batch_1h`, the sums over windows. 0 where a layer has nothing; `speed` is null where the speed layer does not have
-    all of the hour, because its partials `began` (aggregate to batch) later, and where it is not `compared` (SQL over
-    `aggregate` and `hour`).
+) -> str:
+    """Returns DuckDB's SQL with one row per aggregate and hour (UTC): `COUNTS`; `with_repairs` and `with_replays`, what
+    the speed layer has counted at most if bronze lost and got back records, and replayed letters among them; and
+    `batch_1m`, `batch_5m` and `batch_1h`, the sums over windows. 0 where a layer has nothing; `speed` is null where the
+    speed layer does not have all of the hour, because its partials `began` (aggregate to batch) later, and where it is
+    not `compared` (SQL over `aggregate` and `hour`).
 
-    `rows` are `ledger.marked` rows of bronze, `partials` and `windows` the rows of the speed and of the batch layer by
-    aggregate, all of the same hours. `published` (SQL over `rows`) tells which rows the windows are made of, and
-    `final` (over `hour`) which hours they cover; in others, and for windows that the aggregate does not have,
-    `batch_…` is null. Aggregates without a measure that counts are left out.
+    `rows` are marked rows of bronze with `$micros`, `partials` (with `$micros`) and `windows` (with `hour`) the rows of
+    the speed and of the batch layer by aggregate, all of the same hours. `published` (SQL over `rows`) tells which rows
+    the windows are made of, and `final` (over `hour`) which hours they cover; in others, and for windows that the
+    aggregate does not have, `batch_…` is null. Aggregates without a measure that counts are left out.
     """
     parts = [
         part
@@ -53,55 +53,57 @@ def layers(
         if (measure := counter(aggregate))
         for part in _counts_of(aggregate, measure, rows, partials, windows, contract, began, published)
     ]
-    together = reduce(lambda left, right: left.unionByName(right, allowMissingColumns=True), parts)
-    is_whole = F.coalesce(F.sum("_before"), F.lit(0)) + F.coalesce(F.sum("_without"), F.lit(0)) == 0
-    totals = {name: F.coalesce(F.sum(name), F.lit(0)) for name in COUNTS}
-    totals["speed"] = F.when(is_whole & F.expr(compared), totals["speed"])
-    totals["with_repairs"] = totals["distinct_in_batch"] + totals["repaired"]
-    totals["with_replays"] = totals["with_repairs"] + totals["replayed"]
+    zero = {name: f"coalesce(sum({ident(name)}), 0)" for name in _SUMMED}
+    totals = {name: zero[name] for name in COUNTS}
+    is_whole = f"{zero['_before']} + {zero['_without']} = 0"
+    totals["speed"] = f"case when {is_whole} and ({compared}) then {zero['speed']} end"
+    totals["with_repairs"] = f"{zero['distinct_in_batch']} + {zero['repaired']}"
+    totals["with_replays"] = f"{totals['with_repairs']} + {zero['replayed']}"
     for window in WINDOWS:
-        lacking = [aggregate.name for aggregate in contract.aggregates if window not in aggregate.windows]
-        summed = F.sum(f"batch_{window}") if f"batch_{window}" in together.columns else F.lit(None)
-        covered = F.expr(final) & ~F.col("aggregate").isin(lacking)
-        totals[f"batch_{window}"] = F.when(covered, F.coalesce(summed, F.lit(0)))
-    return together.groupBy("aggregate", "hour").agg(*(total.alias(name) for name, total in totals.items()))
+        lacking = [quoted(aggregate.name) for aggregate in contract.aggregates if window not in aggregate.windows]
+        covered = f"({final})" + (f" and aggregate not in ({', '.join(lacking)})" if lacking else "")
+        totals[f"batch_{window}"] = f"case when {covered} then {zero[f'batch_{window}']} end"
+    listed = ", ".join(f"cast({sql} as bigint) as {ident(name)}" for name, sql in totals.items())
+    return f"select aggregate, hour, {listed} from ({' union all '.join(parts)}) group by aggregate, hour"
 
 
 def _counts_of(
     aggregate: Aggregate,
     measure: Measure,
-    rows: DataFrame,
-    partials: Mapping[str, DataFrame],
-    windows: Mapping[str, DataFrame],
+    rows: str,
+    partials: Mapping[str, str],
+    windows: Mapping[str, str],
     contract: Contract,
     began: Mapping[str, int],
     published: str,
-) -> list[DataFrame]:
-    """What `measure` counts of one aggregate by hour, a frame a layer. `_before` are rows of batches before the
+) -> list[str]:
+    """What `measure` counts of one aggregate by hour, a relation a layer. `_before` are rows of batches before the
     aggregate's first partials, and `_without` partials that do not have the measure."""
     [state] = measures.states(aggregate.model_copy(update={"measures": [measure]}), contract)
-    name = F.lit(aggregate.name).alias("aggregate")
+    make = state.make["duckdb"]
     of_rows = {
-        "rows": state.make,
-        "distinct_in_batch": f"{state.make} filter (where `$distinct_in_batch`)",
-        "repaired": f"{state.make} filter (where original is not null and attempt = 0)",
-        "replayed": f"{state.make} filter (where original is not null and attempt > 0)",
-        "distinct_events": f"{state.make} filter (where `$distinct_event` and ({published}))",
-        "_before": f"count_if(batch < {began.get(aggregate.name, 0)})",
+        "rows": make,
+        "distinct_in_batch": f'{make} filter ("$distinct_in_batch")',
+        "repaired": f"{make} filter (original is not null and attempt = 0)",
+        "replayed": f"{make} filter (original is not null and attempt > 0)",
+        "distinct_events": f'{make} filter ("$distinct_event" and ({published}))',
+        "_before": f"count(*) filter (batch < {began.get(aggregate.name, 0)})",
     }
-    of_partials = {"speed": f"sum(`{state.name}`)", "_without": f"count_if(`{state.name}` is null)"}
+    column = ident(state.name)
+    of_partials = {"speed": f"sum({column})", "_without": f"count(*) filter ({column} is null)"}
     of_windows = {
-        f"batch_{window}": f"coalesce(sum(`{measure.name}`) filter (where window = '{window}'), 0)"
+        f"batch_{window}": f"coalesce(sum({ident(measure.name)}) filter (\"window\" = '{window}'), 0)"
         for window in aggregate.windows
     }
+    hour = f"make_timestamptz({window_sql.hour()})"
     return [
-        _by_hour(rows, "event_time", of_rows).select(name, "*"),
-        _by_hour(partials[aggregate.name], "window_start", of_partials).select(name, "*"),
-        _by_hour(windows[aggregate.name], "hour", of_windows).select(name, "*"),
+        _by_hour(aggregate, rows, hour, of_rows),
+        _by_hour(aggregate, partials[aggregate.name], hour, of_partials),
+        _by_hour(aggregate, windows[aggregate.name], "hour", of_windows),
     ]
 
 
-def _by_hour(frame: DataFrame, time: str, counts: Mapping[str, str]) -> DataFrame:
-    return frame.groupBy(F.date_trunc("hour", F.col(time)).alias("hour")).agg(
-        *(F.expr(sql).cast("bigint").alias(name) for name, sql in counts.items())
-    )
+def _by_hour(aggregate: Aggregate, relation: str, hour: str, counts: Mapping[str, str]) -> str:
+    """The `counts` of the relation by hour, with null for those that it does not have."""
+    listed = ", ".join(f"cast({counts.get(name, 'null')} as bigint) as {ident(name)}" for name in _SUMMED)
+    return f"select {quoted(aggregate.name)} as aggregate, {hour} as hour, {listed} from {relation} group by all"

@@ -16,14 +16,16 @@ computing the served value again from the rows that it must have been made of:
 Estimates of the speed layer (distinct, quantile) are not compared with exact values: they differ within the stated
 error of their sketch by nature, and repeated events that move them show in the counts of the same window. Their
 published, exact values are compared when an hour is published again.
+
+All functions return DuckDB's SQL over relations that they are given. Windows are named by `windows.keys`. A value of a
+measure is a double, for the ledger, and a text, which is null for doubles: values of exact types are compared as text,
+because different ones may be the same double.
 """
 
 from __future__ import annotations
 
-from functools import reduce
+from typing import NamedTuple
 
-from pyspark.sql import Column, DataFrame, Window
-from pyspark.sql import functions as F
 from pyspark.sql.types import (
     BinaryType,
     DataType,
@@ -38,9 +40,11 @@ from pyspark.sql.types import (
 )
 
 from schemas.contract.model import Aggregate, Contract, Measure
+from spark.batch import windows
 from spark.batch.layer_counts import counter
-from spark.definitions import measures
-from spark.transforms import aggregates
+from spark.batch.windows import same
+from spark.definitions import avro_types, measures
+from spark.lake.columnar import ident, quoted, type_name
 
 RELATIVE = 1e-12
 """Averages and sums of floats closer than this, relative to the greater, are equal: they are rounded to doubles."""
@@ -49,258 +53,266 @@ OUTPUT = ("measure", "speed", "exact", "difference", "cause", "rows", "repeats",
 """The columns of differences, which have `$` before their names here: a dimension may be called so."""
 
 
-def marked(rows: DataFrame, contract: Contract) -> DataFrame:
-    """Rows of bronze, each hour in one partition, with `aggregates.HOUR` and two flags: `$distinct_event`, for the row
-    that exact deduplication keeps, and `$distinct_in_batch`, for the rows that the speed layer counted. Needs every row
-    that has one of the events' ids."""
-    repeats_share_an_hour = contract.event_time in contract.event_id
-    identity = [aggregates.HOUR, *contract.event_id] if repeats_share_an_hour else contract.event_id
-    order = Window.partitionBy(*identity).orderBy("batch", "topic", "partition", "offset")
-    placed = aggregates.by_hour(rows, "event_time") if repeats_share_an_hour else rows
-    flagged = (
-        placed.withColumn("$before", F.lag("batch").over(order))
-        .withColumn("$distinct_event", F.col("$before").isNull())
-        .withColumn("$distinct_in_batch", ~F.col("$before").eqNullSafe(F.col("batch")))
-        .drop("$before")
-    )
-    return flagged if repeats_share_an_hour else aggregates.by_hour(flagged, "event_time")
+class _Value(NamedTuple):
+    """A value of a measure as SQL."""
+
+    number: str
+    text: str
 
 
-def differences(exact: DataFrame, served: DataFrame, contract: Contract, aggregate: Aggregate) -> DataFrame:
-    """The measures that differ, one row each: `window`, `window_start`, the dimensions, `$measure`, `$speed` (the
-    served value) and `$exact`, both `_VALUE`s, and `$difference`, a double.
+def differences(exact: str, served: str, contract: Contract, aggregate: Aggregate) -> str:
+    """Returns the measures that differ, one row each: the keys, `$measure`, `$speed` (the served value) and
+    `$speed_text`, `$exact` and `$exact_text`, and `$difference`, a double.
 
-    `served` has the columns of `exact` and `$estimated` (boolean): whether it comes from the speed layer, which has no
-    exact distincts and quantiles to compare. A window that is missing on one side counts 0 events there, and has no
-    other values. Extremes that are no numbers (strings) are not compared; times are, as seconds
-    since the epoch, and dates as days.
+    `exact` has the keys and the measures, and `served` also `$estimated` (boolean): whether the row comes from the
+    speed layer, which has no exact distincts and quantiles to compare. A window that is missing on one side counts 0
+    events there, and has no other values. Extremes that are no numbers (strings) are not compared; times are, as
+    seconds since the epoch, and dates as days.
     """
-    keys = ["window", "window_start", *aggregate.dimensions]
-    numbers = _numbers(contract, aggregate)
-    nothing = F.lit(None).cast(_VALUE)
-    sides = [
-        frame.select(
-            *keys,
-            (F.col("$estimated") if side == "s" else F.lit(None).cast("boolean")).alias("$estimated"),
-            *((value if side == "e" else nothing).alias(f"$e_{name}") for name, value in numbers.items()),
-            *((value if side == "s" else nothing).alias(f"$s_{name}") for name, value in numbers.items()),
-        )
-        for side, frame in (("e", exact), ("s", served))
-    ]
-    compared = [measure for measure in aggregate.measures if measure.name in numbers]
+    keys = ", ".join(windows.keys(aggregate))
+    compared = _compared(contract, aggregate)
+    sides = []
+    for side, relation in (("e", exact), ("s", served)):
+        estimated = ("" if side == "s" else "null::boolean as ") + '"$estimated"'
+        columns = [
+            f"{ident(m.name) if side == own else f'null::{type_name(type_)}'} as {_sided(own, m)}"
+            for own in ("e", "s")
+            for m, type_ in compared
+        ]
+        sides.append(f"select {', '.join([keys, estimated, *columns])} from {relation}")
     # A group has at most one row of each side, and grouping takes null keys as equal.
+    largest = "".join(f", max({_sided(own, m)}) as {_sided(own, m)}" for own in ("e", "s") for m, _ in compared)
     joined = (
-        union(sides)
-        .groupBy(*keys)
-        .agg(
-            F.coalesce(F.bool_or("$estimated"), F.lit(True)).alias("$estimated"),
-            *(
-                _counted(measure, F.max(f"${own}_{measure.name}")).alias(f"${own}_{measure.name}")
-                for own in ("e", "s")
-                for measure in compared
-            ),
+        f'select {keys}, coalesce(bool_or("$estimated"), true) as "$estimated"{largest} '
+        f"from ({' union all '.join(sides)}) group by {keys}"
+    )
+    unequal = ", ".join(_difference(measure, type_) for measure, type_ in compared) or "null"
+    return f"""
+        select {keys}, "$found".* from (
+            select {keys}, unnest(list_filter([{unequal}], lambda d: d is not null)) as "$found" from ({joined})
         )
-    )
-    unequal = [_difference(measure, measures.final_type(measure, contract)) for measure in compared]
-    found = F.filter(F.array(*unequal), lambda difference: difference.isNotNull())
-    return joined.select(*keys, F.inline(found))
+    """
 
 
-def _difference(measure: Measure, type_: DataType) -> Column:
-    """The measure with the served value (`$s_…`) and the exact one (`$e_…`); null where they are equal."""
-    served, exact = F.col(f"$s_{measure.name}"), F.col(f"$e_{measure.name}")
-    values = F.struct(
-        F.lit(measure.name).alias("$measure"),
-        served.alias("$speed"),
-        exact.alias("$exact"),
-        _subtracted(exact, served, type_).alias("$difference"),
-    )
-    return F.when(~_equal(measure, served, exact, F.col("$estimated")), values)
+def _compared(contract: Contract, aggregate: Aggregate) -> list[tuple[Measure, DataType]]:
+    """The measures that are numbers, and their types."""
+    typed = [(measure, measures.final_type(measure, contract)) for measure in aggregate.measures]
+    return [(measure, type_) for measure, type_ in typed if not isinstance(type_, (StringType, BinaryType))]
 
 
-def _subtracted(exact: Column, served: Column, type_: DataType) -> Column:
+def _sided(side: str, measure: Measure) -> str:
+    return ident(f"${side}_{measure.name}")
+
+
+def _difference(measure: Measure, type_: DataType) -> str:
+    """The measure with the served value (`$s_…`) and the exact one (`$e_…`) as a struct; null where they are equal."""
+    served, exact = (_counted(measure, _value(_sided(side, measure), type_)) for side in ("s", "e"))
+    values = {
+        "measure": quoted(measure.name), "speed": served.number, "speed_text": served.text, "exact": exact.number,
+        "exact_text": exact.text, "difference": _subtracted(exact, served, type_),
+    }  # fmt: skip
+    fields = ", ".join(f"{quoted('$' + name)}: {sql}" for name, sql in values.items())
+    return f"""case when not {_equal(measure, served, exact, '"$estimated"')} then {{{fields}}} end"""
+
+
+def _value(column: str, type_: DataType) -> _Value:
+    """The value in a column of the type."""
+    match type_:
+        case TimestampType():
+            return _Value(f"(epoch_us({column}) / 1e6)", f"cast(epoch_us({column}) as varchar)")
+        case DateType():
+            days = f"({column} - date '1970-01-01')"
+            return _Value(f"cast({days} as double)", f"cast({days} as varchar)")
+        case DoubleType() | FloatType():
+            return _Value(f"cast({column} as double)", "null::varchar")
+        case _:
+            return _Value(f"cast({column} as double)", f"cast({column} as varchar)")
+
+
+def _counted(measure: Measure, value: _Value) -> _Value:
+    """The value; a window that is not there has counted nothing."""
+    if measure.kind not in ("count", "distinct"):
+        return value
+    return _Value(f"coalesce({value.number}, 0.0::double)", f"coalesce({value.text}, '0')")
+
+
+def _subtracted(exact: _Value, served: _Value, type_: DataType) -> str:
     """`exact` less `served`, rounded to a double after the subtraction where the type is exact: doubles of large
     numbers that differ may be equal."""
-    rounded = exact["number"] - served["number"]
+    rounded = f"({exact.number} - {served.number})"
     if not isinstance(type_, (DecimalType, LongType, IntegerType)):
         return rounded
-    # A digit less than Spark holds, or it would take one from the scale.
-    narrow = DecimalType(37, min(type_.scale, 37) if isinstance(type_, DecimalType) else 0)
-    return F.coalesce((exact["text"].try_cast(narrow) - served["text"].try_cast(narrow)).cast("double"), rounded)
+    # A digit less than there are, so that the difference has room.
+    narrow = f"decimal(37, {min(type_.scale, 37) if isinstance(type_, DecimalType) else 0})"
+    subtracted = f"(try_cast({exact.text} as {narrow}) - try_cast({served.text} as {narrow}))"
+    return f"coalesce(cast({subtracted} as double), {rounded})"
 
 
-def explained(differences: DataFrame, rows: DataFrame, contract: Contract, aggregate: Aggregate) -> DataFrame:
-    """`differences` with the cause and its evidence.
-
-    `rows` are the `marked` rows of the hours with `$is_late_hour` (the hour was published before) and `$is_new` (the
-    row came after the last publication), `original` and the event columns. Adds `$cause` and, of the window and key,
-    `$rows`, `$repeats` (rows that are no new event), `$late` (rows that came after the hour was published) and
-    `$replayed` (rows that came by the retry topic: replayed dead letters, and lost records that were sent again).
-    """
-    keys = ["window", "window_start", *aggregate.dimensions]
-    concerned = _concerned(differences, rows, aggregate)
-    came_again = F.col("original").isNotNull()
-    evidence = concerned.groupBy(*keys).agg(
-        F.count("*").alias("$rows"),
-        F.count_if(~F.col("$distinct_event")).alias("$repeats"),
-        F.count_if(F.col("$is_late_hour") & F.col("$is_new")).alias("$late"),
-        F.count_if(came_again).alias("$replayed"),
-        F.bool_or("$is_late_hour").alias("$late_hour"),
-        F.count_if(F.col("$is_new") & came_again).alias("$new_replayed"),
+def _equal(measure: Measure, served: _Value, exact: _Value, estimated: str) -> str:
+    one, other = served.number, exact.number
+    close = f"{one} = {other}"
+    if measure.kind in ("sum", "avg"):
+        greatest = f"greatest(abs({one}), abs({other}))"
+        close = f"({close} or ({greatest} < 'infinity'::double and abs({one} - {other}) <= {RELATIVE} * {greatest}))"
+    same_number = f"coalesce({close}, {one} is null and {other} is null)"
+    equal = (
+        f"case when {served.text} is not null or {exact.text} is not null "
+        f"then {served.text} is not distinct from {exact.text} else {same_number} end"
     )
-    joined = _join(differences, evidence, keys, "left")
-    joined = _join(joined, _proofs(concerned, contract, aggregate), [*keys, "$measure"], "left")
-    late_cause = F.when(F.col("$new_replayed") > 0, "replayed").otherwise("late")
-    cause = F.when(~_proved(aggregate), "unexplained").when(F.col("$late_hour"), late_cause).otherwise("duplicate")
-    zero = [F.coalesce(name, F.lit(0)).alias(name) for name in ("$rows", "$repeats", "$late", "$replayed")]
-    return joined.select(*keys, "$measure", "$speed", "$exact", "$difference", cause.alias("$cause"), *zero)
+    return f"({equal} or {estimated})" if measures.is_estimate(measure) else f"({equal})"
+
+
+def explained(differences: str, rows: str, contract: Contract, aggregate: Aggregate) -> str:
+    """Returns `differences` with the cause and its evidence.
+
+    `rows` are the marked rows of the hours (`deduplication.mark`) with `$micros`, `$is_late_hour` (the hour was
+    published before), `$is_new` (the row came after the last publication), `original` and the event columns. Adds
+    `$cause` and, of the window and key, `$rows`, `$repeats` (rows that are no new event), `$late` (rows that came after
+    the hour was published) and `$replayed` (rows that came by the retry topic: replayed dead letters, and lost records
+    that were sent again).
+    """
+    keys = windows.keys(aggregate)
+    concerned = _concerned(differences, rows, aggregate)
+    evidence = f"""
+        (select {", ".join(keys)}, count(*) as "$rows", count(*) filter (not "$distinct_event") as "$repeats",
+            count(*) filter ("$is_late_hour" and "$is_new") as "$late",
+            count(*) filter (original is not null) as "$replayed", bool_or("$is_late_hour") as "$late_hour",
+            count(*) filter ("$is_new" and original is not null) as "$new_replayed"
+        from {concerned} group by {", ".join(keys)})
+    """
+    zero = ", ".join(f"""coalesce(e."${name}", 0) as "${name}" """ for name in ("rows", "repeats", "late", "replayed"))
+    return f"""
+        select d.*, case when not coalesce({_proved(contract, aggregate)}, false) then 'unexplained'
+            when e."$late_hour" then case when e."$new_replayed" > 0 then 'replayed' else 'late' end
+            else 'duplicate' end as "$cause", {zero}
+        from {differences} d left join {evidence} e on {same("d", "e", keys)}
+            left join {_proofs(concerned, contract, aggregate)} p on {same("d", "p", keys)}
+    """
 
 
 def reconsidered(
-    found: DataFrame, history: DataFrame, cause: str, contract: Contract, aggregate: Aggregate, *of: str
-) -> DataFrame:
-    """`found` (rows of `explained`) with `cause` in place of `unexplained` where the served value is what `history`
-    gives: other rows in the form of `explained`, from which it may have been made. Only measures in `of`, if given."""
-    keys = ["window", "window_start", *aggregate.dimensions]
-    open_ = (F.col("$cause") == "unexplained") & (F.col("$measure").isin(*of) if of else F.lit(True))
-    concerned = _concerned(found.where(open_), history, aggregate)
-    joined = _join(found, _proofs(concerned, contract, aggregate), [*keys, "$measure"], "left")
-    new_cause = F.when(open_ & _proved(aggregate), cause).otherwise(F.col("$cause"))
-    return joined.select(*(new_cause.alias(c) if c == "$cause" else F.col(c) for c in found.columns))
+    found: str, history: str, cause: str, contract: Contract, aggregate: Aggregate, of: list[str] | None = None
+) -> str:
+    """Returns `found` (rows of `explained`) with `cause` in place of `unexplained` where the served value is what
+    `history` gives: other rows in the form of `explained`, from which it may have been made. Only measures in `of`, if
+    given."""
+    keys = windows.keys(aggregate)
+    asked = "" if of is None else f""" and d."$measure" in ({", ".join(map(quoted, of))})"""
+    open_ = f"""d."$cause" = 'unexplained'{asked}"""
+    concerned = _concerned(f"(select * from {found} d where {open_})", history, aggregate)
+    return f"""
+        select d.* replace (
+            case when {open_} and coalesce({_proved(contract, aggregate)}, false) then {quoted(cause)}
+            else d."$cause" end as "$cause")
+        from {found} d left join {_proofs(concerned, contract, aggregate)} p on {same("d", "p", keys)}
+    """
 
 
-def lost(rows: DataFrame, partials: DataFrame, contract: Contract, aggregate: Aggregate) -> DataFrame:
-    """The rows that bronze had and lost, as far as they came again by the retry topic: copies of those of `rows` (in
-    the form of `explained`) with the `batch` in which the speed layer had counted them, each `$distinct_in_batch`.
+def _concerned(differences: str, rows: str, aggregate: Aggregate) -> str:
+    """`rows` in the windows and keys of `differences`, with `$counted`: the served value must contain the row."""
+    keys = windows.keys(aggregate)
+    return f"""
+        (select r.*, case when "$is_late_hour" then "$distinct_event" and not "$is_new" else "$distinct_in_batch" end
+            as "$counted"
+        from ({windows.in_windows(rows, aggregate)}) r
+            semi join (select distinct {", ".join(keys)} from {differences}) k on {same("r", "k", keys)})
+    """
+
+
+def _proofs(concerned: str, contract: Contract, aggregate: Aggregate) -> str:
+    """The windows as the counted rows give them: the keys, and each measure's value as `$n_…` and `$t_…`."""
+    again = windows.exact_grouped(f'(select * from {concerned} where "$counted")', contract, aggregate)
+    values = "".join(
+        f", {value.number} as {_sided('n', measure)}, {value.text} as {_sided('t', measure)}"
+        for measure, type_ in _compared(contract, aggregate)
+        for value in [_value(ident(measure.name), type_)]
+    )
+    return f"(select {', '.join(windows.keys(aggregate))}{values} from {again})"
+
+
+def _proved(contract: Contract, aggregate: Aggregate) -> str:
+    """Whether the served value of the difference `d` is that of the proof `p`."""
+    served, cases = _Value('d."$speed"', 'd."$speed_text"'), ""
+    for measure, _ in _compared(contract, aggregate):
+        proof = _Value(f"p.{_sided('n', measure)}", f"p.{_sided('t', measure)}")
+        cases += f" when {quoted(measure.name)} then {_equal(measure, served, _counted(measure, proof), 'false')}"
+    return f"""case d."$measure"{cases} else false end"""
+
+
+def lost(rows: str, partials: str, contract: Contract, aggregate: Aggregate) -> str | None:
+    """Returns the rows that bronze had and lost, as far as they came again by the retry topic: copies of those of
+    `rows` (in the form of `explained`) with the `batch` in which the speed layer had counted them, each
+    `$distinct_in_batch`.
 
     That there were such rows is what `partials` (of the same hours) tell: in some batch they count more events of a
     minute and key than bronze has of it. If that is as many as records of the minute and key came again, or as many as
     different events, it was those; sent again by a repair (attempt 0) rather than replayed. Otherwise nobody knows
-    which, and there are none. Without a measure that counts there is no evidence either.
+    which, and there are none. Without a measure that counts there is no evidence either: None.
     """
     count = counter(aggregate)
     if count is None:
-        return rows.limit(0)
+        return None
     [state] = measures.states(aggregate.model_copy(update={"measures": [count]}), contract)
-    keys = ["$minute", *aggregate.dimensions]
-    placed = rows.withColumn("$minute", aggregates.truncated("event_time", "1m"))
-    if count.of is not None:
-        placed = placed.where(F.col(count.of).isNotNull())
-    held = placed.where("`$distinct_in_batch`").groupBy(*keys, "batch").agg((-F.expr(state.make)).alias("$surplus"))
-    counted = partials.select(
-        F.col("window_start").alias("$minute"), *aggregate.dimensions, "batch", F.col(state.name).alias("$surplus")
-    )
-    surplus = (
-        counted.unionByName(held)
-        .groupBy(*keys, "batch")
-        .agg(F.sum("$surplus").alias("$surplus"))
-        .where("`$surplus` > 0")
-        .groupBy(*keys)
-        .agg(F.sum("$surplus").alias("$of_all"), F.min("batch").alias("$counted_in"))
-    )
-    again = _join(placed.where("original is not null"), surplus, keys, "inner").where("batch > `$counted_in`")
-    of_minute = Window.partitionBy(*keys)
-    first = (
-        F.row_number().over(Window.partitionBy(*keys, *contract.event_id).orderBy("attempt", "batch", "offset")) == 1
-    )
-    numbered = again.withColumns({"$first": first, "$repaired": F.col("attempt") == 0})
-    sizes = {
-        "$rows": F.count_if("$repaired").over(of_minute),
-        "$events": F.count_if(F.col("$repaired") & F.col("$first")).over(of_minute),
-        "$all_rows": F.count("*").over(of_minute),
-        "$all_events": F.count_if("$first").over(of_minute),
-    }
-    was_counted = (
-        F.when(F.col("$of_all") == F.col("$rows"), F.col("$repaired"))
-        .when(F.col("$of_all") == F.col("$events"), F.col("$repaired") & F.col("$first"))
-        .when(F.col("$of_all") == F.col("$all_rows"), F.lit(True))
-        .when(F.col("$of_all") == F.col("$all_events"), F.col("$first"))
-    )
-    found = numbered.withColumns(sizes).where(was_counted)
-    return found.withColumns({"batch": F.col("$counted_in"), "$distinct_in_batch": F.lit(True)}).select(rows.columns)
+    dimensions = [ident(name) for name in aggregate.dimensions]
+    keys = ['"$minute"', *dimensions]
+    by = ", ".join(keys)
+    valued = f"where {ident(count.of)} is not null" if count.of is not None else ""
+    placed = f"""(select *, {windows.start("1m")} as "$minute" from {rows} {valued})"""
+    dims = "".join(f", {name}" for name in dimensions)
+    counted_again = """
+        case when "$of_all" = "$rows" then "$repaired" when "$of_all" = "$events" then "$repaired" and "$first"
+            when "$of_all" = "$all_rows" then true when "$of_all" = "$all_events" then "$first" else false end
+    """
+    return f"""
+        (with surplus as (
+            select {by}, sum("$surplus") as "$of_all", min(batch) as "$counted_in" from (
+                select {by}, batch, sum("$surplus") as "$surplus" from (
+                    select {windows.start("1m")} as "$minute"{dims}, batch, {ident(state.name)} as "$surplus"
+                    from {partials}
+                    union all
+                    select {by}, batch, -({state.make["duckdb"]}) from {placed} where "$distinct_in_batch"
+                    group by {by}, batch
+                ) group by {by}, batch having sum("$surplus") > 0
+            ) group by {by}
+        ), again as (
+            select r.*, s."$of_all", s."$counted_in", r.attempt = 0 as "$repaired",
+                row_number() over (partition by {_of("r", [*keys, *map(ident, contract.event_id)])}
+                    order by r.attempt, r.batch, r."offset") = 1 as "$first"
+            from {placed} r join surplus s on {same("r", "s", keys)}
+            where r.original is not null and r.batch > s."$counted_in"
+        ), numbered as (
+            select *, count(*) filter ("$repaired") over minute as "$rows",
+                count(*) filter ("$repaired" and "$first") over minute as "$events",
+                count(*) over minute as "$all_rows", count(*) filter ("$first") over minute as "$all_events"
+            from again window minute as (partition by {by})
+        )
+        select * exclude ("$minute", "$of_all", "$counted_in", "$repaired", "$first", "$rows", "$events", "$all_rows",
+                "$all_events")
+            replace ("$counted_in" as batch, true as "$distinct_in_batch")
+        from numbered where {counted_again})
+    """
 
 
-def _concerned(differences: DataFrame, rows: DataFrame, aggregate: Aggregate) -> DataFrame:
-    """`rows` in the windows and keys of `differences`, with `$counted`: the served value must contain the row."""
-    counted = F.when(F.col("$is_late_hour"), F.col("$distinct_event") & ~F.col("$is_new")).otherwise(
-        F.col("$distinct_in_batch")
-    )
-    keys = ["window", "window_start", *aggregate.dimensions]
-    in_windows = aggregates.in_windows(rows.withColumn("$counted", counted), "event_time", *aggregate.windows)
-    return _join(in_windows, differences.select(*keys).distinct(), keys, "left_semi")
+def _of(relation: str, columns: list[str]) -> str:
+    return ", ".join(f"{relation}.{column}" for column in columns)
 
 
-def _proofs(concerned: DataFrame, contract: Contract, aggregate: Aggregate) -> DataFrame:
-    """`$proof`, the value of each measure by the counted rows, one row a window, key and `$measure`."""
-    again = aggregates.exact_in_windows(concerned.where("`$counted`"), contract, aggregate)
-    proofs = (
-        F.struct(F.lit(name).alias("$measure"), value.alias("$proof"))
-        for name, value in _numbers(contract, aggregate).items()
-    )
-    return again.select("window", "window_start", *aggregate.dimensions, F.inline(F.array(*proofs)))
+def rows_of(found: str, contract: Contract, aggregate: Aggregate, run_id: str, recorded_at: str) -> str:
+    """Returns `found` (rows of `explained`) as rows of `system/ledger`; `run_id` and `recorded_at` are SQL."""
+    named = ", ".join(quoted(name) for name in aggregate.dimensions)
+    types = {name: avro_types.scalar(contract.fields[name]) for name in aggregate.dimensions}
+    valued = ", ".join(text_of(ident(name), types[name]) for name in aggregate.dimensions)
+    output = ", ".join(f'"${name}" as "{name}"' for name in OUTPUT)
+    return f"""
+        select {run_id} as run_id, {quoted(contract.stream)} as stream, {quoted(aggregate.name)} as aggregate,
+            "$window" as "window", make_timestamptz("$start") as window_start,
+            map([{named}]::varchar[], [{valued}]::varchar[]) as keys, {output}, {recorded_at} as recorded_at
+        from {found}
+    """
 
 
-def _proved(aggregate: Aggregate) -> Column:
-    """Whether the served value is the `proof`."""
-    proved = F.lit(False)
-    for measure in aggregate.measures:
-        equal = _equal(measure, F.col("$speed"), _counted(measure, F.col("$proof")), F.lit(False))
-        proved = F.when(F.col("$measure") == measure.name, equal).otherwise(proved)
-    return proved
-
-
-_VALUE = "struct<number: double, text: string>"
-"""A value of a measure: as a double, for the ledger, and as text, which is null for doubles. Values of exact types are
-compared as text, because different ones may be the same double."""
-
-
-def _numbers(contract: Contract, aggregate: Aggregate) -> dict[str, Column]:
-    """The measures as `_VALUE`s, by name; not those that are no numbers."""
-    found = {}
-    for measure in aggregate.measures:
-        column, text = F.col(measure.name), F.col(measure.name).cast("string")
-        match measures.final_type(measure, contract):
-            case StringType() | BinaryType():
-                continue
-            case TimestampType():
-                number, text = F.unix_micros(column) / 1e6, F.unix_micros(column).cast("string")
-            case DateType():
-                number, text = F.unix_date(column).cast("double"), F.unix_date(column).cast("string")
-            case DoubleType() | FloatType():
-                number, text = column.cast("double"), F.lit(None).cast("string")
-            case _:
-                number = column.cast("double")
-        found[measure.name] = F.struct(number.alias("number"), text.alias("text")).cast(_VALUE)
-    return found
-
-
-def _counted(measure: Measure, value: Column) -> Column:
-    """The value; a window that is not there has counted nothing."""
-    if measure.kind not in ("count", "distinct"):
-        return value
-    number, text = F.coalesce(value["number"], F.lit(0.0)), F.coalesce(value["text"], F.lit("0"))
-    return F.struct(number.alias("number"), text.alias("text")).cast(_VALUE)
-
-
-def _equal(measure: Measure, served: Column, exact: Column, estimated: Column) -> Column:
-    one, other = served["number"], exact["number"]
-    close: Column = one == other
-    if measure.kind in ("sum", "avg"):
-        greatest = F.greatest(F.abs(one), F.abs(other))
-        close = close | ((greatest < float("inf")) & (F.abs(one - other) <= RELATIVE * greatest))
-    same = F.coalesce(close, one.isNull() & other.isNull())
-    is_exact = served["text"].isNotNull() | exact["text"].isNotNull()
-    same = F.when(is_exact, served["text"].eqNullSafe(exact["text"])).otherwise(same)
-    return same | estimated if measures.is_estimate(measure) else same
-
-
-def _join(left: DataFrame, right: DataFrame, keys: list[str], how: str) -> DataFrame:
-    """A join on null-safe keys: a dimension may be null. The keys are those of the left side."""
-    renamed = right.select(*(F.col(c).alias(f"$right_{c}") if c in keys else F.col(c) for c in right.columns))
-    same = reduce(Column.__and__, [F.col(key).eqNullSafe(F.col(f"$right_{key}")) for key in keys])
-    return left.join(renamed, same, how).drop(*(f"$right_{key}" for key in keys))
-
-
-def union(frames: list[DataFrame]) -> DataFrame:
-    """The rows of all `frames`, repeated rows included. The frames, at least one, have the same columns by name."""
-    return reduce(DataFrame.unionByName, frames)
+def text_of(column: str, type_: DataType) -> str:
+    """Returns a value of a key as text, as Spark writes it."""
+    if isinstance(type_, TimestampType):  # without the offset, which is always that of UTC
+        return f"cast({column} at time zone 'UTC' as varchar)"
+    return f"cast({column} as varchar)"

@@ -23,8 +23,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from schemas.errors import TerminalError
-from spark.definitions.times import Hours, floor_hour, literal
+from spark.definitions.times import Hours, floor_hour
 from spark.definitions.times import before as earlier
+from spark.lake.columnar import delta_instant
 from spark.lake.publications import Publication
 
 
@@ -69,13 +70,14 @@ class Plan:
 
     @property
     def replaced(self) -> str:
-        """The hours as a SQL predicate on the column `hour`: every row of them is replaced, and no other row."""
+        """The hours as delta-rs' predicate on the column `hour`: every row of them is replaced, and no other row."""
         parts = []
         if self.new_hours:
-            since = f"hour >= {literal(self.final_before)} and " if self.final_before else ""
-            parts.append(f"({since}hour < {literal(self.final_through)})")
+            assert self.final_through is not None  # an hour is closed only before it
+            since = f"hour >= {delta_instant(self.final_before)} and " if self.final_before else ""
+            parts.append(f"({since}hour < {delta_instant(self.final_through)})")
         if self.late_hours:
-            parts.append(f"hour in ({', '.join(literal(hour) for hour in self.late_hours)})")
+            parts.append(f"hour in ({', '.join(delta_instant(hour) for hour in self.late_hours)})")
         return " or ".join(parts) or "false"
 
 

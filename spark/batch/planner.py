@@ -1,52 +1,63 @@
-"""The rows of each layer that a run recomputes: those in the hours of its plan."""
+"""The rows of each layer that a run recomputes: those in the hours of its plan, as relations of DuckDB."""
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Iterable
 from dataclasses import dataclass
-
-from pyspark.sql import Column, DataFrame
-from pyspark.sql import functions as F
+from datetime import datetime, timedelta
+from functools import cached_property
 
 from schemas.contract.model import Aggregate
-from spark.batch import ledger
+from spark.batch import windows
+from spark.batch.deduplication import mark
 from spark.batch.plan import Plan, TouchedHour, plan
 from spark.batch.store import BatchStore
-from spark.definitions.times import BEGINNING_OF_TIME, Hours, literal, time_of
+from spark.definitions.times import BEGINNING_OF_TIME, HOUR, Hours, time_of
+from spark.lake.columnar import File, instant, micros
 from spark.lake.publications import Publication
-from spark.transforms.aggregates import truncated
 
 COORDINATES = ("topic", "partition", "offset", "batch", "attempt", "original")
 """Which record of Kafka a row is, and how it came."""
+
+INSTANT = timedelta(microseconds=1)
 
 
 def plan_hours(store: BatchStore, through: int, last: Publication | None, forced: Hours | None) -> PlannedHours:
     """The plan of a run up to the batch `through`, from the hours that bronze has new or not yet final rows for.
     `forced` are hours to recompute in any case."""
-    accepted = store.accepted(through)
     before = last.through_batch if last else -1
+    kept_since = store.kept_since()  # hours that are not kept any more are not made again
+
+    def wanted(file: File) -> bool:
+        return (
+            last is None
+            or file.may_hold("batch", least=before + 1)
+            or file.may_hold("event_time", least=last.final_through)
+            or (forced is not None and file.may_hold("event_time", forced[0], forced[1] - INSTANT))
+        )
+
+    touching = "true"
     if last:
-        not_final = F.col("event_time") >= F.expr(literal(last.final_through))
-        news = F.col("batch") > before
-        if (since := store.kept_since()) is not None:  # hours that are not kept any more are not made again
-            news &= F.col("event_time") >= F.expr(literal(since))
-        accepted = accepted.where(news | not_final | ~F.expr(not_forced(forced, "event_time")))
-    newest = F.max(F.least("event_time", "kafka_timestamp")).alias("newest")
-    new_rows = F.count_if(F.col("batch") > before).alias("new_rows")
-    hours = (
-        accepted.groupBy(truncated("event_time", "1h").alias("hour"))
-        .agg(newest, new_rows)
-        .select(F.unix_micros("hour").alias("hour"), F.unix_micros("newest").alias("newest"), "new_rows")
+        kept = f" and event_time >= {instant(kept_since)}" if kept_since else ""
+        touching = f"(batch > {before}{kept}) or event_time >= {instant(last.final_through)} or {is_forced(forced)}"
+    accepted = store.accepted(["kafka_timestamp"], through, wanted)
+    touched = store.rows(
+        f"""
+        select {windows.hour()}, max(epoch_us(least(event_time, kafka_timestamp))), count(*) filter (batch > {before})
+        from {accepted} where {touching} group by 1
+        """
     )
-    touched = [TouchedHour(time_of(row.hour), time_of(row.newest), row.new_rows) for row in hours.collect()]
-    return PlannedHours(store, plan(touched, through, last, store.contract.allowed_lateness, forced))
+    found = [TouchedHour(time_of(hour), time_of(newest), new_rows) for hour, newest, new_rows in touched]
+    return PlannedHours(store, plan(found, through, last, store.contract.allowed_lateness, forced))
 
 
-def not_forced(forced: Hours | None, time: str) -> str:
-    """The hours that a person has not ordered, as a SQL predicate on the column `time`."""
+def is_forced(forced: Hours | None, time: str = '"$micros"') -> str:
+    """The hours that a person has ordered, as a SQL predicate on `time`, SQL for microseconds since 1970."""
     if forced is None:
-        return "true"
+        return "false"
     since, until = forced
-    return f"({time} < {literal(since)} or {time} >= {literal(until)})"
+    return f"({time} >= {micros(since)} and {time} < {micros(until)})"
 
 
 @dataclass(frozen=True)
@@ -56,55 +67,79 @@ class PlannedHours:
     store: BatchStore
     plan: Plan
 
-    def rows(self) -> DataFrame:
-        """The accepted rows of bronze with the flags of `ledger.marked`, `$is_late_hour` (the hour was published
-        before) and `$is_new` (the row came after the last publication)."""
-        contract = self.store.contract
-        columns = dict.fromkeys([*COORDINATES, "event_time", *contract.fields])
-        accepted = self.store.accepted(self.plan.through_batch).select(*columns)
-        inside = self.inside(accepted, "event_time")
-        if contract.event_time in contract.event_id:
-            marked = ledger.marked(inside, contract)  # all copies of an event are in the same hour
+    def rows(self) -> str:
+        """The accepted rows of bronze, marked (`deduplication.mark`), with `$micros`, `$is_late_hour` (the hour was
+        published before) and `$is_new` (the row came after the last publication)."""
+        store, contract = self.store, self.store.contract
+        columns = [*dict.fromkeys([*COORDINATES, "event_time", *contract.fields])]
+        inside = f"(select * from {self._accepted(columns)} where {self.inside()})"
+        marked = "marked rows"
+        if contract.event_time in contract.event_id:  # all copies of an event are in the same hour
+            mark(store.connection, contract, marked, [*columns, "$micros"], inside)
         else:
-            ids = inside.select(*contract.event_id).distinct()
-            copies = accepted.join(ids, contract.event_id, "left_semi")
-            marked = self.inside(ledger.marked(copies, contract), "event_time")
-        return marked.withColumns(
-            {
-                "$is_late_hour": F.col("event_time") < self._published_before(),
-                "$is_new": F.col("batch") > self.plan.batch_before,
-            }
-        )
+            history = store.accepted(columns, self.plan.through_batch)
+            mark(store.connection, contract, marked, [*columns, "$micros"], inside, history, self.inside())
+        before = micros(self._published_before)
+        return f"""(select *, "$micros" < {before} as "$is_late_hour", batch > {self.plan.batch_before} as "$is_new"
+            from "{marked}")"""
 
-    def partials(self, aggregate: Aggregate) -> DataFrame:
+    def _accepted(self, columns: Iterable[str]) -> str:
+        return self.store.accepted(columns, self.plan.through_batch, lambda file: self._may_hold(file, "event_time"))
+
+    def partials(self, aggregate: Aggregate) -> str:
         """The speed layer's partials of the cut."""
-        return self.inside(self.store.partials(aggregate, self.plan.through_batch), "window_start")
+        return f"(select * from {self._partials(aggregate)} where {self.inside()})"
 
-    def new_partials(self, aggregate: Aggregate) -> DataFrame:
+    def new_partials(self, aggregate: Aggregate) -> str:
         """Those of hours that are published for the first time."""
-        return self._new(self.store.partials(aggregate, self.plan.through_batch), "window_start")
+        return f"(select * from {self._partials(aggregate)} where {self._is_new_hour()})"
 
-    def is_forced(self, time: str) -> Column:
-        """Whether a person has ordered the hour of the column `time`."""
-        return ~F.expr(not_forced(self.plan.forced, time))
+    def _partials(self, aggregate: Aggregate) -> str:
+        through = self.plan.through_batch
+        return self.store.partials(aggregate, through, lambda file: self._may_hold(file, "window_start"))
 
-    def inside(self, frame: DataFrame, time_column: str) -> DataFrame:
-        """The rows whose time is in an hour of the plan."""
+    def published(self, aggregate: Aggregate) -> str:
+        """The rows of the batch table in the late hours, with `$start`."""
+        rows = self.store.published(aggregate, self._may_hold_late)
+        return f"""(select *, epoch_us(window_start) as "$start", "window" as "$window" from {rows}
+            where epoch_us(hour) in (select hour from {self.late_hours}))"""
+
+    @cached_property
+    def late_hours(self) -> str:
+        """The late hours as a table with the column `hour`, in microseconds."""
+        hours = ", ".join(f"({micros(hour)})" for hour in self.plan.late_hours)
+        rows = f"from (values {hours}) as hours(hour)" if hours else "select 0 as hour where false"
+        return self.store.keep("late hours", rows)
+
+    def inside(self) -> str:
+        """The hours of the plan as a SQL predicate on `$micros`."""
         if not self.plan.late_hours:
-            return self._new(frame, time_column)
-        final = F.expr(literal(self.plan.final_through))
-        since = F.expr(literal(self.plan.late_hours[0]))
-        late = self.store.hours_frame(self.plan.late_hours).withColumnRenamed("hour", "$late")
-        time_ = F.col(time_column)
-        recent = frame.where((time_ >= since) & (time_ < final))  # prunes files
-        matched = recent.join(F.broadcast(late), truncated(time_column, "1h") == F.col("$late"), "left")
-        is_new_hour = time_ >= F.expr(literal(self.plan.final_before))
-        return matched.where(F.col("$late").isNotNull() | is_new_hour).drop("$late")
+            return self._is_new_hour()
+        return f"({self._is_new_hour()} or {windows.hour()} in (select hour from {self.late_hours}))"
 
-    def _new(self, frame: DataFrame, time_column: str) -> DataFrame:
-        """The rows whose time is in an hour that is published for the first time."""
-        time_ = F.col(time_column)
-        return frame.where((time_ >= self._published_before()) & (time_ < F.expr(literal(self.plan.final_through))))
+    def _is_new_hour(self) -> str:
+        assert self.plan.final_through is not None  # a plan without it has no hours
+        return f"""("$micros" >= {micros(self._published_before)} and "$micros" < {micros(self.plan.final_through)})"""
 
-    def _published_before(self) -> Column:
-        return F.expr(literal(self.plan.final_before or BEGINNING_OF_TIME))
+    def _may_hold(self, file: File, column: str) -> bool:
+        """Whether a file may have rows whose time, in `column`, is in an hour of the plan."""
+        assert self.plan.final_through is not None
+        newest = self.plan.final_through - INSTANT
+        is_new = self._published_before <= newest and file.may_hold(column, self._published_before, newest)
+        return is_new or self._may_hold_late(file, column)
+
+    def _may_hold_late(self, file: File, column: str = "hour") -> bool:
+        late = self.plan.late_hours
+        if not late:
+            return False
+        least = file.least(column)
+        # Of the late hours that end after the file's first time, the first decides.
+        at = 0 if least is None else bisect_left(late, least - HOUR + INSTANT if least - _EARLIEST > HOUR else least)
+        return at < len(late) and file.may_hold(column, most=late[at] + HOUR - INSTANT)
+
+    @property
+    def _published_before(self) -> datetime:
+        return self.plan.final_before or BEGINNING_OF_TIME
+
+
+_EARLIEST = BEGINNING_OF_TIME

@@ -6,21 +6,18 @@ import logging
 from dataclasses import dataclass
 from datetime import datetime
 
-from pyspark.sql import DataFrame, Row
-from pyspark.sql import functions as F
-
 from spark.batch.plan import Plan, UnexplainedDifference
 from spark.batch.store import BatchStore
 from spark.definitions.times import BEGINNING_OF_TIME
+from spark.lake import table_schemas
+from spark.lake.columnar import ident
 from spark.lake.publications import Publication
 
 log = logging.getLogger("millrace.reconcile")
 
 
-def examples_of(unexplained: DataFrame) -> list[Row]:
-    """Returns ten of the differences, with `start` as text: Python makes no instants of the year 1 of Spark's."""
-    shown = unexplained.withColumn("start", F.col("window_start").cast("string"))
-    return shown.drop("window_start", "recorded_at").limit(10).collect()
+EXAMPLES = 10
+"""Differences that a refusal names."""
 
 
 @dataclass(frozen=True)
@@ -34,25 +31,30 @@ class Publisher:
     published: set[str]
     now: datetime
 
-    def refuse_unexplained(self, unexplained: DataFrame) -> None:
-        """Puts the differences on the ledger, until a later run finds them gone, and raises
+    def refuse_unexplained(self, unexplained: str) -> None:
+        """Puts the differences, rows of the ledger, on it, until a later run finds them gone, and raises
         `UnexplainedDifference`."""
         self.write_ledger(unexplained, empty=False)
+        shown = self.store.rows(
+            f"""select aggregate, "window", strftime(window_start, '%Y-%m-%d %H:%M:%S'), keys, measure, speed, exact
+            from {unexplained} limit {EXAMPLES}"""
+        )
         examples = "\n  ".join(
-            f"{row.aggregate}_{row.window} {row.start} {row['keys']}: {row.measure} was served as {row.speed}, "
-            f"exact is {row.exact}"
-            for row in examples_of(unexplained)
+            f"{aggregate}_{window} {start} {keys}: {measure} was served as {speed}, exact is {exact}"
+            for aggregate, window, start, keys, measure, speed, exact in shown
         )
         raise UnexplainedDifference(
             f"{self.store.contract.stream}: served numbers differ from the exact ones and no calculation explains it, "
             f"so nothing is published; the ledger has them all (run_id {self.run_id}):\n  {examples}"
         )
 
-    def write_ledger(self, found: DataFrame, *, empty: bool) -> None:
-        """Puts `found` on the ledger, in place of what runs that never published have left there."""
-        self.store.forget_ledger(self.published)
+    def write_ledger(self, found: str, *, empty: bool) -> None:
+        """Puts `found`, rows of the ledger, on it, in place of what runs that never published have left there."""
+        self.store.logs.forget_ledger(self.published)
         if not empty:
-            self.store.append_ledger(found)
+            schema = table_schemas.SYSTEM["ledger"]
+            columns = ", ".join(map(ident, schema.names))
+            self.store.logs.append_ledger(self.store.reader(f"select {columns} from {found}", schema))
 
     def publish(self, staged: int) -> None:
         """Makes what the batch tables have of the run count; `staged` is how many windows it has published."""
@@ -61,7 +63,7 @@ class Publisher:
             self.plan.through_batch, self.plan.hours, staged, self.now, self.store.versions(),
             tuple(f"{a.name}.{measure.name}" for a in self.store.contract.aggregates for measure in a.measures),
         )  # fmt: skip
-        self.store.log_rows("publications", [row.row])
+        self.store.logs.append("publications", [row.row])
         log.info("published %d windows of %d hours", staged, self.plan.hours)
 
     def record_refusal(self, reason: Exception) -> None:
@@ -70,4 +72,4 @@ class Publisher:
             "run_id": self.run_id, "stream": self.store.contract.stream, "final_through": self.plan.final_through,
             "reason": str(reason), "recorded_at": self.now,
         }  # fmt: skip
-        self.store.log_rows("refusals", [row])
+        self.store.logs.append("refusals", [row])

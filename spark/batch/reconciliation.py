@@ -7,37 +7,33 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pyspark.sql import DataFrame
-from pyspark.sql import functions as F
+import duckdb
+from pyspark.sql import SparkSession
 
 from infra.deployed import contract_in_service, contracts_in_service
 from infra.locks.batch_lock import exclusive
 from infra.settings import Settings, of_checkout
 from schemas.contract.model import Aggregate, Contract
 from schemas.errors import TerminalError, TransientError
+from spark.batch import windows
 from spark.batch.comparer import Comparer
 from spark.batch.layer_counts import counter, layers
 from spark.batch.plan import Plan, UnexplainedDifference
-from spark.batch.planner import PlannedHours, not_forced, plan_hours
+from spark.batch.planner import PlannedHours, is_forced, plan_hours
 from spark.batch.publisher import Publisher
 from spark.batch.stateful_reconciliation import StatefulReconciliation, stateful_reconciliations
-from spark.batch.store import BatchStore
+from spark.batch.store import BatchStore, engine, iso, with_iso_hours
 from spark.definitions.times import Hours
 from spark.lake import table_schemas, tables
+from spark.lake.columnar import quoted
 from spark.lake.publications import Publication, publications, unique_run_id
 from spark.quality import suites
 from spark.quality.auditor import Auditor, FailedExpectations, Outcome, require_success, warm_up
 from spark.serving.duck import write_catalog
 from spark.session import session
 from spark.speed.checkpoint import generations
-from spark.transforms.aggregates import exact, truncated
-from spark.transforms.iso_times import with_iso_times
-
-if TYPE_CHECKING:
-    import pandas
-
 
 log = logging.getLogger("millrace.reconcile")
 
@@ -50,8 +46,8 @@ SHOWN_CHANGES = 200
 """Differences that a survey lists at most."""
 
 
-Audit = Callable[[str, "DataFrame | pandas.DataFrame", list[suites.Expectation] | None], Outcome]
-"""Runs a suite (by name, with generated expectations, or with None the hand-written one) on a frame."""
+Audit = Callable[[str, duckdb.DuckDBPyConnection, str, list[suites.Expectation] | None], Outcome]
+"""Runs a suite (by name, with generated expectations, or with None the hand-written one) on the rows of a query."""
 
 
 @dataclass
@@ -77,17 +73,19 @@ class Reconciliation:
         if not planned.plan.hours:
             publisher.publish(0)
             return self._summary(planned.plan, [])
-        rows = planned.rows().persist()
         try:
-            windows = {aggregate.name: self._staged(aggregate, rows) for aggregate in self.contract.aggregates}
-            comparer = Comparer(planned, rows, windows, published, self.run_id, self.now)
+            rows = planned.rows()
+            exact = {aggregate.name: self._computed(aggregate, rows) for aggregate in self.contract.aggregates}
+            for aggregate in self.contract.aggregates:
+                self._stage(aggregate, exact[aggregate.name])
+            comparer = Comparer(planned, rows, exact, published, self.run_id, self.now)
             found = comparer.differences()
             hours = comparer.by_hour(found)
             causes, staged = total_causes(hours), sum(hour["windows"] for hour in hours)
             log.info("staged %d windows; ledger: %s", staged, causes or "no differences")
             if causes.get("unexplained"):  # before the audit, whose sums over layers would fail and hide where
-                publisher.refuse_unexplained(found.where("cause = 'unexplained'"))
-            self._audit(planned, rows, windows)
+                publisher.refuse_unexplained(f"(select * from {found} where cause = 'unexplained')")
+            self._audit(planned, rows)
             for aggregate in self.contract.aggregates:
                 self.store.replace(aggregate, planned.plan.replaced)
             publisher.write_ledger(found, empty=not causes)
@@ -95,8 +93,6 @@ class Reconciliation:
         except (FailedExpectations, UnexplainedDifference) as error:
             publisher.record_refusal(error)
             raise
-        finally:
-            rows.unpersist()
         return self._summary(planned.plan, hours)
 
     def survey(self) -> dict[str, Any]:
@@ -105,17 +101,14 @@ class Reconciliation:
         published, planned = self._begin()
         if not planned.plan.hours:
             return self._summary(planned.plan, []) | {"changes": []}
-        rows = planned.rows().persist()
-        try:
-            windows = {a.name: self._computed(a, rows).persist() for a in self.contract.aggregates}
-            comparer = Comparer(planned, rows, windows, published, self.run_id, self.now)
-            found = comparer.differences()
-            changes = found.orderBy("window_start", "aggregate", "window", "measure").limit(SHOWN_CHANGES)
-            shown = [row.asDict() for row in with_iso_times(changes.drop("run_id", "recorded_at")).collect()]
-            hours = comparer.by_hour(found)
-        finally:
-            rows.unpersist()
-        return self._summary(planned.plan, hours) | {"changes": shown}
+        rows = planned.rows()
+        exact = {aggregate.name: self._computed(aggregate, rows) for aggregate in self.contract.aggregates}
+        comparer = Comparer(planned, rows, exact, published, self.run_id, self.now)
+        found = comparer.differences()
+        changes = f"""select * exclude (run_id, recorded_at) replace ({iso("window_start")} as window_start)
+            from {found} order by window_start, aggregate, "window", measure limit {SHOWN_CHANGES}"""
+        shown = self.store.connection.execute(changes).to_arrow_table().to_pylist(maps_as_pydicts="strict")
+        return self._summary(planned.plan, comparer.by_hour(found)) | {"changes": shown}
 
     def _begin(self) -> tuple[list[Publication], PlannedHours]:
         published = publications(self.store.lake_uri, self.contract.stream)
@@ -128,34 +121,42 @@ class Reconciliation:
         )  # fmt: skip
         return published, hours
 
-    def _computed(self, aggregate: Aggregate, rows: DataFrame) -> DataFrame:
-        windows = exact(rows.where("`$distinct_event`"), self.contract, aggregate, *aggregate.windows)
-        return windows.withColumns({"hour": truncated("window_start", "1h"), "run_id": F.lit(self.run_id)})
+    def _computed(self, aggregate: Aggregate, rows: str) -> str:
+        """The exact windows of the aggregate, as a table."""
+        distinct = f'(select * from {rows} where "$distinct_event")'
+        return self.store.keep(f"exact {aggregate.name}", windows.exact(distinct, self.contract, aggregate))
 
-    def _staged(self, aggregate: Aggregate, rows: DataFrame) -> DataFrame:
-        self.store.stage(aggregate, self._computed(aggregate, rows))
-        return self.store.staged(aggregate)
+    def _stage(self, aggregate: Aggregate, exact: str) -> None:
+        stored = windows.stored(self.contract, aggregate, exact, quoted(self.run_id))
+        self.store.stage(aggregate, f"select * from {stored} order by hour")
 
-    def _audit(self, planned: PlannedHours, rows: DataFrame, windows: dict[str, DataFrame]) -> None:
+    def _audit(self, planned: PlannedHours, rows: str) -> None:
         """Raises `FailedExpectations` after all suites have run."""
-        suite = suites.events(self.contract)
-        outcomes = [self.audit(suite.name, suite.audited(rows.where("`$distinct_event`")), suite.expectations)]
-        for aggregate in self.contract.aggregates:
-            suite = suites.windows(self.contract, aggregate, "staged")
-            outcomes.append(self.audit(suite.name, suite.audited(windows[aggregate.name]), suite.expectations))
-        if any(counter(aggregate) for aggregate in self.contract.aggregates):
+        store, contract = self.store, self.contract
+
+        def ask(suite: str, sql: str, expectations: list[suites.Expectation] | None) -> Outcome:
+            return self.audit(suite, store.connection, sql, expectations)
+
+        suite = suites.events(contract)
+        distinct = f'(select * from {rows} where "$distinct_event")'
+        outcomes = [ask(suite.name, suite.audited(distinct, store.bronze_types()), suite.expectations)]
+        for aggregate in contract.aggregates:
+            suite = suites.windows(contract, aggregate, "staged")
+            audited = suite.audited(store.staged(aggregate), store.staged_types(aggregate))
+            outcomes.append(ask(suite.name, audited, suite.expectations))
+        if any(counter(aggregate) for aggregate in contract.aggregates):
             counted = layers(
                 rows,
-                {aggregate.name: planned.partials(aggregate) for aggregate in self.contract.aggregates},
-                windows,
-                self.contract,
-                self.store.began(),
-                compared=f"{not_forced(self.forced, 'hour')} and {self.store.has_partials()}",
+                {aggregate.name: planned.partials(aggregate) for aggregate in contract.aggregates},
+                {aggregate.name: store.staged(aggregate) for aggregate in contract.aggregates},
+                contract,
+                store.began(),
+                compared=f"not {is_forced(self.forced, 'epoch_us(hour)')} and {store.has_partials()}",
             )
-            outcomes.append(self.audit("layers", with_iso_times(counted).toPandas(), None))
-        stream, through = self.contract.stream, self.through
-        self.store.log_rows("quality", [o.row(self.run_id, stream, through, self.now) for o in outcomes])
-        require_success(self.contract.stream, outcomes)
+            outcomes.append(ask("layers", with_iso_hours(counted), None))
+        stream, through = contract.stream, self.through
+        store.logs.append("quality", [o.row(self.run_id, stream, through, self.now) for o in outcomes])
+        require_success(stream, outcomes)
 
     def _summary(self, plan: Plan, hours: list[dict[str, Any]]) -> dict[str, Any]:
         return {
@@ -202,21 +203,24 @@ def _reconcile(
         raise generations.NothingSettled(
             f"{stream} has no complete batch yet; start the streaming job and produce events first"
         )
-    spark = session(config, "batch", "millrace-reconcile")
+    connection = engine(config)
     if may_commit is None:
-        store = BatchStore(spark, config.lake_uri, contract, _refuse_writes)
+        store = BatchStore(config.lake_uri, contract, _refuse_writes, connection)
         return Reconciliation(store, contract, run_id, through, now, _no_audit, forced).survey()
-    store = BatchStore(spark, config.lake_uri, contract, may_commit)
+    store = BatchStore(config.lake_uri, contract, may_commit, connection)
     auditor: list[Auditor] = []
 
+    def spark() -> SparkSession:
+        return session(config, "batch", "millrace-reconcile")
+
     def audit(
-        suite: str, frame: DataFrame | pandas.DataFrame, expectations: list[suites.Expectation] | None
+        suite: str, asked: duckdb.DuckDBPyConnection, sql: str, expectations: list[suites.Expectation] | None
     ) -> Outcome:
         if not auditor:
             loading.join()
             home, project = config.home / "great_expectations", of_checkout("great_expectations")
-            auditor.append(Auditor(project, home, config.data_docs_dir, stream, run_id, now))
-        return auditor[0].audit(suite, frame, expectations)
+            auditor.append(Auditor(project, home, config.data_docs_dir, stream, run_id, now, spark))
+        return auditor[0].audit_query(suite, asked, sql, expectations)
 
     try:
         summary = Reconciliation(store, contract, run_id, through, now, audit, forced).run()
@@ -252,5 +256,5 @@ def _refuse_writes() -> None:
     raise AssertionError("a dry run writes nothing")
 
 
-def _no_audit(suite: str, frame: Any, expectations: Any) -> Outcome:
+def _no_audit(suite: str, asked: Any, sql: str, expectations: Any) -> Outcome:
     raise AssertionError("a dry run audits nothing")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property, reduce
@@ -12,7 +13,6 @@ from pyspark.sql import functions as F
 
 from schemas.contract.model import Contract, Join, Sessions, StatefulResult, Velocity
 from spark.batch import stateful_ledger
-from spark.batch.store import BatchStore
 from spark.definitions import stateful_results
 from spark.definitions.times import BEGINNING_OF_TIME, literal
 from spark.definitions.windows import interval
@@ -26,9 +26,10 @@ from spark.transforms.sessions import sessions
 
 @dataclass(frozen=True)
 class StatefulPlan:
-    """What is known before the run for the `result` of `contract`. All times are UTC."""
+    """What is known before the run for the `result` of `contract`. All times are UTC. `session` begins the Spark
+    session or returns it: a run that has nothing to do needs none."""
 
-    spark: SparkSession
+    session: Callable[[], SparkSession]
     lake_uri: str
     contract: Contract
     result: StatefulResult
@@ -168,7 +169,11 @@ class StatefulPlan:
         )
 
     def _accepted(self, source: Contract) -> DataFrame:
-        return BatchStore(self.spark, self.lake_uri, source).accepted(self.through[source.stream])
+        return self.accepted(source).where(F.col("batch") <= self.through[source.stream])
+
+    def accepted(self, source: Contract) -> DataFrame:
+        """All accepted rows of bronze of a source."""
+        return self._read(names.bronze(self.lake_uri, source.stream)).where("accepted")
 
     def uri(self, layer: Any) -> str:
         """The place of the result's table in a `layer`, a function of `spark.lake.names`."""
@@ -176,4 +181,8 @@ class StatefulPlan:
         return uri
 
     def read(self, layer: Any) -> DataFrame:
-        return self.spark.read.format("delta").load(self.uri(layer))
+        """The result's table in a `layer`, a function of `spark.lake.names`."""
+        return self._read(self.uri(layer))
+
+    def _read(self, uri: str) -> DataFrame:
+        return self.session().read.format("delta").load(uri)

@@ -18,18 +18,19 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+import pyarrow
 from deltalake import DeltaTable
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import DataFrame, Row, SparkSession
 from pyspark.sql import functions as F
+from pyspark.sql.pandas.types import to_arrow_schema
 
 from infra.settings import Settings
 from schemas.contract.model import Contract, Join, StatefulResult, Velocity
 from spark.batch import stateful_ledger
 from spark.batch.ledger import OUTPUT
+from spark.batch.logs import BatchLogs
 from spark.batch.plan import UnexplainedDifference
-from spark.batch.publisher import examples_of
 from spark.batch.stateful_planner import StatefulPlan
-from spark.batch.store import BatchStore
 from spark.definitions import stateful_results
 from spark.definitions.times import literal, time_of
 from spark.lake import contents, names, table_schemas
@@ -41,11 +42,11 @@ log = logging.getLogger("millrace.reconcile")
 
 @dataclass
 class StatefulReconciliation:
-    """One run for one result. `now` is the time that its log rows carry; `emitted` is how far the speed layer has come
-    (`stateful_start.emitted_through`). `may_commit` is called before each write and raises when this process must not
-    (any more)."""
+    """One run for one result. `session` begins the Spark session or returns it, `now` is the time that the log rows
+    carry, and `emitted` is how far the speed layer has come (`stateful_start.emitted_through`). `may_commit` is called
+    before each write and raises when this process must not (any more)."""
 
-    spark: SparkSession
+    session: Callable[[], SparkSession]
     lake_uri: str
     contract: Contract
     result: StatefulResult
@@ -57,7 +58,7 @@ class StatefulReconciliation:
     def run(self) -> dict[str, Any]:
         """Does the run and returns its summary. Raises `UnexplainedDifference`, with nothing published: the ledger has
         the alert until a later run finds it gone."""
-        plan = StatefulPlan(self.spark, self.lake_uri, self.contract, self.result)
+        plan = StatefulPlan(self.session, self.lake_uri, self.contract, self.result)
         known = {publication.run_id for publication in plan.published}
         self.run_id = unique_run_id(self.run_id, plan.published)
         if plan.is_idle:
@@ -77,12 +78,12 @@ class StatefulReconciliation:
         found = self.differences(plan, exact, replaced).localCheckpoint()
         causes = Counter({row.cause: row.n for row in found.groupBy("cause").agg(F.count("*").alias("n")).collect()})
         log.info("%s: ledger: %s", plan.title, dict(causes) or "no differences")
-        self.store.forget_ledger(known, plan.title)
+        self._logs(plan).forget_ledger(known)
         if causes["unexplained"]:
             self._refuse(plan, found.where("cause = 'unexplained'"))
         self._replace(plan, exact, marked.where(~stale), since)
         if causes:
-            self.store.append_ledger(found)
+            self._logs(plan).append_ledger(_arrow(found))
         rows = exact.count()
         self._publish(plan, rows)
         return self._summary(plan, rows, causes)
@@ -105,12 +106,12 @@ class StatefulReconciliation:
         emitted = F.expr(literal(max(self.emitted, plan.final_before))) if self.emitted else None
         different = stateful_ledger.differences(exact, served, self.contract, self.result, emitted).localCheckpoint()
         if different.isEmpty():
-            return self.spark.createDataFrame([], table_schemas.SYSTEM["ledger"])
+            return self.session().createDataFrame([], table_schemas.SYSTEM["ledger"])
         keys = different.select(*plan.key).distinct() if isinstance(self.result, Velocity) else None
         # Of all batches: the query may have taken some after the cut together with those up to it.
         arrived = {
             source.stream: stateful_ledger.arrivals(
-                BatchStore(self.spark, self.lake_uri, source).accepted(),
+                plan.accepted(source),
                 source,
                 (F.col("batch") > plan.through_before[source.stream])
                 & (F.col("event_time") < F.expr(literal(plan.final_before))),
@@ -147,10 +148,10 @@ class StatefulReconciliation:
         )
 
     def _refuse(self, plan: StatefulPlan, unexplained: DataFrame) -> None:
-        self.store.append_ledger(unexplained)
+        self._logs(plan).append_ledger(_arrow(unexplained))
         examples = "\n  ".join(
             f"{row['keys']} {row.start}: {row.measure} was served as {row.speed}, exact is {row.exact}"
-            for row in examples_of(unexplained)
+            for row in _examples_of(unexplained)
         )
         refused = UnexplainedDifference(
             f"{plan.title}: served numbers differ from the exact ones and nothing explains it: nothing is published. "
@@ -158,7 +159,7 @@ class StatefulReconciliation:
             f"`millrace checkpoint reset {plan.title}`:\n  {examples}"
         )
         row = {"run_id": self.run_id, "stream": plan.title, "final_through": plan.final}
-        self.store.log_rows("refusals", [row | {"reason": str(refused), "recorded_at": self.now}])
+        self._logs(plan).append("refusals", [row | {"reason": str(refused), "recorded_at": self.now}])
         raise refused
 
     def _publish(self, plan: StatefulPlan, rows: int) -> None:
@@ -166,7 +167,7 @@ class StatefulReconciliation:
         assert plan.final is not None
         titles = {source.stream: f"{plan.title}.{source.stream}" for source in plan.sources}
         titles[self.contract.stream] = plan.title
-        self.store.log_rows(
+        self._logs(plan).append(
             "publications",
             [
                 Publication(self.run_id, name, plan.final, plan.through[stream], 0, rows, self.now).row
@@ -188,9 +189,8 @@ class StatefulReconciliation:
             self.may_commit()
             table.restore(good["version"])
 
-    @property
-    def store(self) -> BatchStore:
-        return BatchStore(self.spark, self.lake_uri, self.contract, self.may_commit)
+    def _logs(self, plan: StatefulPlan) -> BatchLogs:
+        return BatchLogs(self.lake_uri, plan.title, self.may_commit)
 
     def _summary(self, plan: StatefulPlan, rows: int, causes: Counter[str]) -> dict[str, Any]:
         return {
@@ -201,8 +201,24 @@ class StatefulReconciliation:
         }
 
 
+EXAMPLES = 10
+"""Differences that a refusal names."""
+
+
+def _arrow(rows: DataFrame) -> pyarrow.Table:
+    """Rows of the ledger in its columns."""
+    schema = table_schemas.SYSTEM["ledger"]
+    return rows.select(*schema.names).toArrow().cast(to_arrow_schema(schema, timezone="UTC"))
+
+
+def _examples_of(unexplained: DataFrame) -> list[Row]:
+    """Some of the differences, with `start` as text: Python makes no instants of the year 1 of Spark's."""
+    shown = unexplained.withColumn("start", F.col("window_start").cast("string"))
+    return shown.drop("window_start", "recorded_at").limit(EXAMPLES).collect()
+
+
 def stateful_reconciliations(
-    spark: SparkSession,
+    spark: Callable[[], SparkSession],
     settings: Settings,
     contracts: dict[str, Contract],
     stream: str,

@@ -1,65 +1,112 @@
-"""What the batch jobs read and write in Delta: bronze and speed up to a batch, staged and published hours, logs.
+"""What the batch layer of windows reads and writes in Delta: bronze and speed up to a batch, staged and published
+hours.
 
 The batch jobs are the only writers of batch, staged, publications, ledger and quality, one job at a time.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import reduce
-from operator import and_
 from typing import Any
 
+import duckdb
 import pyarrow
-from deltalake import DeltaTable
-from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql import functions as F
+from deltalake import DeltaTable, write_deltalake
+from pyspark.sql.pandas.types import to_arrow_schema
+from pyspark.sql.types import DataType, StructType
 
+from infra.settings import Settings
 from schemas.contract.model import Aggregate, Contract
+from spark.batch.logs import BatchLogs
 from spark.definitions import measures
-from spark.definitions.times import floor_hour, literal, time_of
+from spark.definitions.times import floor_hour, time_of
 from spark.lake import contents, names, retention, table_schemas
+from spark.lake.columnar import File, Wanted, connect, ident, instant, quoted, scan
+
+ROWS_AT_ONCE = 200_000
+"""Rows that are handed from DuckDB to Delta at once."""
+
+
+def engine(config: Settings) -> duckdb.DuckDBPyConnection:
+    """Returns a connection in which a batch job computes, within the memory that the settings give it."""
+    return connect(config.batch_memory, config.home / "run" / "spilled")
+
+
+def iso(column: str) -> str:
+    """Returns the SQL of a time as ISO 8601 in UTC, with microseconds: pandas and Python do not reach all years."""
+    return f"strftime({column}, '%Y-%m-%dT%H:%M:%S.%fZ')"
+
+
+def with_iso_hours(sql: str) -> str:
+    """Returns the rows of a query whose column `hour` is `iso`."""
+    return f"select * replace ({iso('hour')} as hour) from ({sql})"
+
+
+def _types(uri: str) -> dict[str, DataType]:
+    schema = StructType.fromJson(json.loads(DeltaTable(names.local_path(uri)).schema().to_json()))
+    return {field.name: field.dataType for field in schema}
 
 
 @dataclass(frozen=True)
 class BatchStore:
-    """The tables of one stream in one lake. `may_commit` is called before each write and raises when this process must
-    not (any more)."""
+    """The tables of one stream in one lake, as relations of DuckDB. `may_commit` is called before each write and raises
+    when this process must not (any more)."""
 
-    spark: SparkSession
     lake_uri: str
     contract: Contract
     may_commit: Callable[[], None] = lambda: None
+    connection: duckdb.DuckDBPyConnection = field(default_factory=lambda: connect("1g"))
+
+    @property
+    def logs(self) -> BatchLogs:
+        """The tables of `system/` that a batch job writes."""
+        return BatchLogs(self.lake_uri, self.contract.stream, self.may_commit)
 
     # -- reads ---------------------------------------------------------------------------------------------------
 
-    def accepted(self, through: int | None = None) -> DataFrame:
-        """Accepted rows of bronze, of batches up to `through` if that is given."""
-        rows = self._read(names.bronze(self.lake_uri, self.contract.stream)).where("accepted")
-        return rows if through is None else rows.where(F.col("batch") <= through)
+    def accepted(self, columns: Iterable[str], through: int | None = None, wanted: Wanted = lambda file: True) -> str:
+        """Returns the accepted rows of bronze as SQL, of batches up to `through` if that is given, with `$micros`, the
+        event time. Rows of files that are not `wanted` need not be among them."""
+        asked = dict.fromkeys([*columns, "batch", "event_time"])
+        schema = table_schemas.bronze_schema(self.contract)
 
-    def partials(self, aggregate: Aggregate, through: int) -> DataFrame:
-        """The speed layer's partials of batches up to `through`."""
-        uri = names.speed(self.lake_uri, self.contract.stream, aggregate.name)
-        return self._read(uri).where(F.col("batch") <= through)
+        def of_mine(file: File) -> bool:
+            return file.partition("accepted") and file.may_hold("batch", most=through) and wanted(file)
+
+        rows = self._scan(
+            names.bronze(self.lake_uri, self.contract.stream),
+            StructType([column for column in schema if column.name in asked]),
+            of_mine,
+        )
+        cut = "true" if through is None else f"batch <= {through}"
+        return f'(select *, epoch_us(event_time) as "$micros" from {rows} where {cut})'
+
+    def partials(self, aggregate: Aggregate, through: int, wanted: Wanted = lambda file: True) -> str:
+        """Returns the speed layer's partials of batches up to `through` as SQL, with `$micros`, the start of their
+        minute."""
+        rows = self._scan(
+            names.speed(self.lake_uri, self.contract.stream, aggregate.name),
+            table_schemas.speed_schema(self.contract, aggregate),
+            lambda file: file.may_hold("batch", most=through) and wanted(file),
+        )
+        return f'(select *, epoch_us(window_start) as "$micros" from {rows} where batch <= {through})'
 
     def first_batches(self, aggregate: Aggregate, through: int) -> dict[str, int]:
         """For each measure of the aggregate the first batch whose partials have its states, `through` + 1 for none: a
         measure that is added to a running stream is in the speed layer from then on."""
         kept = {
-            measure.name: [
-                F.col(state.name).isNotNull()
+            measure.name: " and ".join(
+                f"{ident(state.name)} is not null"
                 for state in measures.states(aggregate.model_copy(update={"measures": [measure]}), self.contract)
-            ]
+            )
             for measure in aggregate.measures
         }
-        found = self.partials(aggregate, through).agg(
-            *(F.min(F.when(reduce(and_, there), F.col("batch"))).alias(name) for name, there in kept.items())
-        )
-        [row] = found.collect()
-        return {name: through + 1 if first is None else first for name, first in row.asDict().items()}
+        firsts = ", ".join(f"min(batch) filter ({there})" for there in kept.values())
+        [found] = self.rows(f"select {firsts} from {self.partials(aggregate, through)}")
+        return {name: through + 1 if first is None else first for name, first in zip(kept, found, strict=True)}
 
     def began(self) -> dict[str, int]:
         """By aggregate, the oldest batch of its partials; none for those without any. From file statistics."""
@@ -76,14 +123,18 @@ class BatchStore:
         """The hours of which the speed tables have all partials, as a SQL predicate on `aggregate` and `hour`."""
         place = (self.lake_uri, self.contract.stream)
         found = {a.name: retention.kept_since(names.speed(*place, a.name)) for a in self.contract.aggregates}
-        parts = [f"not (aggregate = '{name}' and hour < {literal(since)})" for name, since in found.items() if since]
+        parts = [f"not (aggregate = '{name}' and hour < {instant(since)})" for name, since in found.items() if since]
         return " and ".join(parts) or "true"
 
-    def staged(self, aggregate: Aggregate) -> DataFrame:
-        return self._read(names.staged(self.lake_uri, self.contract.stream, aggregate.name))
+    def published(self, aggregate: Aggregate, wanted: Wanted = lambda file: True) -> str:
+        """Returns the rows of the batch table as SQL. Rows of files that are not `wanted` need not be among them."""
+        uri = names.batch(self.lake_uri, self.contract.stream, aggregate.name)
+        return self._scan(uri, table_schemas.batch_schema(self.contract, aggregate), wanted)
 
-    def published(self, aggregate: Aggregate) -> DataFrame:
-        return self._read(names.batch(self.lake_uri, self.contract.stream, aggregate.name))
+    def staged(self, aggregate: Aggregate) -> str:
+        """Returns what is staged as SQL."""
+        uri = names.staged(self.lake_uri, self.contract.stream, aggregate.name)
+        return self._scan(uri, table_schemas.batch_schema(self.contract, aggregate))
 
     def versions(self) -> dict[str, int]:
         """The newest Delta version of the batch table of each aggregate."""
@@ -97,9 +148,25 @@ class BatchStore:
         """The hours (UTC) whose published rows are of one of the runs."""
         if not (run_ids := list(run_ids)):
             return set()
-        rows = self.published(aggregate).join(F.broadcast(self.runs_frame(run_ids)), "run_id", "left_semi")
-        micros = rows.select(F.unix_micros("hour").alias("hour")).distinct().collect()
-        return {time_of(row.hour) for row in micros}
+        mine = ", ".join(map(quoted, run_ids))
+        hours = self.rows(f"select distinct epoch_us(hour) from {self.published(aggregate)} where run_id in ({mine})")
+        return {time_of(micros) for (micros,) in hours}
+
+    def bronze_types(self) -> dict[str, DataType]:
+        """The columns of bronze and their types, from its log."""
+        return _types(names.bronze(self.lake_uri, self.contract.stream))
+
+    def partial_types(self, aggregate: Aggregate) -> dict[str, DataType]:
+        """The columns of the speed table and their types, from its log."""
+        return _types(names.speed(self.lake_uri, self.contract.stream, aggregate.name))
+
+    def staged_types(self, aggregate: Aggregate) -> dict[str, DataType]:
+        """The columns of what is staged and their types, from its log."""
+        return _types(names.staged(self.lake_uri, self.contract.stream, aggregate.name))
+
+    def published_types(self, aggregate: Aggregate) -> dict[str, DataType]:
+        """The columns of the batch table and their types, from its log."""
+        return _types(names.batch(self.lake_uri, self.contract.stream, aggregate.name))
 
     def corrected(self, run_ids: Iterable[str]) -> dict[str, set[datetime]]:
         """By aggregate, the hours (UTC) in which one of the runs has taken exact values that nothing explained, because
@@ -113,57 +180,42 @@ class BatchStore:
                 found.setdefault(row["aggregate"], set()).add(floor_hour(row["window_start"].astimezone(UTC)))
         return found
 
+    def rows(self, sql: str) -> list[tuple[Any, ...]]:
+        """Returns the rows of a query. Its times are best asked for as numbers: Python makes no instants of some."""
+        found: list[tuple[Any, ...]] = self.connection.execute(sql).fetchall()
+        return found
+
+    def keep(self, name: str, sql: str) -> str:
+        """Computes the rows of a query into a table of this connection, and returns it as an identifier."""
+        self.connection.execute(f"create or replace temp table {ident(name)} as {sql}")
+        return ident(name)
+
+    def has_rows(self, relation: str, predicate: str = "true") -> bool:
+        """Returns whether the relation has rows that fulfil the predicate."""
+        return bool(self.rows(f"select 1 from {relation} where {predicate} limit 1"))
+
+    def _scan(self, uri: str, schema: StructType, wanted: Wanted = lambda file: True) -> str:
+        return scan(self.connection, uri, schema, wanted)
+
     # -- writes --------------------------------------------------------------------------------------------------
 
-    def stage(self, aggregate: Aggregate, windows: DataFrame) -> None:
-        """Makes `windows` the whole of what is staged."""
+    def stage(self, aggregate: Aggregate, windows: str) -> None:
+        """Makes `windows`, a query, the whole of what is staged."""
+        schema = table_schemas.batch_schema(self.contract, aggregate)
         self.may_commit()
-        columns = table_schemas.batch_schema(self.contract, aggregate).names
         uri = names.staged(self.lake_uri, self.contract.stream, aggregate.name)
-        windows.select(*columns).write.format("delta").mode("overwrite").save(uri)
+        write_deltalake(names.local_path(uri), self.reader(windows, schema), mode="overwrite")
 
     def replace(self, aggregate: Aggregate, hours: str) -> None:
         """Publishes what is staged in one commit, in place of all rows that fulfil `hours`, a predicate on `hour`."""
         self.may_commit()
         uri = names.batch(self.lake_uri, self.contract.stream, aggregate.name)
-        self.staged(aggregate).write.format("delta").mode("overwrite").option("replaceWhere", hours).save(uri)
+        schema = table_schemas.batch_schema(self.contract, aggregate)
+        staged = self.reader(f"select * from {self.staged(aggregate)} order by hour", schema)
+        write_deltalake(names.local_path(uri), staged, mode="overwrite", predicate=hours)
 
-    def forget_ledger(self, published_runs: Iterable[str], title: str | None = None) -> None:
-        """Removes the ledger rows of runs that never published: they died, or were refused. Rows of the stream, or of
-        the stateful result of that `title`."""
-        self.may_commit()
-        stream = title or self.contract.stream
-        ledger = DeltaTable(names.local_path(names.system(self.lake_uri, "ledger")))
-        mine = ledger.to_pyarrow_table(columns=["run_id"], filters=[("stream", "=", stream)])
-        unpublished = set(mine["run_id"].to_pylist()) - set(published_runs)
-        if unpublished:
-            runs = ", ".join(_quoted(run) for run in sorted(unpublished))
-            ledger.delete(f"stream = {_quoted(stream)} and run_id in ({runs})")
-
-    def append_ledger(self, rows: DataFrame) -> None:
-        self.may_commit()
-        columns = table_schemas.SYSTEM["ledger"].names
-        rows.select(*columns).write.format("delta").mode("append").save(names.system(self.lake_uri, "ledger"))
-
-    def log_rows(self, name: str, rows: list[dict[str, Any]]) -> None:
-        """Appends a few rows to the table `system/<name>`."""
-        self.may_commit()
-        contents.append_rows(self.lake_uri, name, rows)
-
-    def hours_frame(self, hours: Iterable[datetime]) -> DataFrame:
-        """A few hours as a frame with the column `hour`."""
-        return self.spark.createDataFrame(
-            pyarrow.table({"hour": pyarrow.array(list(hours), pyarrow.timestamp("us", "UTC"))})
-        )
-
-    def runs_frame(self, run_ids: Iterable[str]) -> DataFrame:
-        """A few run ids as a frame with the column `run_id`."""
-        return self.spark.createDataFrame(pyarrow.table({"run_id": pyarrow.array(list(run_ids), pyarrow.string())}))
-
-    def _read(self, uri: str) -> DataFrame:
-        return self.spark.read.format("delta").load(uri)
-
-
-def _quoted(text: str) -> str:
-    """`text` as a literal of standard SQL, which is what deltalake reads."""
-    return "'" + text.replace("'", "''") + "'"
+    def reader(self, sql: str, schema: StructType) -> pyarrow.RecordBatchReader:
+        """Returns the rows of a query as Arrow, in the types of `schema`, whose columns it has in that order."""
+        wanted = to_arrow_schema(schema, timezone="UTC")
+        found = self.connection.execute(sql).to_arrow_reader(ROWS_AT_ONCE)
+        return pyarrow.RecordBatchReader.from_batches(wanted, (batch.cast(wanted) for batch in found))

@@ -12,13 +12,12 @@ sum and average infinite (null if there are some of both signs) rather than bein
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Literal
 
 import datasketches
-from pyspark.sql import Column, Window
-from pyspark.sql import functions as F
 from pyspark.sql.types import BinaryType, DataType, DecimalType, DoubleType, IntegerType, LongType
 
 from schemas.contract.model import Aggregate, Contract, Measure, Sessions
@@ -57,13 +56,13 @@ def rank_error() -> float:
 class State:
     """A column of a speed table, in which partials keep what a measure needs.
 
-    `make` is a Spark SQL aggregate that computes it from events, and `merge[dialect]` is a SQL aggregate that merges
-    this column of several partials.
+    `make[dialect]` is a SQL aggregate that computes it from events (a sketch only has one of Spark), and
+    `merge[dialect]` is a SQL aggregate that merges this column of several partials.
     """
 
     name: str
     type: DataType
-    make: str
+    make: dict[Dialect, str]
     merge: dict[Dialect, str]
 
 
@@ -75,7 +74,7 @@ def states(aggregate: Aggregate | Sessions, contract: Contract) -> list[State]:
             found.setdefault(state.name, state)
         # Not in sessions, whose states are those of checkpoints: they leave out what does not fit.
         if isinstance(aggregate, Aggregate) and measure.kind in ("sum", "avg") and _is_float(measure, contract):
-            found.setdefault(_beyond(measure).name, _beyond(measure))
+            found.setdefault(_beyond(measure, contract).name, _beyond(measure, contract))
     return list(found.values())
 
 
@@ -86,7 +85,7 @@ def final(measure: Measure, contract: Contract, dialect: Dialect) -> str:
     if measure.kind not in ("sum", "avg") or not _is_float(measure, contract):
         return value
     quote = "`" if dialect == "spark" else '"'
-    beyond = f"{quote}{_beyond(measure).name}{quote}"
+    beyond = f"{quote}{_beyond(measure, contract).name}{quote}"
     # Null in partials of a speed table that had no such column yet.
     return f"case when coalesce({beyond}, 0) = 0 then {value} when not isnan({beyond}) then {beyond} end"
 
@@ -115,26 +114,18 @@ def final_type(measure: Measure, contract: Contract) -> DataType:
             return _field_type(measure, contract)
 
 
-def exact(measure: Measure, contract: Contract, group: Sequence[str]) -> Column:
-    """Returns a column of distinct events whose maximum over each `group` (of columns) is the exact value of a measure
-    that the states only estimate (`is_estimate`); it is null throughout a group without a value.
+def exact(measure: Measure, contract: Contract) -> str:
+    """Returns the aggregate of DuckDB's SQL that computes from distinct events the exact value of a measure which the
+    states only estimate (`is_estimate`).
 
-    A distinct count is the greatest dense rank. A quantile is the value at position ceil(rank * n) of n sorted values,
-    as `percentile_disc` of the SQL standard defines it.
-
-    Ranks over a sorted group rather than Spark's `count(distinct …)` and `percentile_disc`: they cost a fraction (most
-    windows hold a handful of events, and those build a hash map for each), spill to disk, and give the same values.
+    A quantile is the value at position ceil(rank * n) of n sorted values, as `percentile_disc` of the SQL standard
+    defines it.
     """
-    value = F.expr(_value(measure, contract))
+    value = _value(measure, contract, "duckdb")
     if measure.kind == "quantile":
-        value = value.cast("double")
-        sorted_ = Window.partitionBy(*group).orderBy(value.asc_nulls_last())
-        everything = sorted_.rowsBetween(Window.unboundedPreceding, Window.unboundedFollowing)
         # A decimal literal: 0.07 * 100 is more than 7 in binary.
-        position = F.ceil(F.expr(f"{measure.rank}BD") * F.count(value).over(everything))
-        return F.when(F.row_number().over(sorted_) == position, value)
-    sorted_ = Window.partitionBy(*group).orderBy(value.asc_nulls_last())
-    return F.when(value.isNotNull(), F.dense_rank().over(sorted_).cast("bigint"))
+        return f"quantile_disc(cast({value} as double), {Decimal(str(measure.rank)):f})"
+    return f"count(distinct {value})"
 
 
 def is_estimate(measure: Measure) -> bool:
@@ -160,23 +151,34 @@ def _is_float(measure: Measure, contract: Contract) -> bool:
     return _field_type(measure, contract).simpleString() in ("float", "double")
 
 
-def _value(measure: Measure, contract: Contract) -> str:
+def _value(measure: Measure, contract: Contract, dialect: Dialect = "spark") -> str:
     """The SQL of the measured field, with NaN as null."""
-    return f"nanvl(`{measure.of}`, null)" if _is_float(measure, contract) else f"`{measure.of}`"
+    name = f"`{measure.of}`" if dialect == "spark" else f'"{measure.of}"'
+    if not _is_float(measure, contract):
+        return name
+    return f"nanvl({name}, null)" if dialect == "spark" else f"case when not isnan({name}) then {name} end"
 
 
-def _added(name: str, type_: DataType, make: str) -> State:
+def _added(name: str, type_: DataType, make: dict[Dialect, str]) -> State:
     """A state that is merged by adding it up."""
     merged = f"cast(sum(`{name}`) as {type_.simpleString()})"
     return State(name, type_, make, {"spark": merged, "duckdb": merged.replace("`", '"')})
 
 
+def _of_values(aggregate: str, measure: Measure, contract: Contract) -> dict[Dialect, str]:
+    """An aggregate function of the measured field that both dialects have."""
+    return {
+        "spark": f"{aggregate}({_value(measure, contract)})",
+        "duckdb": f"{aggregate}({_value(measure, contract, 'duckdb')})",
+    }
+
+
 def _count(measure: Measure, contract: Contract) -> State:
     if measure.of is None:
-        return _added("count_of_rows", LongType(), "count(*)")
+        return _added("count_of_rows", LongType(), {"spark": "count(*)", "duckdb": "count(*)"})
     # The values of a field `rows` are not the rows; columns that differ in case alone are the same to Delta.
     name = f"values_of_{measure.of}" if measure.of.lower() == "rows" else f"count_of_{measure.of}"
-    return _added(name, LongType(), f"count({_value(measure, contract)})")
+    return _added(name, LongType(), _of_values("count", measure, contract))
 
 
 def _addend(measure: Measure, contract: Contract) -> tuple[str, DataType]:
@@ -193,6 +195,15 @@ def _addend(measure: Measure, contract: Contract) -> tuple[str, DataType]:
             return f"try_cast({_value(measure, contract)} as decimal({SUMMED_DIGITS},9))", DecimalType(38, 9)
 
 
+def _addend_of_duckdb(measure: Measure, contract: Contract) -> str:
+    """As `_addend`, in DuckDB's SQL, which adds integers and decimals up without a bound that matters. A float becomes
+    a decimal by the digits that it is written with, as in Spark, and not by a multiplication, which rounds."""
+    if not _is_float(measure, contract):
+        return f'"{measure.of}"'
+    value = f'cast("{measure.of}" as double)'  # NaN is no number as a decimal either
+    return f"try_cast(cast({value} as varchar) as decimal({SUMMED_DIGITS},9))"
+
+
 def _fits_nine(type_: DecimalType) -> bool:
     """Whether decimal(28,9) holds each value of the type."""
     return type_.scale <= 9 and type_.precision - type_.scale <= SUMMED_DIGITS - 9
@@ -200,7 +211,11 @@ def _fits_nine(type_: DecimalType) -> bool:
 
 def _sum(measure: Measure, contract: Contract) -> State:
     addend, type_ = _addend(measure, contract)
-    return _added(_sum_name(measure, contract), type_, f"cast(sum({addend}) as {type_.simpleString()})")
+    make: dict[Dialect, str] = {
+        "spark": f"cast(sum({addend}) as {type_.simpleString()})",
+        "duckdb": f"cast(sum({_addend_of_duckdb(measure, contract)}) as {type_.simpleString()})",
+    }
+    return _added(_sum_name(measure, contract), type_, make)
 
 
 def _sum_name(measure: Measure, contract: Contract) -> str:
@@ -211,14 +226,19 @@ def _sum_name(measure: Measure, contract: Contract) -> str:
     return f"total_of_{measure.of}" if exact else f"sum_of_{measure.of}"
 
 
-def _beyond(measure: Measure) -> State:
+def _beyond(measure: Measure, contract: Contract) -> State:
     """The state that says whether floats were too large for the sum: the sum of an infinity for each of them, which is
     0, an infinity, or NaN if there are some of both signs."""
     name = f"beyond_of_{measure.of}"
-    value = f"nanvl(`{measure.of}`, null)"
-    infinity = f"when {value} >= {BEYOND}D then double('Infinity') when {value} <= -{BEYOND}D then double('-Infinity')"
+    made = (
+        "coalesce(sum(case when {value} >= {beyond} then cast('Infinity' as double) "
+        "when {value} <= -{beyond} then cast('-Infinity' as double) else cast(0 as double) end), cast(0 as double))"
+    )
     # Never null, so that the partials in which it is null are those of before there was this column.
-    make = f"coalesce(sum(case {infinity} else 0D end), 0D)"
+    make: dict[Dialect, str] = {
+        "spark": made.format(value=_value(measure, contract), beyond=f"{BEYOND}D"),
+        "duckdb": made.format(value=_value(measure, contract, "duckdb"), beyond=BEYOND),
+    }
     return State(name, DoubleType(), make, {"spark": f"sum(`{name}`)", "duckdb": f'sum("{name}")'})
 
 
@@ -227,13 +247,17 @@ def _terms(measure: Measure, contract: Contract) -> State:
     those may not fit the decimal."""
     if not _is_float(measure, contract):
         return _count(measure, contract)
-    return _added(f"terms_of_{measure.of}", LongType(), f"count({_addend(measure, contract)[0]})")
+    make: dict[Dialect, str] = {
+        "spark": f"count({_addend(measure, contract)[0]})",
+        "duckdb": f"count({_addend_of_duckdb(measure, contract)})",
+    }
+    return _added(f"terms_of_{measure.of}", LongType(), make)
 
 
 def _extreme(measure: Measure, contract: Contract) -> State:
     how, name = measure.kind, f"{measure.kind}_of_{measure.of}"
     merged = f"{how}(`{name}`)"
-    make = f"{how}({_value(measure, contract)})"
+    make = _of_values(how, measure, contract)
     return State(name, _field_type(measure, contract), make, {"spark": merged, "duckdb": merged.replace("`", '"')})
 
 
@@ -244,13 +268,15 @@ def _hll(measure: Measure, contract: Contract) -> State:
     else:  # a sketch takes few types, and skips the empty string
         value = f"case when {value} is not null then xxhash64({value}) end"
     merge: dict[Dialect, str] = {"spark": f"hll_union_agg(`{name}`)", "duckdb": _listed(name)}
-    return State(name, BinaryType(), f"hll_sketch_agg({value}, {HLL_LG_K})", merge)
+    return State(name, BinaryType(), {"spark": f"hll_sketch_agg({value}, {HLL_LG_K})"}, merge)
 
 
 def _kll(measure: Measure, contract: Contract) -> State:
     name = f"kll_of_{measure.of}"
     make = f"kll_sketch_agg_double(cast({_value(measure, contract)} as double), {KLL_K})"
-    return State(name, BinaryType(), make, {"spark": f"kll_merge_agg_double(`{name}`)", "duckdb": _listed(name)})
+    return State(
+        name, BinaryType(), {"spark": make}, {"spark": f"kll_merge_agg_double(`{name}`)", "duckdb": _listed(name)}
+    )
 
 
 def _listed(name: str) -> str:
@@ -266,14 +292,20 @@ def _count_final(measure: Measure, contract: Contract) -> dict[Dialect, str]:
 
 def _sum_final(measure: Measure, contract: Contract) -> dict[Dialect, str]:
     name, type_ = _sum_name(measure, contract), final_type(measure, contract).simpleString()
-    return {"spark": f"cast(`{name}` as {type_})", "duckdb": f'cast("{name}" as {type_})'}
+    of_duckdb = _as_double(name) if type_ == "double" else f'cast("{name}" as {type_})'
+    return {"spark": f"cast(`{name}` as {type_})", "duckdb": of_duckdb}
+
+
+def _as_double(name: str) -> str:
+    """DuckDB's SQL of the double that is nearest to a decimal, which Spark takes: its own cast rounds twice."""
+    return f'cast(cast("{name}" as varchar) as double)'
 
 
 def _avg_final(measure: Measure, contract: Contract) -> dict[Dialect, str]:
     total, terms = _sum_name(measure, contract), _terms(measure, contract).name
     return {
         "spark": f"cast(`{total}` as double) / nullif(cast(`{terms}` as double), 0)",
-        "duckdb": f'cast("{total}" as double) / nullif(cast("{terms}" as double), 0)',
+        "duckdb": f'{_as_double(total)} / nullif(cast("{terms}" as double), 0)',
     }
 
 

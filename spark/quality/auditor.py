@@ -11,17 +11,21 @@ import json
 import logging
 import re
 import shutil
+import tempfile
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
-from pyspark.sql import DataFrame
+import duckdb
+import pyarrow
+from pyspark.sql import DataFrame, SparkSession
 
 from schemas.errors import TerminalError
+from spark.lake.columnar import quoted
 from spark.quality.suites import Expectation
 
 if TYPE_CHECKING:
@@ -38,6 +42,10 @@ CRITICAL = "critical"
 
 EXAMPLES = 10
 """The number of values that a failed expectation shows."""
+
+
+IN_MEMORY = 1_000_000
+"""Rows up to which they are audited in memory, by pandas. Spark has a fixed cost of seconds, and bounds its memory."""
 
 
 class FailedExpectations(TerminalError):
@@ -114,10 +122,20 @@ class Auditor:
     """Runs the suites of one stream in one run, and writes their pages of Data Docs.
 
     `project` is the folder of the project of Great Expectations, `home` the folder of its working copy, `docs` the root
-    of Data Docs, and `now` the time (UTC) of the run.
+    of Data Docs, `now` the time (UTC) of the run, and `spark` begins the session that audits many rows.
     """
 
-    def __init__(self, project: Path, home: Path, docs: Path, stream: str, run_id: str, now: datetime) -> None:
+    def __init__(
+        self,
+        project: Path,
+        home: Path,
+        docs: Path,
+        stream: str,
+        run_id: str,
+        now: datetime,
+        spark: Callable[[], SparkSession] | None = None,
+    ) -> None:
+        self._spark = spark
         self._context = _open(project, home, docs)
         sources = self._context.data_sources
         self._sources: dict[str, Any] = {
@@ -139,8 +157,6 @@ class Auditor:
         that the project has under that name.
 
         Only if something fails, a second pass looks for values that break the expectations, at most `EXAMPLES` of each.
-        Spark has a fixed cost of a few tenths of a second for each expectation, so small results are better handed over
-        as pandas frames.
         """
         source = "lake" if isinstance(frame, DataFrame) else "memory"
         definition = self._definition(suite, source, expectations)
@@ -158,6 +174,20 @@ class Auditor:
         for line in outcome.lines():
             log.info("%s", line)
         return outcome
+
+    def audit_query(
+        self, suite: str, connection: duckdb.DuckDBPyConnection, sql: str, expectations: list[Expectation] | None = None
+    ) -> Outcome:
+        """Runs a suite on the rows of a query in DuckDB, as `audit` does: up to `IN_MEMORY` of them in memory, more by
+        Spark, from a file."""
+        connection.execute(f"create or replace temp view audited as {sql}")
+        [(rows,)] = connection.execute("select count(*) from audited").fetchall()
+        if rows <= IN_MEMORY or self._spark is None:
+            return self.audit(suite, _in_memory(connection.execute("from audited").to_arrow_table()), expectations)
+        with tempfile.TemporaryDirectory(prefix="audited-", dir=self._home) as folder:
+            file = Path(folder) / "rows.parquet"
+            connection.execute(f"copy audited to {quoted(str(file))} (format parquet)")
+            return self.audit(suite, self._spark().read.parquet(str(file)), expectations)
 
     def build_docs(self) -> None:
         """Writes the pages of this run's suites and the index, and removes results and pages of old runs."""
@@ -219,6 +249,12 @@ def require_success(stream: str, outcomes: Iterable[Outcome]) -> None:
         raise FailedExpectations(
             f"{stream}: {len(lines)} expectations failed:\n  " + "\n  ".join(lines) + f"\nsee Data Docs {pages}"
         )
+
+
+def _in_memory(rows: pyarrow.Table) -> pandas.DataFrame:
+    """The rows with exact values: integers and decimals beside nulls do not become floats."""
+    frame: pandas.DataFrame = rows.to_pandas(integer_object_nulls=True)
+    return frame
 
 
 def _open(project: Path, home: Path, docs: Path) -> FileDataContext:

@@ -8,24 +8,36 @@ in `great_expectations/expectations/`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from pyspark.sql import DataFrame
-from pyspark.sql import functions as F
-from pyspark.sql.types import BinaryType, DoubleType, FloatType
+from pyspark.sql.types import (
+    ArrayType,
+    BinaryType,
+    DataType,
+    DoubleType,
+    FloatType,
+    MapType,
+    StructType,
+    TimestampType,
+)
 
-from schemas.contract import references
+from schemas.contract import predicates, references
 from schemas.contract.field_kinds import nullable
 from schemas.contract.model import Aggregate, Contract, Measure, Reference, Severity
 from spark.definitions import avro_types, measures
 from spark.definitions.windows import SECONDS
 from spark.lake import table_schemas
+from spark.lake.columnar import ident, quoted, type_name
 
 ABSOLUTE_SLACK, RELATIVE_SLACK = 1e-8, 1e-12
 """By how much an average may lie beyond the values that it is made of: their sum has nine decimals, and is rounded to a
 double."""
+
+LONG_NAME = 40
+"""The length from which on a type is named in short: that of a record has all of its fields."""
 
 Expectation = dict[str, Any]
 """`{"type": …, "kwargs": …}` as Great Expectations stores it."""
@@ -34,11 +46,13 @@ Expectation = dict[str, Any]
 @dataclass
 class Suite:
     """The expectations on one frame. `name` is unique within a stream. `facts` maps the name of a fact to its predicate
-    in Spark SQL."""
+    in DuckDB's SQL."""
 
     name: str
     expectations: list[Expectation] = field(default_factory=list)
     facts: dict[str, str] = field(default_factory=dict)
+    types: dict[str, tuple[str, DataType]] = field(default_factory=dict)
+    """The facts about types: the name of the fact, with the column and the Spark type that it must have."""
 
     def expect(self, expectation: str, notes: str = "", severity: Severity = "critical", /, **kwargs: Any) -> None:
         """Adds an expectation by Great Expectations' name of its type, with its arguments."""
@@ -55,9 +69,11 @@ class Suite:
         share = {"mostly": mostly} if mostly < 1 else {}
         self.expect("expect_column_values_to_be_in_set", notes, severity, column=name, value_set=[True], **share)
 
-    def expect_type(self, column: str, type_: Any) -> None:
-        """Adds the expectation that the column has the Spark type."""
-        self.expect("expect_column_values_to_be_of_type", column=column, type_=type(type_).__name__)
+    def expect_type(self, column: str, type_: DataType) -> None:
+        """Adds the expectation that the column has the Spark type in the log of the audited table."""
+        name = f"{column} is a {type_.simpleString() if len(type_.simpleString()) < LONG_NAME else type_.typeName()}"
+        self.types[name] = (column, type_)
+        self.expect("expect_column_values_to_be_in_set", column=name, value_set=[True])
 
     def expect_value(self, column: str) -> None:
         """Adds the expectation that the column is never null."""
@@ -72,14 +88,18 @@ class Suite:
                 "expect_compound_columns_to_be_unique", notes, column_list=columns, ignore_row_if="never"
             )  # fmt: skip
 
-    def audited(self, frame: DataFrame) -> DataFrame:
-        """Returns `frame` with a boolean column for each fact, and without binary columns, which no expectation
-        reads. NaN is null, as a missing number is: bronze may have some of before that was so."""
-        floats = [f.name for f in frame.schema if isinstance(f.dataType, (FloatType, DoubleType))]
-        told = frame.withColumns({name: F.nanvl(F.col(name), F.lit(None)) for name in floats})
-        shown = [f.name for f in frame.schema if not isinstance(f.dataType, BinaryType)]
-        facts = [F.coalesce(F.expr(predicate), F.lit(False)).alias(name) for name, predicate in self.facts.items()]
-        return told.select(*shown, *facts)
+    def audited(self, relation: str, types: Mapping[str, DataType]) -> str:
+        """Returns DuckDB's SQL of what is audited: of `relation`, whose table has columns of the `types`, those that an
+        expectation names, and a boolean column for each fact. NaN is null, as a missing number is: bronze may have some
+        of before that was so. Times are without a time zone, in UTC."""
+        named = [name for expectation in self.expectations for name in _columns(expectation)]
+        shown = [f"{_shown(name, types[name])} as {ident(name)}" for name in dict.fromkeys(named) if name in types]
+        facts = [f"coalesce({predicate}, false) as {ident(name)}" for name, predicate in self.facts.items()]
+        right = [
+            f"{'true' if types.get(column) == type_ else 'false'} as {ident(name)}"
+            for name, (column, type_) in self.types.items()
+        ]
+        return f"select {', '.join([*shown, *facts, *right])} from {relation}"
 
 
 def events(contract: Contract, *, whole_table: bool = False, now: datetime | None = None) -> Suite:
@@ -92,11 +112,11 @@ def events(contract: Contract, *, whole_table: bool = False, now: datetime | Non
     suite, severity = Suite("events"), contract.quality.severity
     for name, avro in contract.fields.items():
         type_ = avro_types.scalar(avro)
-        if isinstance(type_, BinaryType):
-            if not nullable(avro):
-                suite.expect_fact(f"{name} is there", f"`{name}` is not null")
-            continue
         suite.expect_type(name, type_)
+        if isinstance(type_, (BinaryType, StructType, ArrayType, MapType)):
+            if not nullable(avro):
+                suite.expect_fact(f"{name} is there", f"{ident(name)} is not null")
+            continue
         if not nullable(avro) and not isinstance(type_, (FloatType, DoubleType)):  # which may be NaN, and so missing
             suite.expect_value(name)
     for name, (least, greatest) in contract.quality.ranges.items():
@@ -114,7 +134,10 @@ def events(contract: Contract, *, whole_table: bool = False, now: datetime | Non
         )
     for rule in contract.rules:
         suite.expect_fact(
-            f"rule {rule.name}", rule.predicate, f"else: {rule.reason}", severity.get(rule.name, "critical")
+            f"rule {rule.name}",
+            f"try({predicates.in_duckdb(rule.predicate, contract)})",
+            f"else: {rule.reason}",
+            severity.get(rule.name, "critical"),
         )
     for name, lookup in contract.quality.references.items():
         suite.expect_fact(
@@ -156,10 +179,13 @@ def windows(contract: Contract, aggregate: Aggregate, layer: str) -> Suite:
     for name in ("window", "window_start", "window_end", "hour", "run_id"):
         suite.expect_value(name)
     suite.expect("expect_column_values_to_be_in_set", column="window", value_set=list(aggregate.windows))
-    size = "case window " + " ".join(f"when '{window}' then {SECONDS[window]}" for window in aggregate.windows) + " end"
+    size = (
+        'case "window" ' + " ".join(f"when '{window}' then {SECONDS[window]}" for window in aggregate.windows) + " end"
+    )
     suite.expect_fact("window is aligned", _aligned("window_start", f"({size})"))
-    suite.expect_fact("window has its size", f"unix_micros(window_end) - unix_micros(window_start) = {size} * 1000000L")
-    suite.expect_fact("hour holds the window", f"hour <= window_start and window_start < hour + interval 1 hour"
+    length = "epoch_us(window_end) - epoch_us(window_start)"
+    suite.expect_fact("window has its size", f"{length} = {size} * 1000000::bigint")
+    suite.expect_fact("hour holds the window", f'"hour" <= window_start and window_start < "hour" + interval 1 hour'
                                                f" and {_aligned('hour', 3600)}")  # fmt: skip
     for name in aggregate.dimensions:
         if not nullable(contract.fields[name]):
@@ -179,13 +205,28 @@ def windows(contract: Contract, aggregate: Aggregate, layer: str) -> Suite:
     return suite
 
 
+def _columns(expectation: Expectation) -> list[str]:
+    """The columns that an expectation is about."""
+    given = expectation["kwargs"]
+    columns: list[str] = given.get("column_list", [given["column"]] if "column" in given else [])
+    return columns
+
+
+def _shown(name: str, type_: DataType) -> str:
+    if isinstance(type_, (FloatType, DoubleType)):
+        return f"case when not isnan({ident(name)}) then {ident(name)} end"
+    if isinstance(type_, TimestampType):
+        return f"{ident(name)} at time zone 'UTC'"
+    return ident(name)
+
+
 def _known(contract: Contract, reference: Reference) -> str:
     """The SQL predicate that the row's key is in the reference table, or is null."""
-    types = [avro_types.scalar(contract.fields[name]).simpleString() for name in reference.key]
-    names = [f"`{name}`" for name in reference.key]
+    types = [type_name(avro_types.scalar(contract.fields[name])) for name in reference.key]
+    names = [ident(name) for name in reference.key]
 
     def row(values: list[str]) -> str:
-        return values[0] if len(values) == 1 else f"struct({', '.join(values)})"
+        return values[0] if len(values) == 1 else f"row({', '.join(values)})"
 
     rows = (
         row([_literal(key[name], type_) for name, type_ in zip(reference.key, types, strict=True)])
@@ -196,8 +237,7 @@ def _known(contract: Contract, reference: Reference) -> str:
 
 
 def _literal(value: Any, type_: str) -> str:
-    text = str(value).replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{text}'" if type_ == "string" else f"cast('{text}' as {type_})"
+    return f"cast({quoted(str(value))} as {type_})"
 
 
 def _bounds(least: float | None, greatest: float | None, rounded: bool = False) -> dict[str, float]:
@@ -211,7 +251,7 @@ def _bounds(least: float | None, greatest: float | None, rounded: bool = False) 
 
 
 def _aligned(column: str, seconds: int | str) -> str:
-    return f"pmod(unix_micros({column}), {seconds} * 1000000L) = 0"
+    return f"epoch_us({ident(column)}) % ({seconds} * 1000000::bigint) = 0"
 
 
 def _orders(aggregate: Aggregate) -> list[tuple[str, str]]:
@@ -220,12 +260,15 @@ def _orders(aggregate: Aggregate) -> list[tuple[str, str]]:
     for low in aggregate.measures:
         for high in aggregate.measures:
             if low is not high and _is_ordered(low, high):
-                predicate = f"`{low.name}` is null or `{high.name}` is null or `{low.name}` <= `{high.name}`"
+                less, more = ident(low.name), ident(high.name)
+                predicate = f"{less} is null or {more} is null or {less} <= {more}"
                 if "avg" in (low.kind, high.kind):  # it is rounded, and infinite if a value is too large for a sum
-                    size = f"greatest(abs(double(`{low.name}`)), abs(double(`{high.name}`)))"
-                    average = low.name if low.kind == "avg" else high.name
-                    predicate += f" + {ABSOLUTE_SLACK}D + {RELATIVE_SLACK}D * {size}"
-                    predicate += f" or abs(`{average}`) = double('Infinity')"
+                    less, more = f"cast({less} as double)", f"cast({more} as double)"
+                    size = f"greatest(abs({less}), abs({more}))"
+                    average = ident(low.name if low.kind == "avg" else high.name)
+                    slack = f"{ABSOLUTE_SLACK}::double + {RELATIVE_SLACK}::double * {size}"
+                    predicate = f"{less} is null or {more} is null or {less} <= {more} + {slack}"
+                    predicate += f" or abs({average}) = 'infinity'::double"
                 found.append((f"{low.name} <= {high.name}", predicate))
     return found
 

@@ -34,14 +34,19 @@ def connect(
     The views show the `snapshot`. Without one, final windows show what is published now, while logs, events and open
     windows show the newest committed state at each query. A table that does not exist is empty.
     """
-    import_extension("delta")
     connection = duckdb.connect()
-    connection.execute("load delta")
     connection.execute("set TimeZone = 'UTC'")
-    sketches.register(connection)
+    prepare(connection)
     shown = list(contracts_in_service(settings).values()) if contracts is None else contracts
     create_views(connection, shown, settings.lake_uri, snapshot or published(settings.lake_uri, shown))
     return connection
+
+
+def prepare(connection: duckdb.DuckDBPyConnection) -> None:
+    """Gives a connection what `create_views` needs: the extension `delta`, and the functions of sketches."""
+    import_extension("delta")
+    connection.execute("load delta")
+    sketches.register(connection)
 
 
 def write_catalog(settings: Settings) -> Path:

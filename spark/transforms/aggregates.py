@@ -8,14 +8,11 @@ from __future__ import annotations
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
-from schemas.contract.model import Aggregate, Contract, Measure
+from schemas.contract.model import Aggregate, Contract
 from schemas.contract.model import Window as WindowName
 from spark.definitions import measures
 from spark.definitions.windows import SECONDS
 from spark.lake import table_schemas
-
-HOUR = "$hour"
-"""The column with the hour (UTC) of an event or a partial while it is computed with."""
 
 
 def truncated(time: str, window: WindowName) -> Column:
@@ -34,7 +31,7 @@ def partials(events: DataFrame, contract: Contract, aggregate: Aggregate) -> Dat
     """
     return (
         events.groupBy(truncated("event_time", "1m").alias("window_start"), *_dimensions(aggregate))
-        .agg(*(F.expr(state.make).alias(state.name) for state in measures.states(aggregate, contract)))
+        .agg(*(F.expr(state.make["spark"]).alias(state.name) for state in measures.states(aggregate, contract)))
     )  # fmt: skip
 
 
@@ -54,64 +51,6 @@ def finalize(states: DataFrame, contract: Contract, aggregate: Aggregate, window
     return _finished(states.withColumn("window", F.lit(window)), contract, aggregate, values)
 
 
-def folded(partials: DataFrame, contract: Contract, aggregate: Aggregate, *windows: WindowName) -> DataFrame:
-    """Returns `finalize` of `rollup` for several windows in one pass, with null for the measures that are estimates."""
-    merged = {state.name: F.expr(state.merge["spark"]) for state in _exact_states(aggregate, contract)}
-    group = [HOUR, "window", "window_start", *aggregate.dimensions]  # `HOUR` spares a shuffle, see `by_hour`
-    grouped = in_windows(partials, "window_start", *windows).groupBy(*group)
-    states = grouped.agg(*(column.alias(name) for name, column in merged.items()))
-    values = {
-        measure.name: F.lit(None)
-        if measures.is_estimate(measure)
-        else F.expr(measures.final(measure, contract, "spark"))
-        for measure in aggregate.measures
-    }
-    return _finished(states, contract, aggregate, values)
-
-
-def exact(events: DataFrame, contract: Contract, aggregate: Aggregate, *windows: WindowName) -> DataFrame:
-    """Returns the columns of `finalize`, computed from distinct events for one or several windows in one pass. Distinct
-    counts and quantiles are exact; the other measures come from the same states as in the speed layer."""
-    return exact_in_windows(in_windows(events, "event_time", *windows), contract, aggregate)
-
-
-def exact_in_windows(events: DataFrame, contract: Contract, aggregate: Aggregate) -> DataFrame:
-    """Returns `exact` of events that `in_windows` has given `window`, `window_start` and `HOUR`."""
-    group = [HOUR, "window", "window_start", *aggregate.dimensions]  # `HOUR` spares a shuffle, see `by_hour`
-    estimated = [measure for measure in aggregate.measures if measures.is_estimate(measure)]
-    ranked = events.withColumns({f"$rank_{m.name}": measures.exact(m, contract, group) for m in estimated})
-    states = {state.name: F.expr(state.make) for state in _exact_states(aggregate, contract)}
-    direct = {f"$exact_{m.name}": F.max(f"$rank_{m.name}") for m in estimated}
-    grouped = ranked.groupBy(*group).agg(*(column.alias(name) for name, column in (states | direct).items()))
-    values = {
-        measure.name: _exactly(measure) if measure in estimated else F.expr(measures.final(measure, contract, "spark"))
-        for measure in aggregate.measures
-    }
-    return _finished(grouped, contract, aggregate, values)
-
-
-def _exactly(measure: Measure) -> Column:
-    value = F.col(f"$exact_{measure.name}")
-    return F.coalesce(value, F.lit(0)) if measure.kind == "distinct" else value
-
-
-def by_hour(frame: DataFrame, time: str) -> DataFrame:
-    """Returns the rows with the column `HOUR`, the hour (UTC) of their `time`, and each hour in one Spark partition, so
-    that grouping by window needs no further shuffle."""
-    return frame.withColumn(HOUR, truncated(time, "1h")).repartition(HOUR)
-
-
-def in_windows(frame: DataFrame, time: str, *windows: WindowName) -> DataFrame:
-    """Returns each row once for each of the `windows`, with the columns `window`, `window_start` (UTC) and `HOUR`, the
-    hour that holds the window."""
-    starts = F.array(
-        *(F.struct(F.lit(w).alias("window"), truncated(time, w).alias("window_start")) for w in windows)
-    )  # fmt: skip
-    kept = [name for name in frame.columns if name not in ("window", "window_start", HOUR)]
-    hour = F.col(HOUR) if HOUR in frame.columns else truncated(time, "1h").alias(HOUR)
-    return frame.select(*kept, hour, F.inline(starts))
-
-
 def distinct_events(events: DataFrame, contract: Contract) -> DataFrame:
     """Returns `events` (rows of bronze) with one row for each event id: the first by batch, topic, partition,
     offset."""
@@ -125,11 +64,6 @@ def event_columns(contract: Contract) -> list[str]:
     measured = [measure.of for aggregate in contract.aggregates for measure in aggregate.measures if measure.of]
     dimensions = [name for aggregate in contract.aggregates for name in aggregate.dimensions]
     return list(dict.fromkeys(["event_time", *contract.event_id, *dimensions, *measured]))
-
-
-def _exact_states(aggregate: Aggregate, contract: Contract) -> list[measures.State]:
-    plain = [measure for measure in aggregate.measures if not measures.is_estimate(measure)]
-    return measures.states(aggregate.model_copy(update={"measures": plain}), contract)
 
 
 def _dimensions(aggregate: Aggregate) -> list[Column]:

@@ -23,7 +23,7 @@ def sessions(events: DataFrame, contract: Contract, declared: Sessions) -> DataF
     found = events.groupBy(*declared.key, F.session_window("event_time", f"{gap} microseconds").alias("_session")).agg(
         F.count("*").alias("events"),
         *_bounds(events, declared),
-        *(F.expr(state.make).alias(state.name) for state in measures.states(declared, contract)),
+        *(F.expr(state.make["spark"]).alias(state.name) for state in measures.states(declared, contract)),
     )
     types = stateful_results.columns(contract, declared)
     values = {measure.name: F.expr(measures.final_of_session(measure, contract)) for measure in declared.measures}

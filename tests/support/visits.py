@@ -147,7 +147,7 @@ def exact_rows(name: str, events: dict[str, list[dict[str, Any]]]) -> list[dict[
             distinct = list({row["id"]: row for row in reversed(rows)}.values())
             if distinct:
                 connection.register(stream, pyarrow.Table.from_pylist(distinct))
-        found: list[dict[str, Any]] = connection.execute(ORACLE[name]).fetch_arrow_table().to_pylist()
+        found: list[dict[str, Any]] = connection.execute(ORACLE[name]).to_arrow_table().to_pylist()
         return found
 
 
@@ -226,7 +226,7 @@ class Lake:
     def derive(self, name: str, run_id: str = "r", now: datetime = NOON) -> dict[str, Any]:
         emitted = stateful_start.emitted_through(self.visits, self.one(name), self.settings)
         place = self.settings.lake_uri, self.visits, self.one(name)
-        return StatefulReconciliation(self.spark, *place, run_id, now, emitted).run()
+        return StatefulReconciliation(lambda: self.spark, *place, run_id, now, emitted).run()
 
     def rows(self, layer: Any, name: str) -> list[dict[str, Any]]:
         uri = layer(self.settings.lake_uri, "visits", name)

@@ -120,7 +120,7 @@ class WholeWay:
 
     @property
     def store(self) -> BatchStore:
-        return BatchStore(self.spark, self.settings.lake_uri, self.contract)
+        return BatchStore(self.settings.lake_uri, self.contract)
 
     @property
     def through(self) -> int:
@@ -131,7 +131,7 @@ class WholeWay:
         self.runs += 1
         with self._batch_semantics():
             auditor = self._auditor()
-            run = Reconciliation(self.store, self.contract, f"r{self.runs}", self.through, NOW, auditor.audit)
+            run = Reconciliation(self.store, self.contract, f"r{self.runs}", self.through, NOW, auditor.audit_query)
             return run.run()
 
     def standing_check(self) -> list[Outcome]:
@@ -177,7 +177,7 @@ class WholeWay:
         with self._batch_semantics():
             return [
                 StatefulReconciliation(
-                    self.spark, self.settings.lake_uri, self.contract, result, f"r{self.runs}", NOW, emitted
+                    lambda: self.spark, self.settings.lake_uri, self.contract, result, f"r{self.runs}", NOW, emitted
                 ).run()
                 for result in self.contract.stateful_results
             ]

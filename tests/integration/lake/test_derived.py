@@ -191,7 +191,7 @@ def test_whatever_comes_when_the_published_rows_are_exact_and_explained(
         assert as_text(lake.rows(names.batch, name)) == expected
         assert summary["rows"]
         assert lake.derive(name, f"run {number}")["rows"] == 0, "nothing new"
-        served = connect(lake.settings, [*lake.contracts.values()]).sql(f"from {name} where final").fetch_arrow_table()
+        served = connect(lake.settings, [*lake.contracts.values()]).sql(f"from {name} where final").to_arrow_table()
         assert as_text(served.to_pylist()) == expected
     causes = Counter((row["run_id"], row["cause"]) for row in lake.ledger(name))
     assert {cause for _, cause in causes} == {"late"}
@@ -295,7 +295,7 @@ def test_results_that_are_refused_keep_no_other_from_its_turn(lake: Lake, batch_
             speed = names.local_path(names.speed(lake.settings.lake_uri, "visits", name))
             DeltaTable(speed).update({wrong: f"{wrong} + 1"})
     lake.publish(END)
-    found = stateful_reconciliations(lake.spark, lake.settings, lake.contracts, "visits", "r", NOON)
+    found = stateful_reconciliations(lambda: lake.spark, lake.settings, lake.contracts, "visits", "r", NOON)
     with pytest.raises(TerminalError, match="nothing is published") as refused:
         publish_stateful_results(lake.settings, found)
     assert [title for title in ("bursts", "spending", "stays") if f"visits.{title}: served" in str(refused.value)] == [
@@ -469,7 +469,7 @@ def test_a_damaged_state_is_told_in_words_with_a_way_out_that_leads_out(lake: La
     assert stateful_start.reset(lake.visits, lake.one("bursts"), lake.settings) == 2
     query.start(lake.spark)
     query.query.awaitTermination()
-    served = connect(lake.settings, [*lake.contracts.values()]).sql("from bursts").fetch_arrow_table().to_pylist()
+    served = connect(lake.settings, [*lake.contracts.values()]).sql("from bursts").to_arrow_table().to_pylist()
     assert len(served) == len(oracle("bursts", lake.sent)), "each crossing once"
 
 
@@ -507,9 +507,7 @@ def test_a_changed_query_is_refused_and_a_reset_makes_everything_again(lake: Lak
     query.start(lake.spark)
     assert query.query is not None
     query.query.awaitTermination()
-    served = (
-        connect(lake.settings, [changed, lake.contracts["offers"]]).sql("from stays").fetch_arrow_table().to_pylist()
-    )
+    served = connect(lake.settings, [changed, lake.contracts["offers"]]).sql("from stays").to_arrow_table().to_pylist()
     assert 0 < len(served) < len(before)
     assert {row["source"] for row in served} == {"speed"}
     assert sum(row["events"] for row in served) == len(lake.sent["visits"]) - 1, "every event once; eve has not closed"

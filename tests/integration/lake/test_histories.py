@@ -43,7 +43,7 @@ def test_lost_rows_that_came_back_are_counted_twice_by_the_speed_layer_and_expla
     lost = feed.lose((1, 0), (1, 3), (1, 5), (1, 13), (1, 14), (2, 0), (2, 1))
     feed.repair(lost)
     auditor = Auditor(PROJECT / "great_expectations", tmp_path / "gx", tmp_path / "docs", "sales", "r1", NOW)
-    summary = feed.reconcile("r1", auditor.audit)
+    summary = feed.reconcile("r1", auditor.audit_query)
     assert_published_equals_oracle(feed)
     # shop a has 0, 2 and 4: 0 was lost. Shop b has 1, 3 and 5: the speed layer counted 1 in batches 1 and 2, and again
     # with 3 and 5 when they came back; 3 only once before, as its repeat was in the same batch.
@@ -180,7 +180,7 @@ def test_a_person_may_publish_what_a_tampered_speed_layer_withholds(feed: Feed, 
     tamper(at(1, 20), 1)
     with pytest.raises(UnexplainedDifference):
         feed.reconcile("r1", forced=(at(0), at(1)))
-    assert feed.reconcile("r2", auditor("r2").audit, forced=(at(1), at(2)))["ledger"].keys() == {"corrected"}
+    assert feed.reconcile("r2", auditor("r2").audit_query, forced=(at(1), at(2)))["ledger"].keys() == {"corrected"}
     assert_published_equals_oracle(feed)
     assert layers("c1").failures == []
     tamper(at(0, 20), 2)
@@ -204,7 +204,7 @@ def test_what_is_kept_no_longer_is_neither_compared_nor_computed_again(feed: Fee
         return Auditor(PROJECT / "great_expectations", tmp_path / "gx", tmp_path / "docs", "sales", run_id, NOW)
 
     feed.send([sale(7777, at(0, 10)), sale(7778, at(30, 10)), *hours_of_sales(84)])
-    summary = feed.reconcile("r2", auditor("r2").audit)
+    summary = feed.reconcile("r2", auditor("r2").audit_query)
     assert (summary["hours"], set(summary["ledger"])) == (2, {"late"})
     assert {(row["hour"], row["run_id"]) for row in feed.published()} == {
         (at(30), "r2"),

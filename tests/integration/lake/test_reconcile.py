@@ -16,6 +16,7 @@ from pyspark.sql import functions as F
 from infra.settings import PROJECT
 from schemas.contract.model import Aggregate
 from spark.batch import refusals
+from spark.batch.logs import BatchLogs
 from spark.batch.plan import UnexplainedDifference
 from spark.batch.store import BatchStore
 from spark.definitions.measures import KLL_K
@@ -114,7 +115,7 @@ def test_a_failing_expectation_publishes_nothing(published: Feed, tmp_path: Path
     before = published.published(), published.log("publications"), published.log("ledger")
     published.send([sale(9000, at(1, 15), "b", 5000.0), *hours_of_sales(5)])  # no rule forbids it, but the range does
     with pytest.raises(FailedExpectations, match=r"expect_column_values_to_be_between\(column=price.*5000"):
-        published.reconcile("r2", auditor.audit)
+        published.reconcile("r2", auditor.audit_query)
     assert (published.published(), published.log("publications"), published.log("ledger")) == before
     [refused] = published.log("refusals")
     assert (refused["run_id"], refused["final_through"]) == ("r2", at(4))
@@ -133,7 +134,7 @@ def test_a_failing_expectation_publishes_nothing(published: Feed, tmp_path: Path
     lax = contract().model_dump()["quality"] | {"severity": {"price": "warning"}}
     published.contract = contract(quality=lax)  # the person's fix; the next run needs nothing else
     auditor = Auditor(project, tmp_path / "gx", tmp_path / "docs", "sales", "r3", NOW)
-    assert published.reconcile("r3", auditor.audit)["final_through"] == at(4).isoformat()
+    assert published.reconcile("r3", auditor.audit_query)["final_through"] == at(4).isoformat()
     assert_published_equals_oracle(published)
     assert {row[1:] for row in marked(published)} == {("batch", True, False), ("speed", False, False)}
     told = [row for row in published.log("quality") if row["run_id"] == "r3" and row["warnings"]]
@@ -212,32 +213,32 @@ class Crash(Exception):
 def crash_at(step: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes the store die once, before or after the named write."""
 
-    def dying(name: str, dies: Callable[..., bool], after: bool) -> None:
-        real = getattr(BatchStore, name)
+    def dying(writer: type, name: str, dies: Callable[..., bool], after: bool) -> None:
+        real = getattr(writer, name)
 
-        def write(store: BatchStore, *arguments: Any) -> None:
+        def write(self: Any, *arguments: Any) -> None:
             dead = dies(*arguments)
             if after or not dead:
-                real(store, *arguments)
+                real(self, *arguments)
             if dead:
                 raise Crash
 
-        monkeypatch.setattr(BatchStore, name, write)
+        monkeypatch.setattr(writer, name, write)
 
     def is_second(aggregate: Aggregate, *_: Any) -> bool:
         return aggregate.name == "by_buyer"
 
     match step:
         case "staged in part":
-            dying("stage", is_second, after=False)
+            dying(BatchStore, "stage", is_second, after=False)
         case "replaced in part":
-            dying("replace", is_second, after=False)
+            dying(BatchStore, "replace", is_second, after=False)
         case "ledger written":
-            dying("append_ledger", lambda _: True, after=True)
+            dying(BatchLogs, "append_ledger", lambda _: True, after=True)
         case "publication missing":
-            dying("log_rows", lambda name, _: name == "publications", after=False)
+            dying(BatchLogs, "append", lambda name, _: name == "publications", after=False)
         case "publication written":
-            dying("log_rows", lambda name, _: name == "publications", after=True)
+            dying(BatchLogs, "append", lambda name, _: name == "publications", after=True)
 
 
 def tables_of(feed: Feed) -> dict[str, Any]:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import SparkSession
+from pyspark.sql.pandas.types import to_arrow_schema
 
 from infra.settings import PROJECT
 from schemas.contract.model import Contract
+from spark.lake import columnar
 from spark.lake.table_schemas import bronze_schema
 from spark.quality import suites
 from spark.quality.auditor import Auditor, Outcome
@@ -28,23 +32,19 @@ def strict(tmp_path: Path) -> Contract:
     return contract(quality=DOCUMENT["quality"] | checks, references=[known], folder=tmp_path)  # type: ignore[operator]
 
 
-def events(spark: SparkSession, contract: Contract, rows: list[dict[str, Any]]) -> DataFrame:
+def audited(
+    contract: Contract, rows: list[dict[str, Any]], folder: Path, spark: Callable[[], SparkSession] | None = None
+) -> Outcome:
     schema = bronze_schema(contract)
-    frame = spark.createDataFrame([{"event_time": row["sold_at"]} | row for row in rows], schema)
-    return frame.select("event_time", *contract.fields)
-
-
-def audited(spark: SparkSession, contract: Contract, rows: list[dict[str, Any]], folder: Path) -> Outcome:
+    nothing = dict.fromkeys(schema.names)
+    arrived = [nothing | {"event_time": row["sold_at"]} | row for row in rows]
+    connection = columnar.connect("1g")
+    connection.register("events", pyarrow.Table.from_pylist(arrived, to_arrow_schema(schema, timezone="UTC")))
     project = PROJECT / "great_expectations"
-    auditor = Auditor(project, folder / "gx", folder / "docs", "sales", "r1", NOW)
+    auditor = Auditor(project, folder / "gx", folder / "docs", "sales", "r1", NOW, spark)
     suite = suites.events(contract, whole_table=True, now=NOW)
-    frame = suite.audited(events(spark, contract, rows)).persist()
-    frame.count()
-    spark.sparkContext.setJobGroup("audit", "")
-    try:
-        return auditor.audit(suite.name, frame, suite.expectations)
-    finally:
-        spark.sparkContext.setLocalProperty("spark.jobGroup.id", None)  # type: ignore[arg-type]
+    sql = suite.audited("events", {field.name: field.dataType for field in schema})
+    return auditor.audit_query(suite.name, connection, sql, suite.expectations)
 
 
 def found(outcome: Outcome) -> set[tuple[str, str]]:
@@ -55,21 +55,38 @@ def found(outcome: Outcome) -> set[tuple[str, str]]:
     }
 
 
-def test_good_events_are_found_good_and_more_expectations_are_no_more_jobs(
-    spark: SparkSession, batch_semantics: None, strict: Contract, tmp_path: Path
+def test_good_events_are_found_good(strict: Contract, tmp_path: Path) -> None:
+    outcome = audited(strict, GOOD, tmp_path)
+    assert (outcome.success, outcome.failures) == (True, [])
+    assert outcome.evaluated == 15
+
+
+def test_many_rows_are_audited_by_spark_and_more_expectations_are_no_more_jobs(
+    spark: SparkSession, batch_semantics: None, strict: Contract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("spark.quality.auditor.IN_MEMORY", len(GOOD) - 1)
+
     def jobs() -> set[int]:
         return set(spark.sparkContext.statusTracker().getJobIdsForGroup("audit"))
 
+    def session() -> SparkSession:
+        spark.sparkContext.setJobGroup("audit", "")
+        return spark
+
     [rule] = strict.rules
     stricter = strict.model_copy(update={"rules": [rule.model_copy(update={"name": f"r{n}"}) for n in range(12)]})
-    for asked, folder in ((strict, "few"), (stricter, "many")):
-        before = jobs()
-        outcome = audited(spark, asked, GOOD, tmp_path / folder)
-        assert (outcome.success, outcome.failures) == (True, [])
-        assert outcome.evaluated == 14 + len(asked.rules)
-        # One for all expectations on rows; the others are how many rows, the newest, and two of who is there twice.
-        assert len(jobs() - before) == 5
+    counted = []
+    try:
+        for asked, folder in ((strict, "few"), (stricter, "many")):
+            before = jobs()
+            outcome = audited(asked, GOOD, tmp_path / folder, session)
+            assert (outcome.success, outcome.failures) == (True, [])
+            counted.append(len(jobs() - before))
+        assert counted[0] == counted[1] > 0
+        outcome = audited(strict, broken("dear"), tmp_path / "dear", session)
+        assert found(outcome) == {("column_values_to_be_between", "price")}
+    finally:
+        spark.sparkContext.setLocalProperty("spark.jobGroup.id", None)  # type: ignore[arg-type]
 
 
 def broken(what: str) -> list[dict[str, Any]]:
@@ -83,9 +100,7 @@ def broken(what: str) -> list[dict[str, Any]]:
     return others if what == "few" else [first | changed[what], *others]
 
 
-def test_each_thing_that_is_wrong_is_found_and_named(
-    spark: SparkSession, batch_semantics: None, strict: Contract, tmp_path: Path
-) -> None:
+def test_each_thing_that_is_wrong_is_found_and_named(strict: Contract, tmp_path: Path) -> None:
     wrong = {
         "no shop": ("column_values_to_not_be_null", "shop"),
         "dear": ("column_values_to_be_between", "price"),
@@ -97,7 +112,7 @@ def test_each_thing_that_is_wrong_is_found_and_named(
         "few": ("table_row_count_to_be_between", ""),
     }
     for what, failure in wrong.items():
-        outcome = audited(spark, strict, broken(what), tmp_path / what)
+        outcome = audited(strict, broken(what), tmp_path / what)
         assert (outcome.success, found(outcome)) == (False, {failure}), what
 
 

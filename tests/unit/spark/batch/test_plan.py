@@ -8,6 +8,7 @@ import pytest
 
 from spark.batch.plan import TouchedHour, plan
 from spark.definitions.times import EmptyRange, literal, utc, whole_hours
+from spark.lake.columnar import delta_instant
 from spark.lake.publications import Publication, published_without, unique_run_id
 
 LATENESS = timedelta(hours=1)
@@ -31,7 +32,7 @@ def test_hours_close_by_the_newest_event_less_the_allowed_lateness() -> None:
     found = plan([touched(0), touched(2), touched(4, 5)], 7, None, LATENESS)
     assert found.final_through == at(3)
     assert (found.new_hours, found.late_hours) == ((at(0), at(2)), ())
-    assert found.replaced == f"(hour < {literal(at(3))})"
+    assert found.replaced == f"(hour < {delta_instant(at(3))})"
 
 
 def test_an_hour_that_ends_at_the_watermark_is_closed() -> None:
@@ -48,7 +49,7 @@ def test_a_late_row_dirties_its_hour_and_no_other() -> None:
     found = plan([touched(1, 15), touched(6, 30)], 9, publication(5, 7), LATENESS)
     assert (found.new_hours, found.late_hours) == ((), (at(1),))
     assert found.final_through == at(5)
-    assert found.replaced == f"hour in ({literal(at(1))})"
+    assert found.replaced == f"hour in ({delta_instant(at(1))})"
 
 
 def test_forced_hours_are_recomputed_without_news() -> None:
@@ -69,7 +70,7 @@ def test_times_are_taken_as_whole_hours() -> None:
 def test_hours_that_closed_since_are_new_also_when_their_rows_are_old() -> None:
     found = plan([touched(5, new=0), touched(6, new=0), touched(8)], 9, publication(5, 7), LATENESS)
     assert (found.new_hours, found.late_hours) == ((at(5), at(6)), ())
-    assert found.replaced == f"(hour >= {literal(at(5))} and hour < {literal(at(7))})"
+    assert found.replaced == f"(hour >= {delta_instant(at(5))} and hour < {delta_instant(at(7))})"
 
 
 def test_final_through_never_moves_back() -> None:

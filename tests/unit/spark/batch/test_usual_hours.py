@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import random
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pandas
+import pyarrow
 import pytest
-from pyspark.sql import SparkSession
+from pyspark.sql.pandas.types import to_arrow_schema
 
 from spark.batch.usual_hours import DAYS, usual
-from spark.lake import table_schemas
+from spark.lake import columnar, table_schemas
 from tests.support.feed import contract
 
 T0 = datetime(2024, 1, 1, tzinfo=UTC)
@@ -33,12 +35,17 @@ def windows(days: int) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def test_an_hour_is_compared_with_the_same_hour_of_earlier_days(spark: SparkSession) -> None:
+def test_an_hour_is_compared_with_the_same_hour_of_earlier_days() -> None:
     rows, days = windows(40), 40
     aggregate = contract().aggregates[0]
     minutes = [row | {"window": "1m", "sales": 1000} for row in rows]
-    frame = spark.createDataFrame(rows + minutes, table_schemas.batch_schema(contract(), aggregate))
-    found = {(row.measure, row.hour.astimezone(UTC)): row for row in usual(frame, aggregate).collect()}
+    connection = columnar.connect("1g")
+    schema = to_arrow_schema(table_schemas.batch_schema(contract(), aggregate), timezone="UTC")
+    connection.register("published", pyarrow.Table.from_pylist(rows + minutes, schema))
+    query = usual("published", aggregate)
+    assert query is not None
+    judged = connection.execute(query).to_arrow_table().to_pylist()
+    found = {(row["measure"], row["hour"].astimezone(UTC)): SimpleNamespace(**row) for row in judged}
     assert len(found) == 2 * 2 * days
     truth = pandas.DataFrame(rows)
     for hour in (3, 17):

@@ -1,0 +1,66 @@
+"""Which rows of bronze are events, and which repeat one: exactly, and as the speed layer sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import duckdb
+
+from schemas.contract.model import Contract
+from spark.lake.columnar import ident
+
+FLAGS = ("$distinct_event", "$distinct_in_batch")
+"""What `mark` adds: whether exact deduplication keeps the row, and whether the speed layer, which drops repeats only
+within a batch, has counted it."""
+
+
+def mark(
+    connection: duckdb.DuckDBPyConnection,
+    contract: Contract,
+    name: str,
+    columns: Iterable[str],
+    source: str,
+    history: str | None = None,
+    inside: str = "true",
+) -> None:
+    """Creates the view `name`: the `columns` of `source`, accepted rows of bronze, and `FLAGS`.
+
+    An event is the first row with its id by batch, topic, partition and offset. Where repeats may be outside `source`,
+    `history` are the rows to look for them in, which contain `source` as those that are `inside`, a predicate. Only
+    rows whose id is there more than once, by its hash, are sorted.
+    """
+    listed = ", ".join(map(ident, columns))
+    identity = ", ".join(map(ident, contract.event_id))
+    everything = source if history is None else history
+    hashed = f'(select hash({identity}) as "$hash" from {everything})'
+    if history is not None:
+        connection.execute(
+            f'create or replace temp table {ident(name + " ids")} as select distinct hash({identity}) as "$hash" '
+            f"from {source}"
+        )
+        hashed += f' semi join {ident(name + " ids")} using ("$hash")'
+    suspects, repeated = ident(f"{name} suspects"), ident(f"{name} repeated")
+    connection.execute(
+        f'create or replace temp table {suspects} as select "$hash" from {hashed} group by "$hash" having count(*) > 1'
+    )
+    found = connection.execute(f"select count(*) from {suspects}").fetchone()
+    single = f'select {listed}, true as "$distinct_event", true as "$distinct_in_batch" from {source}'
+    if not found or not found[0]:
+        connection.execute(f"create or replace temp view {ident(name)} as {single}")
+        return
+    is_suspect = f'hash({identity}) in (select "$hash" from {suspects})'
+    connection.execute(
+        f"""
+        create or replace temp table {repeated} as
+        select {listed}, "$before" is null as "$distinct_event",
+            "$before" is distinct from "batch" as "$distinct_in_batch"
+        from (
+            select *, lag("batch") over (partition by {identity} order by "batch", "topic", "partition", "offset")
+                as "$before"
+            from {everything} where {is_suspect}
+        ) where {inside}
+        """
+    )
+    connection.execute(
+        f"create or replace temp view {ident(name)} as {single} where not {is_suspect} union all from {repeated}"
+    )
