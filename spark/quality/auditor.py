@@ -137,11 +137,7 @@ class Auditor:
     ) -> None:
         self._spark = spark
         self._context = _open(project, home, docs)
-        sources = self._context.data_sources
-        self._sources: dict[str, Any] = {
-            "lake": sources.add_or_update_spark("lake", persist=False),
-            "memory": sources.add_or_update_pandas("memory"),
-        }
+        self._sources: dict[str, Any] = {}
         self._stream, self._home, self._docs = stream, home, docs
         self._run_name = re.sub(r"[^\w.-]+", "_", run_id)
         self._now = now
@@ -205,9 +201,20 @@ class Auditor:
             found = context.suites.add_or_update(
                 gx.ExpectationSuite(name=name, expectations=[dict(expectation) for expectation in expectations])
             )
-        asset = self._sources[source].add_dataframe_asset(name=name)
+        asset = self._source(source).add_dataframe_asset(name=name)
         data = asset.add_batch_definition_whole_dataframe("rows")
         return context.validation_definitions.add_or_update(gx.ValidationDefinition(name=name, data=data, suite=found))
+
+    def _source(self, name: str) -> Any:
+        """The data source for frames of pandas or of Spark. That of Spark begins a session unless there is one."""
+        sources = self._context.data_sources
+        if name not in self._sources:
+            self._sources[name] = (
+                sources.add_or_update_pandas(name)
+                if name == "memory"
+                else sources.add_or_update_spark(name, persist=False)
+            )
+        return self._sources[name]
 
     def _run(self, definition: Any, frame: DataFrame | pandas.DataFrame, examples: int) -> Any:
         from great_expectations.core.run_identifier import RunIdentifier
