@@ -14,13 +14,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pyspark.sql.types import (
-    ArrayType,
-    BinaryType,
     DataType,
     DoubleType,
     FloatType,
-    MapType,
-    StructType,
     TimestampType,
 )
 
@@ -113,10 +109,6 @@ def events(contract: Contract, *, whole_table: bool = False, now: datetime | Non
     for name, avro in contract.fields.items():
         type_ = avro_types.scalar(avro)
         suite.expect_type(name, type_)
-        if isinstance(type_, (BinaryType, StructType, ArrayType, MapType)):
-            if not nullable(avro):
-                suite.expect_fact(f"{name} is there", f"{ident(name)} is not null")
-            continue
         if not nullable(avro) and not isinstance(type_, (FloatType, DoubleType)):  # which may be NaN, and so missing
             suite.expect_value(name)
     for name, (least, greatest) in contract.quality.ranges.items():
