@@ -33,10 +33,10 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from airflow.sdk import DAG, Context, Param, task
-from wiring import DEFAULTS, SparkJob, duty, hour_table, published, streams
+from wiring import DEFAULTS, BatchJob, duty, hour_table, published, streams
 
 
-class Backfill(SparkJob):
+class Backfill(BatchJob):
     """Runs the job `reconcile` for a stream, hours forced into its plan. The job's summary is the task's result."""
 
     def execute(self, context: Context) -> Any:
@@ -48,8 +48,7 @@ class Backfill(SparkJob):
         folder.mkdir(parents=True, exist_ok=True)
         self.summary = folder / f"{context['ti'].id}.json"
         hours = [f"--from={asked['from']}", f"--to={asked['to']}", f"--summary={self.summary}"]
-        self.application_args = [*(self.application_args or []), *hours, *(["--dry-run"] if asked["dry_run"] else [])]
-        return self._done(context, [asked["stream"]])
+        return self._done(context, [asked["stream"]], *hours, *(["--dry-run"] if asked["dry_run"] else []))
 
     def _reports(self, chosen: list[str], since: datetime) -> dict[str, Any]:
         import json

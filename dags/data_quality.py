@@ -33,7 +33,7 @@ from datetime import timedelta
 from typing import Any
 
 from airflow.sdk import DAG
-from wiring import DEFAULTS, SparkJob, assets, at, failed_suites
+from wiring import DEFAULTS, BatchJob, assets, at, failed_suites
 
 
 def checked(served: Any, job: dict[str, Any]) -> dict[str, Any]:
@@ -103,4 +103,4 @@ with DAG(
     default_args=DEFAULTS | {"retries": 0, "execution_timeout": timedelta(hours=1)},
     tags=["millrace", "quality"],
 ):
-    SparkJob(job="quality", report=checked, unneeded=unchanged, inlets=assets("bronze", "speed", "batch"))
+    BatchJob(job="quality", report=checked, unneeded=unchanged, inlets=assets("bronze", "speed", "batch"))

@@ -6,7 +6,7 @@ touched, exactly and from the raw events; compares them with what the speed laye
 publishes it, which moves `final_through` (task `reconcile`).
 
 **When.** Hourly. A stream's hours close by its own event time (its newest event less its allowed lateness), so a
-replay of 2013 and a live stream are both right. One Spark application works on the streams in turn; a stream is left
+replay of 2013 and a live stream are both right. One process works on the streams in turn; a stream is left
 out while none of its batches is complete, and when nothing was ingested since its last publication. The task is skipped
 if no stream is left.
 
@@ -30,7 +30,7 @@ final.
 | an expectation on staged rows failed | the new numbers are wrong: see the Data Docs and `staged/<stream>/…` |
 | `unexplained` differences | a defect: see the view `ledger`; if the exact values are right, `backfill` publishes |
 | the same for `<stream>.<name>` | if the exact rows are right: `millrace checkpoint reset <stream>.<name>` |
-| anything else | the end of the task's log holds Spark's own error |
+| anything else | the end of the task's log holds the error itself |
 
 The task is retried once; streams that were published are left out then. In a run with `{"force": true}` neither a
 residual nor the lack of new records keeps a stream from its turn.
@@ -42,7 +42,7 @@ from datetime import timedelta
 from typing import Any
 
 from airflow.sdk import DAG, TriggerRule, task
-from wiring import AUDITS_POOL, DEFAULTS, SparkJob, assets, at, duty, nothing_settled, published, streams
+from wiring import AUDITS_POOL, DEFAULTS, BatchJob, assets, at, duty, nothing_settled, published, streams
 
 
 def nothing_new(stream: str) -> str | None:
@@ -139,7 +139,7 @@ with DAG(
             raise (TransientError if again else TerminalError)("; ".join(map(str, failures)))
         return found
 
-    audit() >> SparkJob(
+    audit() >> BatchJob(
         job="reconcile",
         report=published,
         unneeded=nothing_new,

@@ -8,13 +8,14 @@ away.
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOperator
-from airflow.sdk import Asset, Context, CronTriggerTimetable
+from airflow.providers.standard.hooks.subprocess import SubprocessHook
+from airflow.sdk import Asset, BaseOperator, Context, CronTriggerTimetable
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 
 P = ParamSpec("P")
@@ -84,16 +85,17 @@ Report = Callable[[Any, dict[str, Any]], dict[str, Any]]
 queries, that returns what a job did for the stream."""
 
 
-class SparkJob(SparkSubmitOperator):
-    """Runs `spark/jobs/<job>.py --run-id <run id> --stream <stream> …` by spark-submit, in the batch pool: one Spark
-    application for all streams, since starting one costs more than an hour's work of a stream.
+class BatchJob(BaseOperator):
+    """Runs `spark/jobs/<job>.py --run-id <run id> --stream <stream> …` in a process of its own, in the batch pool: one
+    process for all streams, since starting one costs more than an hour's work of a stream. It begins a Spark session
+    itself if it needs one.
 
     A stream is left out while none of its batches is complete and when `unneeded(stream)` gives a reason; the task is
-    skipped, without starting Spark, when none is left. `report` says afterwards, from the tables, what the job did for
-    a stream: that is logged and is, by stream, the task's result, also when the job failed. If reports then have
-    `failures`, they are the reason that Airflow shows. A stream for which `withheld(stream, run id)` gives a reason is
-    left out as well, and the task fails with the reason after the others had their turn. With `{"force": true}` as the
-    run's configuration neither is asked.
+    skipped, without starting the process, when none is left. `report` says afterwards, from the tables, what the job
+    did for a stream: that is logged and is, by stream, the task's result, also when the job failed. If reports then
+    have `failures`, they are the reason that Airflow shows. A stream for which `withheld(stream, run id)` gives a
+    reason is left out as well, and the task fails with the reason after the others had their turn. With
+    `{"force": true}` as the run's configuration neither is asked.
     """
 
     def __init__(
@@ -106,15 +108,8 @@ class SparkJob(SparkSubmitOperator):
         withheld: Callable[[str, str], str | None] = lambda stream, run_id: None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(
-            task_id=task_id or job,
-            application=str(PROJECT / "spark" / "jobs" / f"{job}.py"),
-            application_args=["--run-id", "{{ run_id }}"],
-            name=f"millrace-{job}",
-            conn_id="spark_batch",
-            pool=BATCH_POOL,
-            **kwargs,
-        )
+        super().__init__(task_id=task_id or job, pool=BATCH_POOL, **kwargs)
+        self.job = job
         self.report = report
         self.unneeded = unneeded
         self.withheld = withheld
@@ -135,30 +130,34 @@ class SparkJob(SparkSubmitOperator):
             raise AirflowFailException("; ".join(withheld.values()))
         return result
 
-    def _done(self, context: Context, chosen: list[str]) -> dict[str, Any]:
-        """Runs the job on the `chosen` streams and returns its reports. Raises AirflowException if the job failed."""
-        from infra.settings import settings
-        from spark.lake import contents, names
-        from spark.session import submit_conf
+    def on_kill(self) -> None:
+        """Ends the job when the task is."""
+        self._process.send_sigterm()  # type: ignore[no-untyped-call]
 
-        self.application_args = [*(self.application_args or []), *(f"--stream={stream}" for stream in chosen)]
+    @functools.cached_property
+    def _process(self) -> SubprocessHook:
+        return SubprocessHook()
+
+    def _done(self, context: Context, chosen: list[str], *more: str) -> dict[str, Any]:
+        """Runs the job on the `chosen` streams, with `more` arguments, and returns its reports. Raises AirflowException
+        if the job failed."""
+        from infra.settings import settings
+
+        arguments = ["--run-id", context["run_id"], *(f"--stream={stream}" for stream in chosen), *more]
         if settings().openlineage_transport:
             from airflow.providers.openlineage.plugins.macros import lineage_parent_id
 
-            self.application_args.append(f"--parent={lineage_parent_id(context['ti'])}")
-        rows = sum(contents.rows(names.bronze(settings().lake_uri, stream)) for stream in chosen)
-        self.conf = submit_conf(settings(), "batch", rows)
+            arguments.append(f"--parent={lineage_parent_id(context['ti'])}")
         since = datetime.now(UTC)
-        try:
-            super().execute(context)
-        except AirflowException as error:
-            reports = self._reports(chosen, since)
+        program = str(PROJECT / "spark" / "jobs" / f"{self.job}.py")
+        ended = self._process.run_command([sys.executable, program, *arguments], cwd=str(PROJECT))
+        reports = self._reports(chosen, since)
+        if ended.exit_code:
             context["ti"].xcom_push("return_value", reports)
             failures = [failure for report in reports.values() for failure in report.get("failures", [])]
-            if failures:
-                raise AirflowException("; ".join(failures)) from error
-            raise
-        return self._reports(chosen, since)
+            unsaid = f"{self.job} ended with exit code {ended.exit_code}: the end of this log says why"
+            raise AirflowException("; ".join(failures) or unsaid)
+        return reports
 
     def _withheld(self, run_id: str) -> dict[str, str]:
         """The streams that have something to work on and must not be worked on, with why. As in `_reason_against`, an

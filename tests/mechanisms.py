@@ -533,7 +533,7 @@ MECHANISMS = (
         "P5", "expectations on rows share a job", "spark/quality/auditor.py",
         'else "BOOLEAN_ONLY"', 'else "SUMMARY"',
         ("tests/integration/lake/test_suites.py"
-         "::test_good_events_are_found_good_and_more_expectations_are_no_more_jobs",),
+         "::test_many_rows_are_audited_by_spark_and_more_expectations_are_no_more_jobs",),
     ),
     Mechanism(
         "P5", "nothing unexplained of velocity, sessions and joins is published",

@@ -167,7 +167,6 @@ def connections(settings: Settings) -> dict[str, dict[str, object]]:
         "kafka_provision": kafka("provision"),
         "kafka_replay": kafka("replay"),
         "spark_stream": spark(settings.spark_master),
-        "spark_batch": spark(settings.spark_batch_master),
     }
 
 

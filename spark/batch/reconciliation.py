@@ -211,7 +211,7 @@ def _reconcile(
     auditor: list[Auditor] = []
 
     def spark() -> SparkSession:
-        return session(config, "batch", "millrace-reconcile")
+        return session(config, "batch", "millrace-reconcile", store.bronze_rows())
 
     def audit(
         suite: str, asked: duckdb.DuckDBPyConnection, sql: str, expectations: list[suites.Expectation] | None

@@ -152,7 +152,7 @@ def check(config: Settings, stream: str, run_id: str) -> dict[str, Any]:
     now = datetime.now(UTC)
 
     def spark() -> SparkSession:
-        return session(config, "batch", "millrace-quality")
+        return session(config, "batch", "millrace-quality", store.bronze_rows())
 
     loading.join()
     home, project = config.home / "great_expectations", of_checkout("great_expectations")

@@ -152,6 +152,10 @@ class BatchStore:
         hours = self.rows(f"select distinct epoch_us(hour) from {self.published(aggregate)} where run_id in ({mine})")
         return {time_of(micros) for (micros,) in hours}
 
+    def bronze_rows(self) -> int:
+        """The number of rows of bronze, from its log."""
+        return contents.rows(names.bronze(self.lake_uri, self.contract.stream))
+
     def bronze_types(self) -> dict[str, DataType]:
         """The columns of bronze and their types, from its log."""
         return _types(names.bronze(self.lake_uri, self.contract.stream))

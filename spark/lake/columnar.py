@@ -5,6 +5,7 @@ The batch layer computes with it, so its cost follows the rows that it asks for 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -67,7 +68,13 @@ def scan(
     """Returns a SQL relation with the rows of the `wanted` files of the table at `uri`, and with the columns of
     `schema`, null where the table did not have them yet. Partition columns are not among them. A table that does not
     exist has no rows."""
-    path = local_path(uri)
+    return scan_of_path(connection, local_path(uri), schema, wanted)
+
+
+def scan_of_path(
+    connection: duckdb.DuckDBPyConnection, path: str, schema: StructType, wanted: Wanted = lambda file: True
+) -> str:
+    """Returns `scan` of the table in the folder `path`."""
     chosen, partitioned = [], set[str]()
     if DeltaTable.is_deltatable(path):
         table = DeltaTable(path)
@@ -78,9 +85,14 @@ def scan(
     connection.register(nothing, to_arrow_schema(StructType(columns), timezone="UTC").empty_table())
     if not chosen:
         return f"(select {names(columns)} from {ident(nothing)})"
-    listed = ", ".join(map(quoted, chosen))
+    listed = ", ".join(quoted(_no_pattern(file)) for file in chosen)
     parquet = f"read_parquet([{listed}], hive_partitioning = false, union_by_name = true)"
     return f"(select {names(columns)} from (from {ident(nothing)} union all by name from {parquet}))"
+
+
+def _no_pattern(path: str) -> str:
+    """The path in which no character stands for others."""
+    return re.sub(r"[*?\[]", r"[\g<0>]", path)
 
 
 def _files(table: DeltaTable, schema: StructType, partitioned: set[str]) -> list[File]:

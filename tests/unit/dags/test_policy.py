@@ -17,7 +17,7 @@ from infra.settings import PROJECT
 
 JOBS = {"reconcile": "reconcile", "data_quality": "quality", "backfill": "backfill"}
 
-SPARK_JOBS = {"SparkJob", "Backfill"}
+BATCH_JOBS = {"BatchJob", "Backfill"}
 
 HEAVY = {
     "pyspark", "great_expectations", "confluent_kafka", "deltalake", "delta", "pandas", "pyarrow", "duckdb", "fastavro",
@@ -69,7 +69,7 @@ def described(dag):
             task.task_id: {
                 "owner": task.owner, "retries": task.retries, "timeout": seconds_of(task.execution_timeout),
                 "pool": task.pool, "type": type(task).__name__, "upstream": sorted(task.upstream_task_ids),
-                "application": getattr(task, "application", None),
+                "job": getattr(task, "job", None),
                 "inlets": [asset.name for asset in task.inlets], "outlets": [asset.name for asset in task.outlets],
                 "trigger_rule": task.trigger_rule,
             }
@@ -163,17 +163,17 @@ POOLS = {
     ("reconcile", "audit"): "audits", ("maintain", "batch"): "batch", ("maintain", "letters"): "letters",
     ("maintain", "audits"): "audits",
 }  # fmt: skip
-"""Tasks that write tables, other than Spark jobs: those with the same tables share a pool of one slot."""
+"""Tasks that write tables, other than batch jobs: those with the same tables share a pool of one slot."""
 
 
 def test_tasks_that_write_the_same_tables_take_turns(dag: dict[str, Any]) -> None:
-    assert any(task["type"] in SPARK_JOBS for task in dag["tasks"].values()) == (
+    assert any(task["type"] in BATCH_JOBS for task in dag["tasks"].values()) == (
         dag["id"] in ("reconcile", "data_quality", "backfill")
     )
     for name, task in dag["tasks"].items():
-        if task["type"] in SPARK_JOBS:
+        if task["type"] in BATCH_JOBS:
             assert task["pool"] == "batch", name
-            assert Path(task["application"]).is_file(), name
+            assert (PROJECT / "spark" / "jobs" / f"{task['job']}.py").is_file(), name
         else:
             expected = "letters" if dag["id"] == "replay_dead_letters" else POOLS.get((dag["id"], name), "default_pool")
             assert task["pool"] == expected, name

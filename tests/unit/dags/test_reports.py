@@ -157,7 +157,7 @@ def test_checks_only_what_changed_since_it_was_found_in_order(lake: str, commits
 
 
 def test_a_stream_is_left_out_without_a_batch_and_without_need_unless_forced(commits: Path, dags: Any) -> None:
-    job = dags("wiring").SparkJob(job="quality", report=lambda *_: {}, unneeded=lambda _: "nothing is new")
+    job = dags("wiring").BatchJob(job="quality", report=lambda *_: {}, unneeded=lambda _: "nothing is new")
     waiting = "no batch of weather is complete yet: provision, stream and produce first"
     assert job._reason_against("weather", forced=True) == waiting
     (commits / "0").touch()
