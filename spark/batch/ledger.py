@@ -125,6 +125,8 @@ def _value(column: str, type_: DataType) -> _Value:
             return _Value(f"cast({days} as double)", f"cast({days} as varchar)")
         case DoubleType() | FloatType():
             return _Value(f"cast({column} as double)", "null::varchar")
+        case DecimalType():  # DuckDB's own cast rounds twice
+            return _Value(f"cast(cast({column} as varchar) as double)", f"cast({column} as varchar)")
         case _:
             return _Value(f"cast({column} as double)", f"cast({column} as varchar)")
 
@@ -145,7 +147,7 @@ def _subtracted(exact: _Value, served: _Value, type_: DataType) -> str:
     # A digit less than there are, so that the difference has room.
     narrow = f"decimal(37, {min(type_.scale, 37) if isinstance(type_, DecimalType) else 0})"
     subtracted = f"(try_cast({exact.text} as {narrow}) - try_cast({served.text} as {narrow}))"
-    return f"coalesce(cast({subtracted} as double), {rounded})"
+    return f"coalesce(cast(cast({subtracted} as varchar) as double), {rounded})"
 
 
 def _equal(measure: Measure, served: _Value, exact: _Value, estimated: str) -> str:

@@ -86,7 +86,7 @@ def test_a_snapshot_stays_what_it_was_while_tables_are_written_and_compacted(pub
     publish(published)
     for make in (names.batch, names.speed):
         table = DeltaTable(names.local_path(make(published.lake_uri, "sales", "by_shop")))
-        assert table.optimize.compact()["numFilesRemoved"]
+        assert table.optimize.z_order(["window_start"])["numFilesRemoved"]  # which a single file goes through too
         table.vacuum(dry_run=False)
     assert seen(published, pinned) == before
     assert [sorted(map(str, rows)) for rows in seen_by_spark(published, pinned)[:2]]
