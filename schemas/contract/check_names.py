@@ -4,6 +4,7 @@ gives are free."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from datetime import timedelta
 
 from schemas.contract.document import Document, Step
 from schemas.contract.field_kinds import DIMENSION, kind, logical_type, nullable
@@ -54,6 +55,11 @@ def identity(contract: Contract, document: Document) -> Iterator[Problem]:
                 yield document.problem(
                     loc, f"field {name!r} is of kind {kind(contract.fields[name])}, which cannot identify anything"
                 )
+    least = max(contract.allowed_lateness, timedelta(hours=1))
+    if contract.repeats_within is not None and contract.repeats_within < least:
+        yield document.problem(
+            ("repeats_within",), "must be an hour at least, and not less than allowed_lateness: repeats come late too"
+        )
     if contract.event_time not in contract.fields:
         yield document.problem(("event_time",), unknown(contract, contract.event_time))
     elif logical_type(contract.fields[contract.event_time]) not in ("timestamp-micros", "timestamp-millis"):

@@ -358,6 +358,12 @@ class Contract(_Strict):
     )  # fmt: skip
     key: list[str] = Field(min_length=1, description="Fields of the Kafka message key, joined with '|'.")
     event_id: list[str] = Field(min_length=1, description="Fields that together identify an event.")
+    repeats_within: Duration | None = Field(
+        None,
+        description="How far apart the event times of two records of one event are at most: records with the same "
+        "`event_id` that are farther apart, or as far, are different events. Where `event_id` lacks the event time, "
+        "this bounds what a batch run must look through for repeats. Default: all of the stream's history.",
+    )
     event_time: str = Field(description="Field of Avro logical type timestamp-micros or -millis; UTC.")
     allowed_lateness: Duration = Field(
         timedelta(hours=1),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from datetime import timedelta
 
 import duckdb
 
@@ -23,11 +24,12 @@ def mark(
     history: str | None = None,
     inside: str = "true",
 ) -> None:
-    """Creates the view `name`: the `columns` of `source`, accepted rows of bronze, and `FLAGS`.
+    """Creates the view `name`: the `columns` of `source`, accepted rows of bronze with `$micros`, and `FLAGS`.
 
-    An event is the first row with its id by batch, topic, partition and offset. Where repeats may be outside `source`,
-    `history` are the rows to look for them in, which contain `source` as those that are `inside`, a predicate. Only
-    rows whose id is there more than once, by its hash, are sorted.
+    An event is the first row with its id by batch, topic, partition and offset; with the contract's `repeats_within`
+    also one whose event time is not so near to that of any earlier row with its id. Where repeats may be outside
+    `source`, `history` are the rows to look for them in, which contain `source` as those that are `inside`, a
+    predicate. Only rows whose id is there more than once, by its hash, are sorted.
     """
     listed = ", ".join(map(ident, columns))
     identity = ", ".join(map(ident, contract.event_id))
@@ -49,16 +51,21 @@ def mark(
         connection.execute(f"create or replace temp view {ident(name)} as {single}")
         return
     is_suspect = f'hash({identity}) in (select "$hash" from {suspects})'
+    near = "rows between unbounded preceding and unbounded following"
+    if contract.repeats_within is not None:
+        reach = contract.repeats_within // timedelta(microseconds=1) - 1
+        near = f'order by "$micros" range between {reach} preceding and {reach} following'
     connection.execute(
         f"""
         create or replace temp table {repeated} as
-        select {listed}, "$before" is null as "$distinct_event",
+        select {listed}, "$nth" = min("$nth") over (partition by {identity} {near}) as "$distinct_event",
             "$before" is distinct from "batch" as "$distinct_in_batch"
         from (
-            select *, lag("batch") over (partition by {identity} order by "batch", "topic", "partition", "offset")
-                as "$before"
+            select *, row_number() over arrival as "$nth", lag("batch") over arrival as "$before"
             from {everything} where {is_suspect}
-        ) where {inside}
+            window arrival as (partition by {identity} order by "batch", "topic", "partition", "offset")
+        )
+        qualify {inside}
         """
     )
     connection.execute(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -14,6 +14,7 @@ from spark.batch.deduplication import mark
 from spark.batch.plan import Plan, TouchedHour, plan
 from spark.batch.store import BatchStore
 from spark.definitions.times import BEGINNING_OF_TIME, HOUR, Hours, time_of
+from spark.definitions.times import before as earlier
 from spark.lake.columnar import File, instant, micros
 from spark.lake.publications import Publication
 
@@ -72,19 +73,24 @@ class PlannedHours:
         published before) and `$is_new` (the row came after the last publication)."""
         store, contract = self.store, self.store.contract
         columns = [*dict.fromkeys([*COORDINATES, "event_time", *contract.fields])]
-        inside = f"(select * from {self._accepted(columns)} where {self.inside()})"
+        inside = f"(select * from {self._accepted(columns, timedelta())} where {self.inside()})"
         marked = "marked rows"
         if contract.event_time in contract.event_id:  # all copies of an event are in the same hour
             mark(store.connection, contract, marked, [*columns, "$micros"], inside)
         else:
-            history = store.accepted(columns, self.plan.through_batch)
+            history = self._accepted(columns, contract.repeats_within)
             mark(store.connection, contract, marked, [*columns, "$micros"], inside, history, self.inside())
         before = micros(self._published_before)
         return f"""(select *, "$micros" < {before} as "$is_late_hour", batch > {self.plan.batch_before} as "$is_new"
             from "{marked}")"""
 
-    def _accepted(self, columns: Iterable[str]) -> str:
-        return self.store.accepted(columns, self.plan.through_batch, lambda file: self._may_hold(file, "event_time"))
+    def _accepted(self, columns: Iterable[str], around: timedelta | None) -> str:
+        """Accepted rows, all of those whose time is less than `around` from the hours of the plan among them."""
+
+        def wanted(file: File) -> bool:
+            return around is None or self._may_hold(file, "event_time", around)
+
+        return self.store.accepted(columns, self.plan.through_batch, wanted)
 
     def partials(self, aggregate: Aggregate) -> str:
         """The speed layer's partials of the cut."""
@@ -100,7 +106,7 @@ class PlannedHours:
 
     def published(self, aggregate: Aggregate) -> str:
         """The rows of the batch table in the late hours, with `$start`."""
-        rows = self.store.published(aggregate, self._may_hold_late)
+        rows = self.store.published(aggregate, lambda file: self._may_hold(file, "hour"))
         return f"""(select *, epoch_us(window_start) as "$start", "window" as "$window" from {rows}
             where epoch_us(hour) in (select hour from {self.late_hours}))"""
 
@@ -118,28 +124,23 @@ class PlannedHours:
         return f"({self._is_new_hour()} or {windows.hour()} in (select hour from {self.late_hours}))"
 
     def _is_new_hour(self) -> str:
-        assert self.plan.final_through is not None  # a plan without it has no hours
+        assert self.plan.final_through is not None
         return f"""("$micros" >= {micros(self._published_before)} and "$micros" < {micros(self.plan.final_through)})"""
 
-    def _may_hold(self, file: File, column: str) -> bool:
-        """Whether a file may have rows whose time, in `column`, is in an hour of the plan."""
-        assert self.plan.final_through is not None
-        newest = self.plan.final_through - INSTANT
-        is_new = self._published_before <= newest and file.may_hold(column, self._published_before, newest)
-        return is_new or self._may_hold_late(file, column)
+    def _may_hold(self, file: File, column: str, around: timedelta = timedelta()) -> bool:
+        """Whether a file may have rows whose time, in `column`, is less than `around` from an hour of the plan."""
+        least, spans = file.least(column), self._spans
+        # Of the spans that end after the file's first time, the first decides.
+        at = 0 if least is None else bisect_right(spans, earlier(least, around), key=lambda span: span[1])
+        return at < len(spans) and file.may_hold(column, least=earlier(spans[at][0], around))
 
-    def _may_hold_late(self, file: File, column: str = "hour") -> bool:
-        late = self.plan.late_hours
-        if not late:
-            return False
-        least = file.least(column)
-        # Of the late hours that end after the file's first time, the first decides.
-        at = 0 if least is None else bisect_left(late, least - HOUR + INSTANT if least - _EARLIEST > HOUR else least)
-        return at < len(late) and file.may_hold(column, most=late[at] + HOUR - INSTANT)
+    @cached_property
+    def _spans(self) -> list[Hours]:
+        """The hours of the plan in order, those that are published for the first time as one."""
+        late = [(hour, hour + HOUR) for hour in self.plan.late_hours]
+        assert self.plan.final_through is not None  # a plan without it has no hours
+        return [*late, (self._published_before, self.plan.final_through)]
 
     @property
     def _published_before(self) -> datetime:
         return self.plan.final_before or BEGINNING_OF_TIME
-
-
-_EARLIEST = BEGINNING_OF_TIME

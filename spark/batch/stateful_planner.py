@@ -128,10 +128,12 @@ class StatefulPlan:
             """Distinct events of the dirty keys from a little before their `since`. Repeats may have other times than
             the event, so they are dropped before."""
             columns = list(dict.fromkeys(["event_time", *source.fields]))
-            rows = self._accepted(source)
+            rows, within = self._accepted(source), source.repeats_within
             if source.event_time in source.event_id:
                 rows = rows.where(F.col("event_time") >= since - context)
-            distinct = distinct_events(rows, source).select(*columns)
+            elif within is not None:
+                rows = rows.where(F.col("event_time") >= since - context - F.expr(interval(within)))
+            distinct = distinct_events(rows, source, within).select(*columns)
             return distinct.join(dirty, self.key).where(F.col("event_time") >= F.col("$since") - context).drop("$since")
 
         match self.result:

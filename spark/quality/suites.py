@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pyspark.sql.types import (
@@ -136,7 +136,10 @@ def events(contract: Contract, *, whole_table: bool = False, now: datetime | Non
             f"found in {name}", _known(contract, contract.reference(name)), "its key stands in the reference table",
             lookup.severity, lookup.mostly,
         )  # fmt: skip
-    suite.expect_unique(contract.event_id, notes="an event counts once")
+    if contract.repeats_within is None or contract.event_time in contract.event_id:
+        suite.expect_unique(contract.event_id, notes="an event counts once")
+    else:
+        suite.expect_fact("counts once", _single(contract, contract.repeats_within), "no other event near has its id")
     if whole_table:
         suite.expect("expect_table_row_count_to_be_between", min_value=contract.quality.minimum_rows)
         if contract.quality.freshness and now:
@@ -210,6 +213,13 @@ def _shown(name: str, type_: DataType) -> str:
     if isinstance(type_, TimestampType):
         return f"{ident(name)} at time zone 'UTC'"
     return ident(name)
+
+
+def _single(contract: Contract, within: timedelta) -> str:
+    """The SQL predicate that no other row with the event's id has a time that is less than `within` from its own."""
+    reach = within // timedelta(microseconds=1) - 1
+    near = f"order by epoch_us(event_time) range between {reach} preceding and {reach} following"
+    return f"count(*) over (partition by {', '.join(map(ident, contract.event_id))} {near}) = 1"
 
 
 def _known(contract: Contract, reference: Reference) -> str:

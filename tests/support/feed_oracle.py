@@ -1,130 +1,151 @@
-"""What must be published of a feed, and what its ledger must say, by plain SQL over bronze."""
+"""What must be published of a feed, and what its ledger must say, computed in plain Python from the rows of bronze: the
+layers compute with Spark and with DuckDB."""
 
 from __future__ import annotations
 
 import math
-from collections import Counter
-from datetime import UTC
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import duckdb
-import pyarrow
 import pytest
-from deltalake import DeltaTable
 
 from spark.lake import names
-from tests.support.feed import Feed, at
+from tests.support.feed import Feed
 
-PLACE = ["batch", "topic", "partition", "offset"]
+Row = dict[str, Any]
+
+SIZES = {"1m": timedelta(minutes=1), "5m": timedelta(minutes=5), "1h": timedelta(hours=1)}
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-SIZES = {"1m": "1 minute", "5m": "5 minutes", "1h": "1 hour"}
+def values(rows: list[Row], name: str) -> list[Any]:
+    return [row[name] for row in rows if row[name] is not None]
+
+
+def mean(numbers: list[float]) -> float | None:
+    return math.fsum(numbers) / len(numbers) if numbers else None
+
+
+def quantile(numbers: list[float], hundredths: int) -> float | None:
+    return sorted(numbers)[-(-hundredths * len(numbers) // 100) - 1] if numbers else None
+
+
+Measure = Callable[[list[Row]], Any]
+
+BY_SHOP: dict[str, Measure] = {
+    "sales": len,
+    "priced": lambda rows: len(values(rows, "price")),
+    "mean_price": lambda rows: mean(values(rows, "price")),
+    "p95_price": lambda rows: quantile(values(rows, "price"), 95),
+    "buyers": lambda rows: len(set(values(rows, "buyer"))),
+}
+
+BY_BUYER: dict[str, Measure] = {
+    "turnover": lambda rows: math.fsum(values(rows, "price")) if values(rows, "price") else None,
+    "cheapest": lambda rows: min(values(rows, "price"), default=None),
+    "buys": len,
+}
+
+
+def start(time: datetime, size: timedelta) -> datetime:
+    return time - (time - EPOCH) % size
+
+
+def arrived(feed: Feed) -> list[Row]:
+    """The rows of bronze in the order in which they count, with `is_first` (the row is an event) and
+    `is_first_of_batch`."""
+    rows = feed.rows(names.bronze(feed.lake_uri, "sales"))
+    rows.sort(key=lambda row: (row["batch"], row["topic"], row["partition"], row["offset"]))
+    seen: dict[Any, list[datetime]] = defaultdict(list)
+    in_batch = set()
+    within = feed.contract.repeats_within
+    for row in rows:
+        row["sold_at"] = row["sold_at"].astimezone(UTC)
+        identity = tuple(row[name] for name in feed.contract.event_id)
+        near = (time for time in seen[identity] if within is None or abs(time - row["sold_at"]) < within)
+        row["is_first"] = next(near, None) is None
+        row["is_first_of_batch"] = (row["batch"], identity) not in in_batch
+        seen[identity].append(row["sold_at"])
+        in_batch.add((row["batch"], identity))
+    return rows
+
+
+def grouped(rows: Iterable[Row], size: timedelta, key: str) -> Iterator[tuple[tuple[datetime, Any], list[Row]]]:
+    groups: dict[tuple[datetime, Any], list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[start(row["sold_at"], size), row[key]].append(row)
+    yield from groups.items()
 
 
 def expected(feed: Feed, window: str) -> dict[tuple[Any, ...], tuple[Any, ...]]:
-    """The windows of `by_shop` before final_through, from the rows of bronze by plain SQL in DuckDB."""
-    bronze = DeltaTable(names.local_path(names.bronze(feed.lake_uri, "sales"))).to_pyarrow_table()
-    naive = bronze["sold_at"].cast(pyarrow.timestamp("us"))
-    final = max(row["final_through"] for row in feed.log("publications")).replace(tzinfo=None)
-    connection = duckdb.connect()
-    connection.register("bronze", bronze.select([*feed.contract.fields, *PLACE]).set_column(0, "sold_at", naive))
-    found = connection.execute(
-        f"""
-        with events as (
-            select distinct on ({", ".join(feed.contract.event_id)}) * from bronze
-            order by batch, topic, partition, "offset"
-        )
-        select time_bucket(interval '{SIZES[window]}', sold_at) as start, shop, count(*), count(price), avg(price),
-            quantile_disc(price, 0.95 order by price), count(distinct buyer)
-        from events where time_bucket(interval '{SIZES[window]}', sold_at) + interval '{SIZES[window]}' <= ?
-        group by all
-        """,
-        [final],
-    ).fetchall()
-    return {(row[0].replace(tzinfo=UTC), row[1]): row[2:] for row in found}
+    """The windows of `by_shop` before final_through."""
+    final, size = max(row["final_through"] for row in feed.log("publications")), SIZES[window]
+    events = [row for row in arrived(feed) if row["is_first"] and start(row["sold_at"], size) + size <= final]
+    return {place: tuple(of(rows) for of in BY_SHOP.values()) for place, rows in grouped(events, size, "shop")}
 
 
 def assert_published_equals_oracle(feed: Feed) -> None:
     for window in SIZES:
         actual = {
-            (row["window_start"], row["shop"]): (
-                row["sales"], row["priced"], row["mean_price"], row["p95_price"], row["buyers"],
-            )
+            (row["window_start"], row["shop"]): tuple(row[measure] for measure in BY_SHOP)
             for row in feed.published()
             if row["window"] == window
-        }  # fmt: skip
+        }
         wanted = expected(feed, window)
         assert actual.keys() == wanted.keys()
-        for key, values in wanted.items():
+        for key, numbers in wanted.items():
             assert all(
                 (got is None and want is None) or math.isclose(got, want, rel_tol=1e-12)
-                for got, want in zip(actual[key], values, strict=True)
-            ), (window, key, actual[key], values)
+                for got, want in zip(actual[key], numbers, strict=True)
+            ), (window, key, actual[key], numbers)
 
 
-BY_SHOP = {
-    "sales": "count(*)", "priced": "count(price)", "mean_price": "avg(price)",
-    "p95_price": "quantile_disc(price, 0.95 order by price)", "buyers": "count(distinct buyer)",
-}  # fmt: skip
-
-
-BY_BUYER = {"turnover": "sum(price)", "cheapest": "min(price)", "buys": "count(*)"}
-
-
-def expected_ledger(feed: Feed, run_id: str) -> list[dict[str, Any]]:
-    """Every row that the ledger must have of the run, by plain SQL in DuckDB: what was served before it and what is
-    exact, each computed from the rows of bronze, and the counts that are the evidence. Quantiles and distinct
-    counts are compared where exact ones had been served."""
+def expected_ledger(feed: Feed, run_id: str) -> list[Row]:
+    """Every row that the ledger must have of the run: what was served before it and what is exact, and the counts that
+    are the evidence. Quantiles and distinct counts are compared where exact ones had been served."""
     published = sorted(feed.log("publications"), key=lambda row: row["published_at"])
     [number] = [n for n, row in enumerate(published) if row["run_id"] == run_id]
     now, before = published[number], published[number - 1] if number else None
-    bronze = DeltaTable(names.local_path(names.bronze(feed.lake_uri, "sales"))).to_pyarrow_table()
-    connection = duckdb.connect()
-    connection.execute("set timezone = 'UTC'")
-    connection.register("bronze", bronze.select([*feed.contract.fields, *PLACE, "original"]))
-    connection.execute(
-        """
-        create table rows as
-        select *, date_trunc('hour', sold_at) < $horizon as published_before, batch > $batch as is_new,
-            row_number() over (partition by sold_at, id order by batch, "offset") = 1 as is_first,
-            row_number() over (partition by sold_at, id, batch order by "offset") = 1 as is_first_of_batch
-        from bronze where batch <= $through and date_trunc('hour', sold_at) < $final
-        """,
-        {
-            "horizon": before["final_through"] if before else at(-10_000),
-            "batch": before["through_batch"] if before else -1,
-            "through": now["through_batch"],
-            "final": now["final_through"],
-        },
-    )
-    found: list[dict[str, Any]] = []
+    hour = timedelta(hours=1)
+    rows = [
+        row
+        | {
+            "published_before": before is not None and start(row["sold_at"], hour) < before["final_through"],
+            "is_new": before is None or row["batch"] > before["through_batch"],
+        }
+        for row in arrived(feed)
+        if row["batch"] <= now["through_batch"] and start(row["sold_at"], hour) < now["final_through"]
+    ]
+    found = []
     for aggregate, key, measures in (("by_shop", "shop", BY_SHOP), ("by_buyer", "buyer", BY_BUYER)):
         for window, size in SIZES.items():
-            for measure, value in measures.items():
-                counted = "(if(published_before, is_first and not is_new, is_first_of_batch))"
-                rows = connection.execute(
-                    f"""
-                    select time_bucket(interval '{size}', sold_at) as start, {key},
-                        {value} filter (where {counted}) as speed, {value} filter (where is_first) as exact,
-                        case when not any_value(published_before) then 'duplicate'
-                            when count(*) filter (where is_new and original is not null) > 0 then 'replayed'
-                            else 'late' end,
-                        count(*), count(*) filter (where not is_first),
-                        count(*) filter (where published_before and is_new),
-                        count(*) filter (where original is not null)
-                    from rows group by start, {key} having speed is distinct from exact
-                        and ('{measure}' not in ('p95_price', 'buyers')
-                            or (any_value(published_before) and count(*) filter (where {counted}) > 0))
-                    """
-                ).fetchall()
-                labels = ("window_start", "key", "speed", "exact", "cause", "rows", "repeats", "late", "replayed")
-                about = {"aggregate": aggregate, "window": window, "measure": measure}
-                found += [about | dict(zip(labels, row, strict=True)) for row in rows]
+            for (window_start, of_key), group in grouped(rows, size, key):
+                about = {"aggregate": aggregate, "window": window, "window_start": window_start, "key": of_key}
+                found += [about | difference for difference in _differences(group, measures)]
     return found
 
 
+def _differences(group: list[Row], measures: dict[str, Measure]) -> Iterator[Row]:
+    """The measures of a window and key that differ, and why."""
+    again = group[0]["published_before"]
+    served = [row for row in group if (row["is_first"] and not row["is_new"] if again else row["is_first_of_batch"])]
+    exact = [row for row in group if row["is_first"]]
+    by_retry = [row for row in group if row["original"] is not None]
+    late_cause = "replayed" if any(row["is_new"] for row in by_retry) else "late"
+    for measure, of in measures.items():
+        if of(served) == of(exact) or (measure in ("p95_price", "buyers") and not (again and served)):
+            continue
+        yield {
+            "measure": measure, "speed": of(served), "exact": of(exact), "cause": late_cause if again else "duplicate",
+            "rows": len(group), "repeats": len(group) - len(exact), "replayed": len(by_retry),
+            "late": sum(again and row["is_new"] for row in group),
+        }  # fmt: skip
+
+
 def assert_ledger_equals_oracle(feed: Feed, run_id: str) -> None:
-    def by_place(rows: list[dict[str, Any]]) -> dict[tuple[Any, ...], tuple[Any, ...]]:
+    def by_place(rows: list[Row]) -> dict[tuple[Any, ...], tuple[Any, ...]]:
         numbers = ("speed", "exact")
         return {
             (row["aggregate"], row["window"], row["measure"], row["window_start"], row["key"]): (
