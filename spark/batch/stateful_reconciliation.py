@@ -63,6 +63,7 @@ class StatefulReconciliation:
         self.run_id = unique_run_id(self.run_id, plan.published)
         if plan.is_idle:
             return self._summary(plan, 0, Counter())
+        self.session()  # without one there are no functions of Spark
         self._undo(plan, known)
         dirty = plan.dirty().localCheckpoint()
         micros = (dirty.agg(F.unix_micros(F.min("$since"))).head() or [None])[0]
