@@ -44,7 +44,7 @@ from spark.batch import windows
 from spark.batch.layer_counts import counter
 from spark.batch.windows import same
 from spark.definitions import avro_types, measures
-from spark.lake.columnar import ident, quoted, type_name
+from spark.lake.columnar import ident, quoted, text_of, type_name
 
 RELATIVE = 1e-12
 """Averages and sums of floats closer than this, relative to the greater, are equal: they are rounded to doubles."""
@@ -311,10 +311,3 @@ def rows_of(found: str, contract: Contract, aggregate: Aggregate, run_id: str, r
             map([{named}]::varchar[], [{valued}]::varchar[]) as keys, {output}, {recorded_at} as recorded_at
         from {found}
     """
-
-
-def text_of(column: str, type_: DataType) -> str:
-    """Returns a value of a key as text, as Spark writes it."""
-    if isinstance(type_, TimestampType):  # without the offset, which is always that of UTC
-        return f"cast({column} at time zone 'UTC' as varchar)"
-    return f"cast({column} as varchar)"

@@ -224,7 +224,9 @@ def _reconcile(
 
     try:
         summary = Reconciliation(store, contract, run_id, through, now, audit, forced).run()
-        found = stateful_reconciliations(spark, config, contracts_in_service(config), stream, run_id, now, may_commit)
+        found = stateful_reconciliations(
+            config, contracts_in_service(config), stream, run_id, now, may_commit, connection
+        )
         for contract in {one.contract.stream: one.contract for one in found}.values():
             tables.create(config.lake_uri, contract)
         return summary | {"derived": publish_stateful_results(config, found)}

@@ -8,39 +8,43 @@ contract had it, is not compared.
 The cause is found among the events that the row is made of, in the order in which they came: `replayed` if a replayed
 dead letter came too late for the state, `late` if another event did, `duplicate` if an event came again. A difference
 without any of these is `unexplained`.
+
+All functions return DuckDB's SQL over relations that they are given. `$at` is the time of a row and `$micros` that of
+an event, in microseconds since 1970.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import timedelta
-from functools import reduce
+from datetime import datetime, timedelta
 
-from pyspark.sql import Column, DataFrame, Window
-from pyspark.sql import functions as F
-from pyspark.sql.types import DataType, NumericType
+from pyspark.sql.types import NumericType
 
 from schemas.contract.model import Contract, Join, Sessions, StatefulResult, Velocity
+from spark.batch.ledger import OUTPUT
+from spark.batch.windows import same
 from spark.definitions import stateful_results
-from spark.definitions.windows import interval
+from spark.lake.columnar import ident, instant, micros, quoted, text_of
+
+MICRO = timedelta(microseconds=1)
 
 SLACK = timedelta(seconds=1)
 """Watermarks have milliseconds and pass through operators one by one: so much later a row has surely been emitted."""
 
 
-def numbers(result: StatefulResult, contract: Contract) -> dict[str, Column]:
+def numbers(result: StatefulResult, contract: Contract) -> dict[str, str]:
     """What is compared of the rows with one identity: aggregates, by measure."""
     match result:
         case Velocity():
-            return {"alerts": F.count("*"), "done": F.sum("done")}
+            return {"alerts": "count(*)", "done": "sum(done)"}
         case Sessions():
             types = stateful_results.columns(contract, result)
             measured = [m.name for m in result.measures if isinstance(types[m.name], NumericType)]
-            seconds = (F.unix_micros("session_end") - F.unix_micros("session_start")) / 1e6
-            sums = {name: F.sum(name) for name in [*measured, "events"]}
-            return sums | {"session_seconds" if "seconds" in sums else "seconds": F.sum(seconds)}
+            seconds = "sum((epoch_us(session_end) - epoch_us(session_start)) / 1e6)"
+            sums = {name: f"sum({ident(name)})" for name in [*measured, "events"]}
+            return sums | {"session_seconds" if "seconds" in sums else "seconds": seconds}
         case Join():
-            return {"rows": F.count("*"), "matches": F.count(f"{result.other}_event_time")}
+            return {"rows": "count(*)", "matches": f"count({ident(f'{result.other}_event_time')})"}
 
 
 def reach(result: StatefulResult) -> timedelta:
@@ -54,108 +58,123 @@ def reach(result: StatefulResult) -> timedelta:
             return result.before
 
 
-def differences(
-    exact: DataFrame, served: DataFrame, contract: Contract, result: StatefulResult, emitted: Column | None
-) -> DataFrame:
-    """One row per identity and measure that differ: the identity, `closes_at`, and `$measure`, `$speed`, `$exact` and
-    `$difference`, whose names no key has.
+def differences(exact: str, served: str, contract: Contract, result: StatefulResult, emitted: datetime | None) -> str:
+    """Returns one row per identity and measure that differ: the identity, `closes_at`, and `$measure`, `$speed`,
+    `$exact` and `$difference`, whose names no key has.
 
-    A row that was not served is a difference if it closed before `emitted`, up to where the speed layer has come (null:
+    A row that was not served is a difference if it closed before `emitted`, up to where the speed layer has come (None:
     nowhere)."""
-    names, compared_by = stateful_results.identity(result, contract), numbers(result, contract)
+    names, compared_by = _names(result, contract), numbers(result, contract)
     sides = []
-    for side, frame in (("e", exact), ("s", served)):
-        of_side = frame.groupBy(*names).agg(
-            F.max(stateful_results.CLOSES_AT).alias(f"${side}_closes_at"),
-            *(column.alias(f"${side}_{measure}") for measure, column in compared_by.items()),
+    for side, relation in (("e", exact), ("s", served)):
+        values = "".join(f", {sql} as {ident(f'${side}_{measure}')}" for measure, sql in compared_by.items())
+        closes_at = f'epoch_us(max({stateful_results.CLOSES_AT})) as "${side}_closes_at"'
+        sides.append(f"(select {', '.join(names)}, {closes_at}{values} from {relation} group by {', '.join(names)})")
+    due = "false" if emitted is None else f'"$e_closes_at" + {SLACK // MICRO} <= {micros(emitted)}'
+    unequal = ", ".join(map(_difference, compared_by))
+    found = ", ".join(f"coalesce(e.{name}, s.{name}) as {name}" for name in names)
+    return f"""
+        select {", ".join(names)}, make_timestamptz("$closes_at") as {stateful_results.CLOSES_AT}, "$found".* from (
+            select {found}, greatest("$e_closes_at", "$s_closes_at") as "$closes_at",
+                unnest(list_filter([{unequal}], lambda d: d is not null)) as "$found"
+            from {sides[0]} e full join {sides[1]} s on {same("e", "s", names)}
+            where "$s_closes_at" is not null or {due}
         )
-        sides.append(of_side)
-    both = sides[0].join(sides[1], names, "full")
-    due = F.lit(False) if emitted is None else F.col("$e_closes_at") + F.expr(interval(SLACK)) <= emitted
-    compared = both.where(F.col("$s_closes_at").isNotNull() | due)
-    pairs = [_difference(measure, both.schema[f"$e_{measure}"].dataType) for measure in compared_by]
-    unequal = F.filter(F.array(*pairs), lambda found: found.isNotNull())
-    closes_at = F.greatest("$e_closes_at", "$s_closes_at").alias(stateful_results.CLOSES_AT)
-    return compared.select(*names, closes_at, F.inline(unequal))
+    """
 
 
-def _difference(measure: str, type_: DataType) -> Column:
-    """The measure with the served value (`$s_…`) and the exact one (`$e_…`); null unless both are there and differ.
-    They are compared in their own types, because different decimals may be the same double."""
-    nothing = F.lit("0").cast(type_)
+def _names(result: StatefulResult, contract: Contract) -> list[str]:
+    return [ident(name) for name in stateful_results.identity(result, contract)]
+
+
+def _difference(measure: str) -> str:
+    """The measure with the served value (`$s_…`) and the exact one (`$e_…`) as a struct; null unless both are there and
+    differ. They are compared in their own types, because different decimals may be the same double."""
     served, exact = (
-        F.when(F.col(f"${side}_closes_at").isNull(), nothing).otherwise(F.col(f"${side}_{measure}")) for side in "se"
+        f'case when "${side}_closes_at" is null then 0 else {ident(f"${side}_{measure}")} end' for side in "se"
     )
-    values = F.struct(
-        F.lit(measure).alias("$measure"),
-        served.cast("double").alias("$speed"),
-        exact.cast("double").alias("$exact"),
-        (exact - served).cast("double").alias("$difference"),
-    )
-    return F.when(served != exact, values)
+    values = {"$measure": quoted(measure), "$speed": _double(served), "$exact": _double(exact)}
+    values["$difference"] = _double(f"({exact}) - ({served})")
+    fields = ", ".join(f"{quoted(name)}: {sql}" for name, sql in values.items())
+    return f"case when ({served}) <> ({exact}) then {{{fields}}} end"
 
 
-def arrivals(rows: DataFrame, source: Contract, after_all: Column, keys: DataFrame | None = None) -> DataFrame:
-    """Accepted rows of bronze with `$repeat` (their event came before) and `$behind` (they came too late for the state,
-    as far as the order of batches tells, or `after_all`: after the rows that they belong to had been published).
+def _double(sql: str) -> str:
+    """The double that is nearest to a number of any type."""
+    return f"cast(cast({sql} as varchar) as double)"
+
+
+def arrivals(rows: str, source: Contract, after_all: str, keys: str | None = None, key: list[str] | None = None) -> str:
+    """Returns the accepted rows of bronze with `$repeat` (their event came before) and `$behind` (they came too late
+    for the state, as far as the order of batches tells, or `after_all`, a predicate: after the rows that they belong to
+    had been published).
 
     Too late is what is not newer than the newest event of an earlier batch less the allowed lateness, the watermark.
-    With `keys` (values of fields) only rows with those are returned, and too late is also what is not newer than the
-    newest of an earlier batch with the same values, which is the order that matters to who tells at once."""
-    order = Window.partitionBy(*source.event_id).orderBy("batch", "topic", "partition", "offset")
-    before_watermarks = F.unix_micros("event_time") <= 0  # Spark's watermarks begin in 1970
-    told = rows if keys is None else rows.join(keys, keys.columns, "left_semi")
-    found = told.withColumns({"$repeat": F.row_number().over(order) > 1, "$behind": after_all | before_watermarks})
+    With `keys`, a relation with the columns `key`, only rows with those are returned, and too late is also what is not
+    newer than the newest of an earlier batch with the same values, which is the order that matters to who tells at
+    once."""
+    identity = ", ".join(map(ident, source.event_id))
+    names = [ident(name) for name in key or []]
+    told = rows if keys is None else f"(select r.* from {rows} r semi join {keys} k on {same('r', 'k', names)})"
+    found = f"""
+        (select *, row_number() over (partition by {identity} order by batch, topic, "partition", "offset") > 1
+            as "$repeat", coalesce({after_all}, false) or "$micros" <= 0 as "$behind" from {told})
+    """  # Spark's watermarks begin in 1970
     found = _passed(found, rows, [], source.allowed_lateness)
-    return found if keys is None else _passed(found, told, keys.columns, timedelta())
+    return found if keys is None else _passed(found, told, names, timedelta())
 
 
-def _passed(found: DataFrame, rows: DataFrame, names: list[str], lateness: timedelta) -> DataFrame:
+def _passed(found: str, rows: str, names: list[str], lateness: timedelta) -> str:
     """`found` with `$behind` also where an earlier batch of `rows`, those with the same values of `names`, has an event
     that is `lateness` newer, or as new."""
-    before = Window.partitionBy(*names).orderBy("batch").rowsBetween(Window.unboundedPreceding, -1)
-    newest = rows.groupBy(*names, "batch").agg(F.max("event_time").alias("$newest"))
-    earlier = newest.withColumn("$newest", F.max("$newest").over(before) - F.expr(interval(lateness)))
-    passed = F.coalesce(F.col("event_time") <= F.col("$newest"), F.lit(False))
-    joined = found.join(earlier, [*names, "batch"], "left")
-    return joined.withColumn("$behind", F.col("$behind") | passed).drop("$newest")
+    by = ", ".join([*names, "batch"])
+    partition = f"partition by {', '.join(names)} " if names else ""
+    earlier = f"""
+        (select {by}, max(max("$micros")) over (
+                {partition}order by batch rows between unbounded preceding and 1 preceding
+            ) - {lateness // MICRO} as "$newest" from {rows} group by {by})
+    """
+    return f"""
+        (select f.* replace (f."$behind" or coalesce(f."$micros" <= n."$newest", false) as "$behind")
+        from {found} f left join {earlier} n on {same("f", "n", [*names, "batch"])})
+    """
 
 
-def explained(
-    differences: DataFrame, arrived: Mapping[str, DataFrame], contract: Contract, result: StatefulResult
-) -> DataFrame:
-    """`differences` with `$cause` and its evidence: how many `$rows` the row is made of, how many of them are
+def explained(differences: str, arrived: Mapping[str, str], contract: Contract, result: StatefulResult) -> str:
+    """Returns `differences` with `$cause` and its evidence: how many `$rows` the row is made of, how many of them are
     `$repeats`, came `$late` or are `$replayed`. `arrived` are the `arrivals` of each source."""
-    names, key, place = (
-        stateful_results.identity(result, contract),
-        stateful_results.key(result),
-        stateful_results.time_column(result),
-    )
-    subjects = differences.select(*names, stateful_results.CLOSES_AT).distinct()
-    evidence = ("$behind", "$repeat", "attempt")
-    rows = reduce(
-        DataFrame.unionByName,
-        [frame.select(*key, F.col("event_time").alias("$came_for"), *evidence) for frame in arrived.values()],
-    )
-    inside = (F.col("$came_for") >= F.col(place) - F.expr(interval(reach(result)))) & (
-        F.col("$came_for") <= F.col(stateful_results.CLOSES_AT)
-    )
-    same_key = reduce(Column.__and__, [F.col(name) == F.col(f"$key_{name}") for name in key])
-    found = (
-        subjects.join(rows.withColumnsRenamed({name: f"$key_{name}" for name in key}), same_key & inside, "left")
-        .groupBy(*names)
-        .agg(
-            F.count("$came_for").alias("$rows"),
-            F.count_if("$repeat").alias("$repeats"),
-            F.count_if(F.col("$behind") & ~F.col("$repeat")).alias("$late"),
-            F.count_if(F.col("attempt") > 0).alias("$replayed"),
-            F.count_if(F.col("$behind") & (F.col("attempt") > 0)).alias("$late_replayed"),
-        )
-    )
-    cause = (
-        F.when(F.col("$late_replayed") > 0, "replayed")
-        .when(F.col("$late") > 0, "late")
-        .when(F.col("$repeats") > 0, "duplicate")
-        .otherwise("unexplained")
-    )
-    return differences.join(found, names).withColumn("$cause", cause).drop("$late_replayed")
+    names, key = _names(result, contract), [ident(name) for name in stateful_results.key(result)]
+    place = f"epoch_us(d.{ident(stateful_results.time_column(result))})"
+    columns = ", ".join([*key, '"$micros"', '"$behind"', '"$repeat"', "attempt"])
+    rows = " union all ".join(f"select {columns} from {relation}" for relation in arrived.values())
+    same_key = " and ".join(f"d.{name} = r.{name}" for name in key)
+    inside = f"""r."$micros" between {place} - {reach(result) // MICRO} and epoch_us(d.{stateful_results.CLOSES_AT})"""
+    by = ", ".join(f"d.{name}" for name in names)
+    return f"""
+        select d.*, case when "$late_replayed" > 0 then 'replayed' when "$late" > 0 then 'late'
+            when "$repeats" > 0 then 'duplicate' else 'unexplained' end as "$cause",
+            "$rows", "$repeats", "$late", "$replayed"
+        from {differences} d join (
+            select {by}, count(r."$micros") as "$rows", count(*) filter (r."$repeat") as "$repeats",
+                count(*) filter (r."$behind" and not r."$repeat") as "$late",
+                count(*) filter (r.attempt > 0) as "$replayed",
+                count(*) filter (r."$behind" and r.attempt > 0) as "$late_replayed"
+            from (select distinct {", ".join(names)}, {stateful_results.CLOSES_AT} from {differences}) d
+                left join ({rows}) r on {same_key} and {inside}
+            group by {by}
+        ) f on {same("d", "f", names)}
+    """
+
+
+def rows_of(found: str, contract: Contract, result: StatefulResult, run_id: str, recorded_at: datetime) -> str:
+    """Returns `found` (rows of `explained`) as rows of `system/ledger`."""
+    key, types = stateful_results.key(result), stateful_results.columns(contract, result)
+    named, valued = ", ".join(map(quoted, key)), ", ".join(text_of(ident(name), types[name]) for name in key)
+    output = ", ".join(f'"${name}" as "{name}"' for name in OUTPUT)
+    return f"""
+        select {quoted(run_id)} as run_id, {quoted(stateful_results.title(contract, result))} as stream,
+            {quoted(result.name)} as aggregate, {quoted(type(result).__name__.lower())} as "window",
+            {ident(stateful_results.time_column(result))} as window_start,
+            map([{named}]::varchar[], [{valued}]::varchar[]) as keys, {output}, {instant(recorded_at)} as recorded_at
+        from {found}
+    """

@@ -1,12 +1,12 @@
 """The batch layer of velocity, sessions and joins: recompute exactly what is new or has changed, explain, publish.
 
-A result is recomputed from distinct events by the pure functions of `spark.transforms`, for the keys that have events
-which the last publication did not know or which were not final then, from the first of those events on. Its rows
-become final as far as the streams it is made of are final (`spark.jobs.reconcile` has published them before).
+A result is recomputed from distinct events (`spark.batch.stateful_exact`), for the keys that have events which the last
+publication did not know or which were not final then, from the first of those events on. Its rows become final as far
+as the streams it is made of are final (`spark.jobs.reconcile` has published them before). Where the exact rows differ
+from those that were served without any explanation, nothing is published, as with windows.
 
-Where the exact rows differ from those that were served without any explanation, nothing is published, as with windows.
-The new rows replace the old ones in one commit; then its rows of `publications` make them count. A run that died in
-between is undone first: the table goes back to its last published version.
+The rows that differ from the published ones take their place in one commit; then the result's rows of `publications`
+make them count. A run that died in between is undone first: the table goes back to its last published version.
 """
 
 from __future__ import annotations
@@ -14,39 +14,38 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-import pyarrow
-from deltalake import DeltaTable
-from pyspark.sql import DataFrame, Row, SparkSession
-from pyspark.sql import functions as F
+import duckdb
 from pyspark.sql.pandas.types import to_arrow_schema
 
 from infra.settings import Settings
 from schemas.contract.model import Contract, Join, StatefulResult, Velocity
 from spark.batch import stateful_ledger
-from spark.batch.ledger import OUTPUT
-from spark.batch.logs import BatchLogs
 from spark.batch.plan import UnexplainedDifference
 from spark.batch.stateful_planner import StatefulPlan
+from spark.batch.stateful_store import StatefulStore
 from spark.definitions import stateful_results
-from spark.definitions.times import literal, time_of
+from spark.definitions.times import time_of
 from spark.lake import contents, names, table_schemas
+from spark.lake.columnar import connect, ident, micros, quoted
 from spark.lake.publications import Publication, unique_run_id
 from spark.speed.checkpoint import stateful_start
 
 log = logging.getLogger("millrace.reconcile")
 
+EXAMPLES = 10
+"""Differences that a refusal names."""
+
 
 @dataclass
 class StatefulReconciliation:
-    """One run for one result. `session` begins the Spark session or returns it, `now` is the time that the log rows
-    carry, and `emitted` is how far the speed layer has come (`stateful_start.emitted_through`). `may_commit` is called
-    before each write and raises when this process must not (any more)."""
+    """One run for one result. `now` is the time that the log rows carry, and `emitted` is how far the speed layer has
+    come (`stateful_start.emitted_through`). `may_commit` is called before each write and raises when this process must
+    not (any more)."""
 
-    session: Callable[[], SparkSession]
     lake_uri: str
     contract: Contract
     result: StatefulResult
@@ -54,105 +53,107 @@ class StatefulReconciliation:
     now: datetime
     emitted: datetime | None
     may_commit: Callable[[], None] = lambda: None
+    connection: duckdb.DuckDBPyConnection = field(default_factory=lambda: connect("1g"))
 
     def run(self) -> dict[str, Any]:
         """Does the run and returns its summary. Raises `UnexplainedDifference`, with nothing published: the ledger has
         the alert until a later run finds it gone."""
-        plan = StatefulPlan(self.session, self.lake_uri, self.contract, self.result)
+        plan, store = StatefulPlan(self.store), self.store
         known = {publication.run_id for publication in plan.published}
         self.run_id = unique_run_id(self.run_id, plan.published)
         if plan.is_idle:
             return self._summary(plan, 0, Counter())
-        self.session()  # without one there are no functions of Spark
-        self._undo(plan, known)
-        dirty = plan.dirty().localCheckpoint()
-        micros = (dirty.agg(F.unix_micros(F.min("$since"))).head() or [None])[0]
-        if micros is None:
+        store.undo(known, plan.title)
+        dirty = plan.dirty()
+        [(since,)] = store.rows(f'select min("$since") from {dirty}')
+        if since is None:
             self._publish(plan, 0)
             return self._summary(plan, 0, Counter())
-        since = literal(time_of(micros))
-        exact = plan.exact(dirty, F.expr(since)).localCheckpoint()
-        old = plan.read(names.batch).where(F.col(plan.time_column) >= F.expr(since))
-        marked = old.join(dirty, plan.key, "left").withColumn("$stale", F.col(plan.time_column) >= F.col("$since"))
-        stale = F.coalesce("$stale", F.lit(False))
-        replaced = marked.where(stale).select(*old.columns).localCheckpoint()
-        found = self.differences(plan, exact, replaced).localCheckpoint()
-        causes = Counter({row.cause: row.n for row in found.groupBy("cause").agg(F.count("*").alias("n")).collect()})
+        exact, replaced = plan.exact(dirty, since), self._replaced(plan, dirty, since)
+        found = self.differences(plan, exact, replaced)
+        causes = Counter(dict(store.rows(f"select cause, count(*) from {found} group by cause")))
         log.info("%s: ledger: %s", plan.title, dict(causes) or "no differences")
-        self._logs(plan).forget_ledger(known)
+        store.logs.forget_ledger(known)
         if causes["unexplained"]:
-            self._refuse(plan, found.where("cause = 'unexplained'"))
-        self._replace(plan, exact, marked.where(~stale), since)
+            self._refuse(plan, f"(select * from {found} where cause = 'unexplained')")
+        self._replace(exact, replaced)
         if causes:
-            self._logs(plan).append_ledger(_arrow(found))
-        rows = exact.count()
+            self._append_ledger(found)
+        [(rows,)] = store.rows(f"select count(*) from {exact}")
         self._publish(plan, rows)
         return self._summary(plan, rows, causes)
 
     # -- the steps -------------------------------------------------------------------------------------------------
 
-    def differences(self, plan: StatefulPlan, exact: DataFrame, replaced: DataFrame) -> DataFrame:
-        """The ledger rows of the run: against the speed layer for rows that are published for the first time, against
-        the published ones for those that are published again."""
-        speed = plan.read(names.speed)
-        generation = F.lit(contents.newest_batch(plan.uri(names.speed)) or 0).bitwiseAND(~((1 << 40) - 1))
-        new = (
-            speed.where(F.col("batch") >= generation)
-            .where(F.col(stateful_results.CLOSES_AT) > F.expr(literal(plan.final_before)))
-            .where(F.col(stateful_results.CLOSES_AT) <= F.expr(literal(plan.final)))
-        )
-        identity = stateful_results.identity(self.result, self.contract)
-        columns = [*stateful_results.columns(self.contract, self.result), stateful_results.CLOSES_AT]
-        served = replaced.select(*columns).unionByName(new.select(*columns).join(replaced, identity, "left_anti"))
-        emitted = F.expr(literal(max(self.emitted, plan.final_before))) if self.emitted else None
-        different = stateful_ledger.differences(exact, served, self.contract, self.result, emitted).localCheckpoint()
-        if different.isEmpty():
-            return self.session().createDataFrame([], table_schemas.SYSTEM["ledger"])
-        keys = different.select(*plan.key).distinct() if isinstance(self.result, Velocity) else None
-        # Of all batches: the query may have taken some after the cut together with those up to it.
+    def _replaced(self, plan: StatefulPlan, dirty: str, since: int) -> str:
+        """The published rows that the exact ones take the place of, as a table."""
+        old = self.store.read(names.batch, lambda file: file.may_hold(self.store.time_column, least=time_of(since)))
+        mine = f"""select b.* from {old} b join {dirty} d on {plan.same_key("b", "d")} where b."$at" >= d."$since" """
+        return self.store.keep("replaced rows", mine)
+
+    def differences(self, plan: StatefulPlan, exact: str, replaced: str) -> str:
+        """The ledger rows of the run, as a table: against the speed layer for rows that are published for the first
+        time, against the published ones for those that are published again."""
+        assert plan.final is not None  # a plan without it is idle
+        store, contract, result = self.store, self.contract, self.result
+        uri, closes_at = store.uri(names.speed), f"epoch_us({stateful_results.CLOSES_AT})"
+        generation = (contents.newest_batch(uri) or 0) & ~((1 << 40) - 1)
+        speed = store.read(names.speed, lambda file: file.may_hold("batch", least=generation))
+        identity = ", ".join(map(ident, stateful_results.identity(result, contract)))
+        columns = ", ".join(map(ident, [*stateful_results.columns(contract, result), stateful_results.CLOSES_AT]))
+        new = f"""select {columns} from {speed} where batch >= {generation}
+            and {closes_at} > {micros(plan.final_before)} and {closes_at} <= {micros(plan.final)}"""
+        served = f"""(select {columns} from {replaced} union all
+            select {columns} from ({new}) anti join (select distinct {identity} from {replaced}) using ({identity}))"""
+        emitted = max(self.emitted, plan.final_before) if self.emitted else None
+        unequal = stateful_ledger.differences(exact, served, contract, result, emitted)
+        different = store.keep("different rows", unequal)
+        schema = table_schemas.SYSTEM["ledger"]
+        if not store.has_rows(different):
+            store.connection.register("no ledger", to_arrow_schema(schema, timezone="UTC").empty_table())
+            return store.keep("ledger of rows", 'from "no ledger"')
+        key = stateful_results.key(result)
+        keys = f"(select distinct {', '.join(plan.key)} from {different})" if isinstance(result, Velocity) else None
         arrived = {
             source.stream: stateful_ledger.arrivals(
-                plan.accepted(source),
+                plan.arrived(source),
                 source,
-                (F.col("batch") > plan.through_before[source.stream])
-                & (F.col("event_time") < F.expr(literal(plan.final_before))),
+                f'(batch > {plan.through_before[source.stream]} and "$micros" < {micros(plan.final_before)})',
                 keys,
+                key,
             )
             for source in plan.sources
         }
-        values = [F.col(name).cast("string") for name in plan.key]
-        return stateful_ledger.explained(different, arrived, self.contract, self.result).select(
-            F.lit(self.run_id).alias("run_id"),
-            F.lit(plan.title).alias("stream"),
-            F.lit(self.result.name).alias("aggregate"),
-            F.lit(type(self.result).__name__.lower()).alias("window"),
-            F.col(plan.time_column).alias("window_start"),
-            F.map_from_arrays(F.array(*(F.lit(name) for name in plan.key)), F.array(*values)).alias("keys"),
-            *(F.col(f"${name}").alias(name) for name in OUTPUT),
-            F.expr(literal(self.now)).alias("recorded_at"),
-        )  # fmt: skip
+        explained = store.keep("explained rows", stateful_ledger.explained(different, arrived, contract, result))
+        rows = stateful_ledger.rows_of(explained, contract, result, self.run_id, self.now)
+        return store.keep("ledger of rows", rows)
 
-    def _replace(self, plan: StatefulPlan, exact: DataFrame, kept: DataFrame, since: str) -> None:
-        """Makes `exact` and `kept` the rows of the batch table from the place `since` (SQL) on, in one commit."""
-        columns = table_schemas.stateful_batch_schema(self.contract, self.result).names
-        staged = exact.withColumn("run_id", F.lit(self.run_id)).select(*columns).unionByName(kept.select(*columns))
-        self.may_commit()
-        staged.write.format("delta").mode("overwrite").save(plan.uri(names.staged))
-        self.may_commit()
-        (
-            plan.read(names.staged)
-            .write.format("delta")
-            .mode("overwrite")
-            .option("replaceWhere", f"{plan.time_column} >= {since}")
-            .option("userMetadata", self.run_id)
-            .save(plan.uri(names.batch))
+    def _replace(self, exact: str, replaced: str) -> None:
+        """Publishes the rows of `exact` in the place of `replaced`; those that are in both stay as they are."""
+        mine = list(table_schemas.stateful_batch_schema(self.contract, self.result).names)
+        compared = ", ".join(ident(name) for name in mine if name != "run_id")
+        columns = ", ".join(map(ident, mine))
+        same = f"(select {compared} from {exact} intersect all select {compared} from {replaced})"
+        gone = self.store.keep("rows gone", f"select {columns} from {replaced} anti join {same} using ({compared})")
+        come = f"(select {compared} from {exact} except all select {compared} from {replaced})"
+        added = self.store.keep("rows come", f"select *, {quoted(self.run_id)} as run_id from {come}")
+        if self.store.has_rows(gone) or self.store.has_rows(added):
+            self.store.replace(gone, added, self.run_id)
+
+    def _append_ledger(self, rows: str) -> None:
+        schema = table_schemas.SYSTEM["ledger"]
+        columns = ", ".join(map(ident, schema.names))
+        self.store.logs.append_ledger(self.store.reader(f"select {columns} from {rows}", schema))
+
+    def _refuse(self, plan: StatefulPlan, unexplained: str) -> None:
+        self._append_ledger(unexplained)
+        shown = self.store.rows(
+            f"""select keys, strftime(window_start, '%Y-%m-%d %H:%M:%S'), measure, speed, exact
+            from {unexplained} limit {EXAMPLES}"""
         )
-
-    def _refuse(self, plan: StatefulPlan, unexplained: DataFrame) -> None:
-        self._logs(plan).append_ledger(_arrow(unexplained))
         examples = "\n  ".join(
-            f"{row['keys']} {row.start}: {row.measure} was served as {row.speed}, exact is {row.exact}"
-            for row in _examples_of(unexplained)
+            f"{keys} {start}: {measure} was served as {speed}, exact is {exact}"
+            for keys, start, measure, speed, exact in shown
         )
         refused = UnexplainedDifference(
             f"{plan.title}: served numbers differ from the exact ones and nothing explains it: nothing is published. "
@@ -160,7 +161,7 @@ class StatefulReconciliation:
             f"`millrace checkpoint reset {plan.title}`:\n  {examples}"
         )
         row = {"run_id": self.run_id, "stream": plan.title, "final_through": plan.final}
-        self._logs(plan).append("refusals", [row | {"reason": str(refused), "recorded_at": self.now}])
+        self.store.logs.append("refusals", [row | {"reason": str(refused), "recorded_at": self.now}])
         raise refused
 
     def _publish(self, plan: StatefulPlan, rows: int) -> None:
@@ -168,7 +169,7 @@ class StatefulReconciliation:
         assert plan.final is not None
         titles = {source.stream: f"{plan.title}.{source.stream}" for source in plan.sources}
         titles[self.contract.stream] = plan.title
-        self._logs(plan).append(
+        self.store.logs.append(
             "publications",
             [
                 Publication(self.run_id, name, plan.final, plan.through[stream], 0, rows, self.now).row
@@ -176,22 +177,10 @@ class StatefulReconciliation:
             ],
         )
 
-    def _undo(self, plan: StatefulPlan, known: set[str]) -> None:
-        table = DeltaTable(names.local_path(plan.uri(names.batch)))
-        # Newest first; what is neither a run's nor takes one back (a compaction) changes no row.
-        telling = [
-            entry
-            for entry in table.history()
-            if "userMetadata" in entry or entry["operation"] in ("RESTORE", "CREATE TABLE")
-        ]
-        good = next(entry for entry in telling if entry.get("userMetadata") is None or entry["userMetadata"] in known)
-        if good is not telling[0]:
-            log.warning("%s: an unfinished run is undone, back to version %d", plan.title, good["version"])
-            self.may_commit()
-            table.restore(good["version"])
-
-    def _logs(self, plan: StatefulPlan) -> BatchLogs:
-        return BatchLogs(self.lake_uri, plan.title, self.may_commit)
+    @property
+    def store(self) -> StatefulStore:
+        """The tables of the result."""
+        return StatefulStore(self.lake_uri, self.contract, self.result, self.may_commit, self.connection)
 
     def _summary(self, plan: StatefulPlan, rows: int, causes: Counter[str]) -> dict[str, Any]:
         return {
@@ -202,35 +191,18 @@ class StatefulReconciliation:
         }
 
 
-EXAMPLES = 10
-"""Differences that a refusal names."""
-
-
-def _arrow(rows: DataFrame) -> pyarrow.Table:
-    """Rows of the ledger in its columns."""
-    schema = table_schemas.SYSTEM["ledger"]
-    return rows.select(*schema.names).toArrow().cast(to_arrow_schema(schema, timezone="UTC"))
-
-
-def _examples_of(unexplained: DataFrame) -> list[Row]:
-    """Some of the differences, with `start` as text: Python makes no instants of the year 1 of Spark's."""
-    shown = unexplained.withColumn("start", F.col("window_start").cast("string"))
-    return shown.drop("window_start", "recorded_at").limit(EXAMPLES).collect()
-
-
 def stateful_reconciliations(
-    spark: Callable[[], SparkSession],
     settings: Settings,
     contracts: dict[str, Contract],
     stream: str,
     run_id: str,
     now: datetime,
-    may_commit: Callable[[], None] = lambda: None,
+    may_commit: Callable[[], None],
+    connection: duckdb.DuckDBPyConnection,
 ) -> list[StatefulReconciliation]:
     """What a publication of `stream` may change: its own results, and the joins of other streams with it."""
     return [
         StatefulReconciliation(
-            spark,
             settings.lake_uri,
             contract,
             result,
@@ -238,6 +210,7 @@ def stateful_reconciliations(
             now,
             stateful_start.emitted_through(contract, result, settings),
             may_commit,
+            connection,
         )
         for contract in contracts.values()
         for result in contract.stateful_results

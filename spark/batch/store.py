@@ -10,12 +10,9 @@ import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
 
 import duckdb
-import pyarrow
 from deltalake import DeltaTable, write_deltalake
-from pyspark.sql.pandas.types import to_arrow_schema
 from pyspark.sql.types import DataType, StructType
 
 from infra.settings import Settings
@@ -24,10 +21,7 @@ from spark.batch.logs import BatchLogs
 from spark.definitions import measures
 from spark.definitions.times import floor_hour, time_of
 from spark.lake import contents, names, retention, table_schemas
-from spark.lake.columnar import File, Wanted, connect, ident, instant, quoted, scan
-
-ROWS_AT_ONCE = 200_000
-"""Rows that are handed from DuckDB to Delta at once."""
+from spark.lake.columnar import File, Queries, Wanted, connect, ident, instant, quoted
 
 
 def engine(config: Settings) -> duckdb.DuckDBPyConnection:
@@ -51,7 +45,7 @@ def _types(uri: str) -> dict[str, DataType]:
 
 
 @dataclass(frozen=True)
-class BatchStore:
+class BatchStore(Queries):
     """The tables of one stream in one lake, as relations of DuckDB. `may_commit` is called before each write and raises
     when this process must not (any more)."""
 
@@ -76,7 +70,7 @@ class BatchStore:
         def of_mine(file: File) -> bool:
             return file.partition("accepted") and file.may_hold("batch", most=through) and wanted(file)
 
-        rows = self._scan(
+        rows = self.scan(
             names.bronze(self.lake_uri, self.contract.stream),
             StructType([column for column in schema if column.name in asked]),
             of_mine,
@@ -87,7 +81,7 @@ class BatchStore:
     def partials(self, aggregate: Aggregate, through: int, wanted: Wanted = lambda file: True) -> str:
         """Returns the speed layer's partials of batches up to `through` as SQL, with `$micros`, the start of their
         minute."""
-        rows = self._scan(
+        rows = self.scan(
             names.speed(self.lake_uri, self.contract.stream, aggregate.name),
             table_schemas.speed_schema(self.contract, aggregate),
             lambda file: file.may_hold("batch", most=through) and wanted(file),
@@ -129,12 +123,12 @@ class BatchStore:
     def published(self, aggregate: Aggregate, wanted: Wanted = lambda file: True) -> str:
         """Returns the rows of the batch table as SQL. Rows of files that are not `wanted` need not be among them."""
         uri = names.batch(self.lake_uri, self.contract.stream, aggregate.name)
-        return self._scan(uri, table_schemas.batch_schema(self.contract, aggregate), wanted)
+        return self.scan(uri, table_schemas.batch_schema(self.contract, aggregate), wanted)
 
     def staged(self, aggregate: Aggregate) -> str:
         """Returns what is staged as SQL."""
         uri = names.staged(self.lake_uri, self.contract.stream, aggregate.name)
-        return self._scan(uri, table_schemas.batch_schema(self.contract, aggregate))
+        return self.scan(uri, table_schemas.batch_schema(self.contract, aggregate))
 
     def versions(self) -> dict[str, int]:
         """The newest Delta version of the batch table of each aggregate."""
@@ -184,23 +178,6 @@ class BatchStore:
                 found.setdefault(row["aggregate"], set()).add(floor_hour(row["window_start"].astimezone(UTC)))
         return found
 
-    def rows(self, sql: str) -> list[tuple[Any, ...]]:
-        """Returns the rows of a query. Its times are best asked for as numbers: Python makes no instants of some."""
-        found: list[tuple[Any, ...]] = self.connection.execute(sql).fetchall()
-        return found
-
-    def keep(self, name: str, sql: str) -> str:
-        """Computes the rows of a query into a table of this connection, and returns it as an identifier."""
-        self.connection.execute(f"create or replace temp table {ident(name)} as {sql}")
-        return ident(name)
-
-    def has_rows(self, relation: str, predicate: str = "true") -> bool:
-        """Returns whether the relation has rows that fulfil the predicate."""
-        return bool(self.rows(f"select 1 from {relation} where {predicate} limit 1"))
-
-    def _scan(self, uri: str, schema: StructType, wanted: Wanted = lambda file: True) -> str:
-        return scan(self.connection, uri, schema, wanted)
-
     # -- writes --------------------------------------------------------------------------------------------------
 
     def stage(self, aggregate: Aggregate, windows: str) -> None:
@@ -217,9 +194,3 @@ class BatchStore:
         schema = table_schemas.batch_schema(self.contract, aggregate)
         staged = self.reader(f"select * from {self.staged(aggregate)} order by hour", schema)
         write_deltalake(names.local_path(uri), staged, mode="overwrite", predicate=hours)
-
-    def reader(self, sql: str, schema: StructType) -> pyarrow.RecordBatchReader:
-        """Returns the rows of a query as Arrow, in the types of `schema`, whose columns it has in that order."""
-        wanted = to_arrow_schema(schema, timezone="UTC")
-        found = self.connection.execute(sql).to_arrow_reader(ROWS_AT_ONCE)
-        return pyarrow.RecordBatchReader.from_batches(wanted, (batch.cast(wanted) for batch in found))

@@ -90,14 +90,16 @@ def final(measure: Measure, contract: Contract, dialect: Dialect) -> str:
     return f"case when coalesce({beyond}, 0) = 0 then {value} when not isnan({beyond}) then {beyond} end"
 
 
-def final_of_session(measure: Measure, contract: Contract) -> str:
-    """Returns the Spark SQL expression that computes the measure's value from the merged states of a session."""
-    return _KINDS[measure.kind].final(measure, contract)["spark"]
+def final_of_session(measure: Measure, contract: Contract, dialect: Dialect) -> str:
+    """Returns the SQL expression that computes the measure's value from the merged states of a session."""
+    return _KINDS[measure.kind].final(measure, contract)[dialect]
 
 
-def addend(field: str, contract: Contract) -> tuple[str, DataType]:
-    """Returns what an event adds to the sum of `field`, as Spark SQL (null if it adds nothing), and the sum's type."""
-    return _addend(Measure(name="sum", kind="sum", of=field), contract)
+def addend(field: str, contract: Contract, dialect: Dialect) -> tuple[str, DataType]:
+    """Returns what an event adds to the sum of `field`, as SQL (null if it adds nothing), and the sum's type."""
+    measure = Measure(name="sum", kind="sum", of=field)
+    sql, type_ = _addend(measure, contract)
+    return (_addend_of_duckdb(measure, contract) if dialect == "duckdb" else sql), type_
 
 
 def final_type(measure: Measure, contract: Contract) -> DataType:

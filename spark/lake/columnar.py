@@ -15,12 +15,15 @@ import duckdb
 import pyarrow
 from deltalake import DeltaTable
 from pyspark.sql.pandas.types import to_arrow_schema
-from pyspark.sql.types import DataType, StructField, StructType
+from pyspark.sql.types import DataType, StructField, StructType, TimestampType
 
 from spark.lake.names import local_path
 
 Wanted = Callable[["File"], bool]
 """Whether a file may have rows that are wanted."""
+
+ROWS_AT_ONCE = 200_000
+"""Rows that are handed on from DuckDB at once."""
 
 STEP = timedelta(milliseconds=1)
 """Spark cuts the times in a file's statistics to milliseconds."""
@@ -60,6 +63,36 @@ def connect(memory: str, spilled: Path | None = None) -> duckdb.DuckDBPyConnecti
     if spilled is not None:
         connection.execute(f"set temp_directory = {quoted(str(spilled))}")
     return connection
+
+
+class Queries:
+    """Queries in a `connection` that `connect` has made. Relations are given and returned as SQL."""
+
+    connection: duckdb.DuckDBPyConnection
+
+    def rows(self, sql: str) -> list[tuple[Any, ...]]:
+        """Returns the rows of a query. Its times are best asked for as numbers: Python makes no instants of some."""
+        found: list[tuple[Any, ...]] = self.connection.execute(sql).fetchall()
+        return found
+
+    def has_rows(self, relation: str, predicate: str = "true") -> bool:
+        """Returns whether the relation has rows that fulfil the predicate."""
+        return bool(self.rows(f"select 1 from {relation} where {predicate} limit 1"))
+
+    def keep(self, name: str, sql: str) -> str:
+        """Computes the rows of a query into a table of this connection, and returns it as an identifier."""
+        self.connection.execute(f"create or replace temp table {ident(name)} as {sql}")
+        return ident(name)
+
+    def reader(self, sql: str, schema: StructType) -> pyarrow.RecordBatchReader:
+        """Returns the rows of a query as Arrow, in the types of `schema`, whose columns it has in that order."""
+        wanted = to_arrow_schema(schema, timezone="UTC")
+        found = self.connection.execute(sql).to_arrow_reader(ROWS_AT_ONCE)
+        return pyarrow.RecordBatchReader.from_batches(wanted, (batch.cast(wanted) for batch in found))
+
+    def scan(self, uri: str, schema: StructType, wanted: Wanted = lambda file: True) -> str:
+        """Returns `scan` in this connection."""
+        return scan(self.connection, uri, schema, wanted)
 
 
 def scan(
@@ -156,3 +189,10 @@ def _bytes(memory: str) -> str:
     """A size as the JVM has it (`1200m`) as DuckDB has it."""
     unit = {"k": "KiB", "m": "MiB", "g": "GiB", "t": "TiB"}[memory[-1].lower()]
     return f"{memory[:-1]}{unit}"
+
+
+def text_of(column: str, type_: DataType) -> str:
+    """Returns a value of a key as text, as Spark writes it."""
+    if isinstance(type_, TimestampType):  # without the offset, which is always that of UTC
+        return f"cast({column} at time zone 'UTC' as varchar)"
+    return f"cast({column} as varchar)"

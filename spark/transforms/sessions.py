@@ -26,7 +26,7 @@ def sessions(events: DataFrame, contract: Contract, declared: Sessions) -> DataF
         *(F.expr(state.make["spark"]).alias(state.name) for state in measures.states(declared, contract)),
     )
     types = stateful_results.columns(contract, declared)
-    values = {measure.name: F.expr(measures.final_of_session(measure, contract)) for measure in declared.measures}
+    values = {m.name: F.expr(measures.final_of_session(m, contract, "spark")) for m in declared.measures}
     start, end = ("_session.start", "_session.end") if events.isStreaming else ("_start", "_end")
     closes_at = F.timestamp_micros(F.unix_micros(end) + 1)  # an event at the end extends it
     return found.select(

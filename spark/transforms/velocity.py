@@ -89,7 +89,7 @@ def addend(contract: Contract, velocity: Velocity) -> Column:
     exactly."""
     if velocity.of is None:
         return F.lit(1).cast("bigint")
-    sql, type_ = measures.addend(velocity.of, contract)
+    sql, type_ = measures.addend(velocity.of, contract, "spark")
     # It has fewer digits than the sum, which therefore never overflows and is the same in every order.
     narrow = DecimalType(SUMMED_DIGITS, type_.scale) if isinstance(type_, DecimalType) else type_
     terms = [F.expr(sql).cast(narrow)]

@@ -226,7 +226,7 @@ class Lake:
     def derive(self, name: str, run_id: str = "r", now: datetime = NOON) -> dict[str, Any]:
         emitted = stateful_start.emitted_through(self.visits, self.one(name), self.settings)
         place = self.settings.lake_uri, self.visits, self.one(name)
-        return StatefulReconciliation(lambda: self.spark, *place, run_id, now, emitted).run()
+        return StatefulReconciliation(*place, run_id, now, emitted).run()
 
     def rows(self, layer: Any, name: str) -> list[dict[str, Any]]:
         uri = layer(self.settings.lake_uri, "visits", name)

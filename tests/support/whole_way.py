@@ -177,7 +177,7 @@ class WholeWay:
         with self._batch_semantics():
             return [
                 StatefulReconciliation(
-                    lambda: self.spark, self.settings.lake_uri, self.contract, result, f"r{self.runs}", NOW, emitted
+                    self.settings.lake_uri, self.contract, result, f"r{self.runs}", NOW, emitted
                 ).run()
                 for result in self.contract.stateful_results
             ]

@@ -25,7 +25,7 @@ from spark.batch.plan import UnexplainedDifference
 from spark.batch.reconciliation import publish_stateful_results
 from spark.batch.stateful_reconciliation import StatefulReconciliation, stateful_reconciliations
 from spark.definitions import stateful_results
-from spark.lake import names, tables
+from spark.lake import columnar, names, tables
 from spark.serving.duck import connect
 from spark.speed import small_files, stateful_query
 from spark.speed.checkpoint import stateful_start
@@ -295,7 +295,9 @@ def test_results_that_are_refused_keep_no_other_from_its_turn(lake: Lake, batch_
             speed = names.local_path(names.speed(lake.settings.lake_uri, "visits", name))
             DeltaTable(speed).update({wrong: f"{wrong} + 1"})
     lake.publish(END)
-    found = stateful_reconciliations(lambda: lake.spark, lake.settings, lake.contracts, "visits", "r", NOON)
+    found = stateful_reconciliations(
+        lake.settings, lake.contracts, "visits", "r", NOON, lambda: None, columnar.connect("1g")
+    )
     with pytest.raises(TerminalError, match="nothing is published") as refused:
         publish_stateful_results(lake.settings, found)
     assert [title for title in ("bursts", "spending", "stays") if f"visits.{title}: served" in str(refused.value)] == [
