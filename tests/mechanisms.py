@@ -268,10 +268,30 @@ MECHANISMS = (
         "P2",
         "an event counts once in the batch layer",
         "spark/batch/deduplication.py",
-        '"$before" is null as "$distinct_event"',
+        '"$nth" = min("$nth") over (partition by {identity} {near}) as "$distinct_event"',
         'true as "$distinct_event"',
         (
             "tests/integration/lake/test_reconcile.py::test_the_first_hours_are_exact_and_the_ledger_explains_repeats",
+        ),
+    ),
+    Mechanism(
+        "P2",
+        "a float is added by the digits that it is written with",
+        "spark/definitions/measures.py",
+        'return f"try_cast(cast({value} as varchar) as decimal({SUMMED_DIGITS},9))"',
+        'return f"try_cast({value} as decimal({SUMMED_DIGITS},9))"',
+        (
+            "tests/unit/spark/transforms/test_aggregates.py::test_partials_of_any_batches_in_any_order_fold_to_the_batch_result",
+        ),
+    ),
+    Mechanism(
+        "P2",
+        "records of one id that are far apart are two events",
+        "spark/batch/deduplication.py",
+        'near = f\'order by "$micros" range between {reach} preceding and {reach} following\'',
+        'pass',
+        (
+            "tests/integration/lake/test_repeats.py::test_copies_as_far_apart_as_the_contract_says_are_two_events",
         ),
     ),
     Mechanism(
@@ -338,11 +358,6 @@ MECHANISMS = (
         ("tests/integration/test_lane.py::test_a_partition_that_is_added_while_the_log_runs_is_copied_too",),
     ),
     Mechanism(
-        "P2", "a session is not cut off by what is asked of it", "spark/transforms/sessions.py",
-        'if events.isStreaming else ("_start", "_end")', "",
-        ("tests/integration/lake/test_derived.py::test_the_pure_functions_are_what_the_sql_says",),
-    ),
-    Mechanism(
         "P2", "sums of decimals keep their digits", "spark/definitions/measures.py",
         "case DecimalType() as type_ if not _fits_nine(type_):", "case DecimalType() as type_ if False:",
         ("tests/integration/lake/test_numbers.py"
@@ -385,9 +400,14 @@ MECHANISMS = (
         ("tests/integration/lake/test_types.py::test_nan_is_missing_and_an_infinity_is_a_value_in_every_layer",),
     ),
     Mechanism(
-        "P3", "what was before all watermarks is late", "spark/batch/stateful_ledger.py",
-        '"$behind": after_all | before_watermarks', '"$behind": after_all',
-        ("tests/integration/lake/test_types.py::test_event_times_of_the_years_1_to_9999",),
+        "P3",
+        "what was before all watermarks is late",
+        "spark/batch/stateful_ledger.py",
+        'or "$micros" <= 0 as "$behind"',
+        'as "$behind"',
+        (
+            "tests/integration/lake/test_types.py::test_event_times_of_the_years_1_to_9999",
+        ),
     ),
     Mechanism(
         "P9", "a type is used again by its name", "schemas/contract/model.py",
@@ -421,10 +441,14 @@ MECHANISMS = (
         ),
     ),
     Mechanism(
-        "P3", "what a dead run published is taken back before it is compared", "spark/batch/stateful_reconciliation.py",
-        "        if good is not telling[0]:\n", "        if False:\n",
-        ("tests/integration/lake/test_derived.py"
-         "::test_lost_rows_are_unexplained_and_publish_nothing_and_a_dead_run_is_undone",),
+        "P3",
+        "what a dead run published is taken back before it is compared",
+        "spark/batch/stateful_store.py",
+        '        if good is not telling[0]:\n',
+        '        if False:\n',
+        (
+            "tests/integration/lake/test_derived.py::test_lost_rows_are_unexplained_and_publish_nothing_and_a_dead_run_is_undone",
+        ),
     ),
     Mechanism(
         "P3", "velocity that the watermark left out is late", "spark/batch/stateful_ledger.py",
@@ -433,11 +457,15 @@ MECHANISMS = (
          "::test_who_tells_at_once_is_late_by_the_order_of_the_key_or_by_the_watermark",),
     ),
     Mechanism(
-        "P3", "what was done is compared", "spark/batch/stateful_ledger.py",
-        ', "done": F.sum("done")}', "}",
-        ("tests/integration/lake/test_derived.py"
-         "::test_who_tells_at_once_is_late_by_the_order_of_the_key_or_by_the_watermark",
-         "tests/integration/lake/test_derived.py::test_results_that_are_refused_keep_no_other_from_its_turn"),
+        "P3",
+        "what was done is compared",
+        "spark/batch/stateful_ledger.py",
+        ', "done": "sum(done)"}',
+        '}',
+        (
+            "tests/integration/lake/test_derived.py::test_who_tells_at_once_is_late_by_the_order_of_the_key_or_by_the_watermark",
+            "tests/integration/lake/test_derived.py::test_results_that_are_refused_keep_no_other_from_its_turn",
+        ),
     ),
     Mechanism(
         "P3", "what sessions measure is compared", "spark/batch/stateful_ledger.py",
@@ -445,23 +473,31 @@ MECHANISMS = (
         ("tests/integration/lake/test_derived.py::test_results_that_are_refused_keep_no_other_from_its_turn",),
     ),
     Mechanism(
-        "P3", "what a state took again is a duplicate", "spark/batch/stateful_ledger.py",
-        '        .when(F.col("$repeats") > 0, "duplicate")\n', "",
-        ("tests/integration/lake/test_derived.py"
-         "::test_what_came_again_is_a_duplicate_and_letters_that_came_too_late_are_replayed",),
+        "P3",
+        "what a state took again is a duplicate",
+        "spark/batch/stateful_ledger.py",
+        'when "$repeats" > 0 then \'duplicate\' ',
+        '',
+        (
+            "tests/integration/lake/test_derived.py::test_what_came_again_is_a_duplicate_and_letters_that_came_too_late_are_replayed",
+        ),
     ),
     Mechanism(
-        "P3", "letters that came too late for a state are replayed", "spark/batch/stateful_ledger.py",
-        'F.when(F.col("$late_replayed") > 0, "replayed")', 'F.when(F.lit(False), "replayed")',
-        ("tests/integration/lake/test_derived.py"
-         "::test_what_came_again_is_a_duplicate_and_letters_that_came_too_late_are_replayed",),
+        "P3",
+        "letters that came too late for a state are replayed",
+        "spark/batch/stateful_ledger.py",
+        'case when "$late_replayed" > 0 then \'replayed\'',
+        "case when false then 'replayed'",
+        (
+            "tests/integration/lake/test_derived.py::test_what_came_again_is_a_duplicate_and_letters_that_came_too_late_are_replayed",
+        ),
     ),
     Mechanism(
         "P3",
         "what a state took from beyond the cut is known",
-        "spark/batch/stateful_reconciliation.py",
-        'plan.accepted(source),',
-        'plan._accepted(source),',
+        "spark/batch/stateful_planner.py",
+        '.accepted(columns)\n',
+        '.accepted(columns, self.through[source.stream])\n',
         (
             "tests/integration/lake/test_derived.py::test_what_the_query_took_from_beyond_the_cut_is_late",
         ),
@@ -472,10 +508,14 @@ MECHANISMS = (
         ("tests/integration/lake/test_derived.py::test_results_that_are_refused_keep_no_other_from_its_turn",),
     ),
     Mechanism(
-        "P4", "sessions, joins and alerts with new events are computed again", "spark/batch/stateful_planner.py",
-        'new = F.col("batch") > self.through_before[source.stream]', "new = F.lit(False)",
-        ("tests/integration/lake/test_derived.py"
-         "::test_whatever_comes_when_the_published_rows_are_exact_and_explained",),
+        "P4",
+        "sessions, joins and alerts with new events are computed again",
+        "spark/batch/stateful_planner.py",
+        'where batch > {before} or {is_open})',
+        'where {is_open})',
+        (
+            "tests/integration/lake/test_derived.py::test_whatever_comes_when_the_published_rows_are_exact_and_explained",
+        ),
     ),
     Mechanism(
         "P3",
@@ -536,11 +576,14 @@ MECHANISMS = (
          "::test_many_rows_are_audited_by_spark_and_more_expectations_are_no_more_jobs",),
     ),
     Mechanism(
-        "P5", "nothing unexplained of velocity, sessions and joins is published",
+        "P5",
+        "nothing unexplained of velocity, sessions and joins is published",
         "spark/batch/stateful_reconciliation.py",
-        "            self._refuse(plan, found.where(\"cause = 'unexplained'\"))\n", "            pass\n",
-        ("tests/integration/lake/test_derived.py"
-         "::test_lost_rows_are_unexplained_and_publish_nothing_and_a_dead_run_is_undone",),
+        '            self._refuse(plan, f"(select * from {found} where cause = \'unexplained\')")\n',
+        '            pass\n',
+        (
+            "tests/integration/lake/test_derived.py::test_lost_rows_are_unexplained_and_publish_nothing_and_a_dead_run_is_undone",
+        ),
     ),
     Mechanism(
         "P5", "what a run refused to publish is marked where it goes on being served", "spark/serving/views.py",
@@ -883,6 +926,26 @@ MECHANISMS = (
         'kept_since = None  #',
         (
             "tests/integration/lake/test_histories.py::test_what_is_kept_no_longer_is_neither_compared_nor_computed_again",
+        ),
+    ),
+    Mechanism(
+        "P4",
+        "times in the statistics of files are cut to milliseconds",
+        "spark/lake/columnar.py",
+        'high = high + STEP if',
+        'high = high if',
+        (
+            "tests/unit/spark/lake/test_columnar.py::test_a_file_with_a_row_that_is_wanted_is_never_left_out",
+        ),
+    ),
+    Mechanism(
+        "P4",
+        "what is read for repeats ends where the contract says",
+        "spark/batch/planner.py",
+        'return around is None or self._may_hold(file, "event_time", around)',
+        'return True',
+        (
+            "tests/integration/lake/test_repeats.py::test_what_is_read_for_repeats_ends_where_the_contract_says",
         ),
     ),
     Mechanism(

@@ -60,25 +60,25 @@ class StatefulStore(Queries):
         from the first to the last row that comes or goes is written anew."""
         schema = self._schema(names.batch)
         columns, at = ", ".join(map(ident, schema.names)), f"epoch_us({ident(self.time_column)})"
-        staged, span = f"select {columns} from {added}", None
+        staged, written_anew = f"select {columns} from {added}", None
         if self.has_rows(removed):
             [span] = self.rows(f"select min({at}), max({at}) from (from {removed} union all by name from {added})")
             first, last = map(time_of, span)
             inside = self.read(names.batch, lambda file: file.may_hold(self.time_column, first, last))
             kept = f"""select {columns} from {inside} where "$at" between {span[0]} and {span[1]}"""
             staged += f" union all ({kept} except all select {columns} from {removed})"
+            time = ident(self.time_column)
+            written_anew = f"{time} >= {delta_instant(first)} and {time} <= {delta_instant(last)}"
         self.may_commit()
         rows = self.reader(f"select * from ({staged}) order by {ident(self.time_column)}", schema)
         write_deltalake(names.local_path(self.uri(names.staged)), rows, mode="overwrite")
         table, committed = names.local_path(self.uri(names.batch)), CommitProperties({"userMetadata": run_id})
         published = self.reader(f"select {columns} from {self.read(names.staged)}", schema)
         self.may_commit()
-        if span is None:
+        if written_anew is None:
             write_deltalake(table, published, mode="append", commit_properties=committed)
         else:
-            time = ident(self.time_column)
-            within = f"{time} >= {delta_instant(first)} and {time} <= {delta_instant(last)}"
-            write_deltalake(table, published, mode="overwrite", predicate=within, commit_properties=committed)
+            write_deltalake(table, published, mode="overwrite", predicate=written_anew, commit_properties=committed)
 
     def undo(self, known: set[str], title: str) -> None:
         """Takes the batch table back to its last published version, if a run that is not among those `known` to have

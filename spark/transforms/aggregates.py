@@ -5,8 +5,6 @@ Columns that only these computations have begin with `$`, which no field of Avro
 
 from __future__ import annotations
 
-from datetime import timedelta
-
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
@@ -53,17 +51,11 @@ def finalize(states: DataFrame, contract: Contract, aggregate: Aggregate, window
     return _finished(states.withColumn("window", F.lit(window)), contract, aggregate, values)
 
 
-def distinct_events(events: DataFrame, contract: Contract, within: timedelta | None = None) -> DataFrame:
+def distinct_events(events: DataFrame, contract: Contract) -> DataFrame:
     """Returns `events` (rows of bronze) with one row for each event id: the first by batch, topic, partition,
-    offset. With `within` a row is another event if each earlier one with its id is as far from it in event time, or
-    farther."""
+    offset."""
     order = Window.partitionBy(*contract.event_id).orderBy("batch", "topic", "partition", "offset")
-    numbered = events.withColumn("$nth", F.row_number().over(order))
-    if within is None:
-        return numbered.where("`$nth` = 1").drop("$nth")
-    reach = within // timedelta(microseconds=1) - 1
-    near = Window.partitionBy(*contract.event_id).orderBy(F.unix_micros("event_time")).rangeBetween(-reach, reach)
-    return numbered.withColumn("$first", F.min("$nth").over(near)).where("`$nth` = `$first`").drop("$nth", "$first")
+    return events.withColumn("$nth", F.row_number().over(order)).where("`$nth` = 1").drop("$nth")
 
 
 def event_columns(contract: Contract) -> list[str]:

@@ -1,4 +1,4 @@
-"""The join of two streams in event time: one definition for streaming events and for all stored events alike."""
+"""The join of two streams in event time, of streaming events."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def joined(events: DataFrame, others: DataFrame, contract: Contract, join: Join)
     """Returns the events of the contract's stream with the matching events of the other stream, as
     `schemas.contract.model.Join` defines it: the columns of `stateful_results.columns` and `closes_at` (UTC).
 
-    `events` and `others` are distinct, and have `event_time` and the fields of their contracts; streaming ones need a
-    watermark on it. Raises `ContractError` if the other stream's contract cannot be read.
+    `events` and `others` are streaming and distinct, and have `event_time`, with a watermark on it, and the fields of
+    their contracts. Raises `ContractError` if the other stream's contract cannot be read.
     """
     theirs = stateful_results.other(contract, join)
     mine = list(dict.fromkeys(["event_time", *contract.event_id, *join.on, *join.fields]))

@@ -1,7 +1,6 @@
-"""Velocity: the instants at which a key crosses its limit. `exact` finds them in all stored events, and `crossings` in
-streaming events as they come.
+"""Velocity: the instants at which a key crosses its limit, found in streaming events as they come.
 
-Both follow the definition of `schemas.contract.model.Velocity`. A streaming crossing is reported at once, and each run
+They follow the definition of `schemas.contract.model.Velocity`. A streaming crossing is reported at once, and each run
 of events above the limit is reported once. A late event may show that a run began earlier or that two runs are one,
 which the batch layer corrects. It may also show that one run is two: then the second one is reported.
 """
@@ -13,7 +12,7 @@ from datetime import timedelta
 from decimal import Decimal, localcontext
 from typing import Any, NamedTuple
 
-from pyspark.sql import Column, DataFrame, Row, Window
+from pyspark.sql import Column, DataFrame, Row
 from pyspark.sql import functions as F
 from pyspark.sql.streaming.stateful_processor import StatefulProcessor, StatefulProcessorHandle
 from pyspark.sql.types import (
@@ -41,27 +40,9 @@ _CONTEXT_DIGITS = 60
 round it."""
 
 
-def exact(events: DataFrame, contract: Contract, velocity: Velocity) -> DataFrame:
-    """Returns the crossings among stored `events`: the columns of `stateful_results.columns` and `closes_at` (UTC).
-
-    `events` are distinct, and have `event_time` and the contract's fields. Whether a key crosses the limit at an event
-    depends on the key's events of twice `within` before it.
-    """
-    width = velocity.within // MICRO
-    at_once = events.groupBy(*velocity.key, F.unix_micros("event_time").alias("$at")).agg(
-        F.sum(addend(contract, velocity)).alias("$amount")
-    )
-    order = Window.partitionBy(*velocity.key).orderBy("$at")
-    summed = at_once.withColumn("$done", F.sum("$amount").over(order.rangeBetween(1 - width, 0)))
-    above = F.col("$done") > limit(velocity)
-    was_above = F.lag(above).over(order) & (F.col("$at") - F.lag("$at").over(order) < width)
-    crossed = summed.withColumn("$crosses", above & ~F.coalesce(was_above, F.lit(False))).where(F.col("$crosses"))
-    return _finished(crossed, contract, velocity)
-
-
 def crossings(events: DataFrame, contract: Contract, velocity: Velocity) -> DataFrame:
     """Returns the crossings among streaming `events`, which have a watermark on `event_time`: the columns of
-    `exact`."""
+    `stateful_results.columns` and `closes_at` (UTC)."""
     identity = F.to_json(F.array(*(F.col(name).cast("string") for name in contract.event_id)))
     rows = events.select(
         *velocity.key,
@@ -98,11 +79,6 @@ def addend(contract: Contract, velocity: Velocity) -> Column:
         # A float that the decimal does not hold counts as the greatest one: adding nothing would hide the burst.
         terms += [F.when(value > 0, F.lit(most)).when(value < 0, F.lit(-most)).cast(narrow)]
     return F.coalesce(*terms, F.lit(0).cast(narrow))
-
-
-def limit(velocity: Velocity) -> Column:
-    """Returns `more_than` as an exact decimal."""
-    return F.lit(Decimal(repr(velocity.more_than)))
 
 
 def _summed(type_: DataType) -> DataType:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import pyarrow
 from deltalake import DeltaTable, write_deltalake
 from pyspark.sql import DataFrame, SparkSession
@@ -19,9 +18,10 @@ from pyspark.sql.pandas.types import to_arrow_schema
 
 from infra.settings import Settings
 from schemas.contract.catalog import catalog
-from schemas.contract.model import Contract, StatefulResult
+from schemas.contract.model import Contract, Join, Sessions, StatefulResult, Velocity
+from spark.batch import stateful_exact
 from spark.batch.stateful_reconciliation import StatefulReconciliation
-from spark.lake import contents, names, table_schemas, tables
+from spark.lake import columnar, contents, names, table_schemas, tables
 from spark.lake.batch_numbers import batch_number
 from spark.speed import stateful_query
 from spark.speed.checkpoint import stateful_start
@@ -100,55 +100,92 @@ def some_events(seed: int, count: int = 160) -> dict[str, list[dict[str, Any]]]:
     return {stream: sorted(events, key=lambda event: event["came"]) for stream, events in found.items()}
 
 
-ORACLE = {
-    "bursts": """
-        with done as (select distinct who, came, count(*) over (partition by who order by epoch_us(came)
-                range between 599999999 preceding and current row) as done from visits),
-            seen as (select *, lag(done) over w as before, lag(came) over w as before_at from done
-                window w as (partition by who order by came))
-        select who, came as event_time, done::double as done from seen
-        where done > 3 and not coalesce(before > 3 and came - before_at < interval '10 minutes', false)""",
-    "spending": """
-        with done as (select distinct who, shop, came, coalesce(sum(amount::decimal(28, 9)) over (partition by who, shop
-                order by epoch_us(came) range between 1199999999 preceding and current row), 0) as done from visits),
-            seen as (select *, lag(done) over w as before, lag(came) over w as before_at from done
-                window w as (partition by who, shop order by came))
-        select who, shop, came as event_time, done::double as done from seen
-        where done > 50.5 and not coalesce(before > 50.5 and came - before_at < interval '20 minutes', false)""",
-    "stays": """
-        with begun as (select *, coalesce(came - lag(came) over (partition by who order by came, id)
-                > interval '15 minutes', true) as begins from visits),
-            numbered as (select *, sum(begins::int) over (partition by who order by came, id
-                rows unbounded preceding) as nth from begun)
-        select who, min(came) as session_start, max(came) + interval '15 minutes' as session_end, count(*) as events,
-            sum(amount) as spent, max(shop) as last_shop
-        from numbered group by who, nth""",
-    "offered": """
-        select v.came as event_time, v.id, v.who, v.shop, o.came as offers_event_time, o.id as offers_id,
-            o.price as offers_price
-        from visits v left join offers o
-            on o.who = v.who and o.came > v.came - interval '20 minutes' and o.came <= v.came""",
-    "followed": """
-        select v.came as event_time, v.id, v.who, o.came as offers_event_time, o.id as offers_id
-        from visits v join offers o on o.who = v.who and o.came > v.came and o.came <= v.came + interval '5 minutes'""",
+Event = dict[str, Any]
+
+
+def _of_keys(events: Iterable[Event], *key: str) -> Iterator[tuple[Event, list[Event]]]:
+    """The events of each key, in order, with the fields of the key."""
+    found: dict[tuple[Any, ...], list[Event]] = {}
+    for event in sorted(events, key=lambda event: (event["came"], event["id"])):
+        found.setdefault(tuple(event[name] for name in key), []).append(event)
+    for values, mine in found.items():
+        yield dict(zip(key, values, strict=True)), mine
+
+
+def _crossings(events: list[Event], key: list[str], within: timedelta, more_than: Decimal, of: str = "") -> list[Event]:
+    rows = []
+    for values, mine in _of_keys(events, *key):
+        before: datetime | None = None
+        was_above = False
+        for at in sorted({event["came"] for event in mine}):
+            near = [event for event in mine if at - within < event["came"] <= at]
+            done = sum((Decimal(str(event[of] or 0)) if of else Decimal(1)) for event in near)
+            is_above = done > more_than
+            if is_above and not (was_above and before is not None and at - before < within):
+                rows.append(values | {"event_time": at, "done": done})
+            before, was_above = at, is_above
+    return rows
+
+
+def _stays(visits: list[Event]) -> list[Event]:
+    gap, rows = timedelta(minutes=15), list[Event]()
+    for values, mine in _of_keys(visits, "who"):
+        stays: list[list[Event]] = []
+        for event in mine:
+            if stays and event["came"] - stays[-1][-1]["came"] <= gap:
+                stays[-1].append(event)
+            else:
+                stays.append([event])
+        for stay in stays:
+            spent = [event["amount"] for event in stay if event["amount"] is not None]
+            rows.append(
+                values
+                | {
+                    "session_start": stay[0]["came"], "session_end": stay[-1]["came"] + gap, "events": len(stay),
+                    "spent": sum(spent) if spent else None, "last_shop": max(event["shop"] for event in stay),
+                }
+            )  # fmt: skip
+    return rows
+
+
+def _joined(visits: list[Event], offers: list[Event], before: timedelta, after: timedelta, left: bool) -> list[Event]:
+    rows = []
+    for visit in visits:
+        matches: list[Event | None] = [
+            offer
+            for offer in offers
+            if offer["who"] == visit["who"] and visit["came"] - before < offer["came"] <= visit["came"] + after
+        ]
+        for offer in matches or ([None] if left else []):
+            row = {"event_time": visit["came"]} | {name: visit[name] for name in ("id", "who")}
+            row |= {"offers_event_time": offer and offer["came"], "offers_id": offer and offer["id"]}
+            if left:
+                row |= {"shop": visit["shop"], "offers_price": offer and offer["price"]}
+            rows.append(row)
+    return rows
+
+
+ORACLE: dict[str, Callable[[list[Event], list[Event]], list[Event]]] = {
+    "bursts": lambda visits, _: _crossings(visits, ["who"], timedelta(minutes=10), Decimal(3)),
+    "spending": lambda visits, _: _crossings(visits, ["who", "shop"], timedelta(minutes=20), Decimal("50.5"), "amount"),
+    "stays": lambda visits, _: _stays(visits),
+    "offered": lambda visits, offers: _joined(visits, offers, timedelta(minutes=20), timedelta(), left=True),
+    "followed": lambda visits, offers: _joined(visits, offers, timedelta(), timedelta(minutes=5), left=False),
 }
-"""The exact results by hand-written SQL over `visits` and `offers`, distinct events with `at`."""
+"""The exact results by plain Python over distinct visits and offers."""
 
 
-def oracle(name: str, events: dict[str, list[dict[str, Any]]]) -> list[str]:
+def oracle(name: str, events: dict[str, list[Event]]) -> list[str]:
     """The exact rows of a result, as sorted text."""
     return as_text(exact_rows(name, events))
 
 
-def exact_rows(name: str, events: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    with duckdb.connect() as connection:
-        connection.execute("set timezone = 'UTC'")
-        for stream, rows in events.items():
-            distinct = list({row["id"]: row for row in reversed(rows)}.values())
-            if distinct:
-                connection.register(stream, pyarrow.Table.from_pylist(distinct))
-        found: list[dict[str, Any]] = connection.execute(ORACLE[name]).to_arrow_table().to_pylist()
-        return found
+def exact_rows(name: str, events: dict[str, list[Event]]) -> list[Event]:
+    """The exact rows of a result, from events in the order in which they came, repeats among them."""
+    visits, offers = (
+        list({event["id"]: event for event in reversed(events[stream])}.values()) for stream in ("visits", "offers")
+    )
+    return ORACLE[name](visits, offers)
 
 
 def as_text(rows: Iterable[dict[str, Any]]) -> list[str]:
@@ -207,6 +244,25 @@ class Lake:
     def frame(self, stream: str) -> DataFrame:
         """The events sent so far, as the pure transforms take them."""
         return self.spark.read.format("delta").load(names.bronze(self.settings.lake_uri, stream))
+
+    def exact(self, name: str, **of: Any) -> list[dict[str, Any]]:
+        """What the batch layer computes for the result of the events sent so far, or of those given by stream, all of
+        which are distinct."""
+        connection, result = columnar.connect("1g"), self.one(name)
+        for stream in ("visits", "offers"):
+            connection.register(stream, of.get(stream) or self.frame(stream).toArrow())
+        mine, theirs = (
+            f'(select *, epoch_us(event_time) as "$micros" from {stream})' for stream in ("visits", "offers")
+        )
+        match result:
+            case Velocity():
+                rows = stateful_exact.crossings(mine, self.visits, result)
+            case Sessions():
+                rows = stateful_exact.sessions(mine, self.visits, result)
+            case Join():
+                rows = stateful_exact.joined(mine, theirs, self.visits, result)
+        found = connection.execute(f'select * exclude ("$at") from {rows}').to_arrow_table()
+        return list(found.to_pylist())
 
     def query(self, name: str) -> stateful_query.StatefulQuery:
         """Runs the result's query until it has taken what is there, as a driver that just started."""

@@ -11,15 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import pyarrow
 import pytest
 from deltalake import DeltaTable, Field
 from deltalake.schema import PrimitiveType
 from pyspark.errors.exceptions.base import StreamingQueryException
 from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql import functions as F
 
 from schemas.contract.catalog import load
-from schemas.contract.model import Join, Sessions, Velocity
 from schemas.errors import TerminalError
 from spark.batch.plan import UnexplainedDifference
 from spark.batch.reconciliation import publish_stateful_results
@@ -30,9 +29,6 @@ from spark.serving.duck import connect
 from spark.speed import small_files, stateful_query
 from spark.speed.checkpoint import stateful_start
 from spark.speed.standstill import REPORTED_AFTER
-from spark.transforms.joins import joined
-from spark.transforms.sessions import sessions
-from spark.transforms.velocity import exact
 from tests.support.visits import NOON, ORACLE, Lake, as_text, avro, oracle, some_events
 
 WAY_OUT = (
@@ -74,36 +70,21 @@ def close(lake: Lake, minutes: int = 0) -> None:
     lake.send("offers", [event | {"price": 0, "id": -1000 - minutes} for event in closing(minutes)])
 
 
-def test_the_pure_functions_are_what_the_sql_says(lake: Lake, batch_semantics: None) -> None:
+def test_the_exact_rows_are_what_plain_python_finds(lake: Lake) -> None:
     events = some_events(1, 400)
     for stream, rows in events.items():
         lake.send(stream, rows)
-    visits, offers = lake.frame("visits"), lake.frame("offers")
-    for one in lake.visits.stateful_results:
-        match one:
-            case Velocity():
-                found = exact(visits, lake.visits, one)
-            case Sessions():
-                found = sessions(visits, lake.visits, one)
-            case Join():
-                found = joined(visits, offers, lake.visits, one)
-        rows = found.toArrow().to_pylist()
-        expected = oracle(one.name, events)
-        assert len(expected) > 10, one.name
-        assert as_text(rows) == expected, one.name
-        since, through = NOON + timedelta(hours=1, minutes=10), NOON + timedelta(hours=3, minutes=10)
-        chosen = found.where(F.col("closes_at") <= through).where(F.col(stateful_results.time_column(one)) >= since)
-        assert as_text(chosen.toArrow().to_pylist()) == as_text(
-            row for row in rows if row["closes_at"] <= through and row[stateful_results.time_column(one)] >= since
-        ), f"{one.name}: what is asked of a row must not change it"
+    for name in ORACLE:
+        expected = oracle(name, events)
+        assert len(expected) > 10, name
+        assert as_text(lake.exact(name)) == expected, name
 
 
-def test_no_two_keys_share_the_id_of_an_alert(lake: Lake, spark: SparkSession) -> None:
+def test_no_two_keys_share_the_id_of_an_alert(lake: Lake) -> None:
     keys = [("eve", "north"), ("a|b", "c"), ("a", "b|c"), ("a\\", "|c"), ("a\\|", "c"), ("\\N", "c"), (None, "c")]
-    columns = "who string, shop string, amount double, event_time timestamp"
-    events = spark.createDataFrame([(*key, 60.0, NOON) for key in keys], columns)
-    one = next(one for one in lake.visits.velocity if one.name == "spending")
-    ids = {(row["who"], row["shop"]): row["alert_id"] for row in exact(events, lake.visits, one).collect()}
+    columns = ("who", "shop", "amount", "event_time")
+    events = pyarrow.Table.from_pylist([dict(zip(columns, (*key, 60.0, NOON), strict=True)) for key in keys])
+    ids = {(row["who"], row["shop"]): row["alert_id"] for row in lake.exact("spending", visits=events)}
     assert len(ids) == len(set(ids.values())) == len(keys)
     assert ids["eve", "north"] == f"spending|eve|north|{int(NOON.timestamp())}000000"
 
