@@ -202,8 +202,10 @@ def _addend_of_duckdb(measure: Measure, contract: Contract) -> str:
     a decimal by the digits that it is written with, as in Spark, and not by a multiplication, which rounds."""
     if not _is_float(measure, contract):
         return f'"{measure.of}"'
-    value = f'cast("{measure.of}" as double)'  # NaN is no number as a decimal either
-    return f"try_cast(cast({value} as varchar) as decimal({SUMMED_DIGITS},9))"
+    value, decimal = f'cast("{measure.of}" as double)', f"decimal({SUMMED_DIGITS},9)"
+    # DuckDB 1.5 rounds a text with an exponent by its first digit, however small the number: 7e-15 to 1e-9.
+    tiny = f"when abs({value}) < 5e-10 then cast(0 as {decimal})"
+    return f"case {tiny} else try_cast(cast({value} as varchar) as {decimal}) end"  # NaN is no decimal either
 
 
 def _fits_nine(type_: DecimalType) -> bool:
