@@ -27,6 +27,7 @@ from spark.batch import stateful_ledger
 from spark.batch.plan import UnexplainedDifference
 from spark.batch.stateful_planner import StatefulPlan
 from spark.batch.stateful_store import StatefulStore
+from spark.batch.windows import same
 from spark.definitions import stateful_results
 from spark.definitions.times import time_of
 from spark.lake import contents, names, table_schemas
@@ -130,15 +131,18 @@ class StatefulReconciliation:
 
     def _replace(self, exact: str, replaced: str) -> None:
         """Publishes the rows of `exact` in the place of `replaced`; those that are in both stay as they are."""
-        mine = list(table_schemas.stateful_batch_schema(self.contract, self.result).names)
-        compared = ", ".join(ident(name) for name in mine if name != "run_id")
-        columns = ", ".join(map(ident, mine))
-        same = f"(select {compared} from {exact} intersect all select {compared} from {replaced})"
-        gone = self.store.keep("rows gone", f"select {columns} from {replaced} anti join {same} using ({compared})")
-        come = f"(select {compared} from {exact} except all select {compared} from {replaced})"
-        added = self.store.keep("rows come", f"select *, {quoted(self.run_id)} as run_id from {come}")
-        if self.store.has_rows(gone) or self.store.has_rows(added):
-            self.store.replace(gone, added, self.run_id)
+        mine = [ident(name) for name in table_schemas.stateful_batch_schema(self.contract, self.result).names]
+        compared = [name for name in mine if name != ident("run_id")]
+        number = f"row_number() over (partition by {', '.join(compared)})"  # of equal rows as many stay as there are
+        new, old = (f'(select *, {number} as "$n" from {rows})' for rows in (exact, replaced))
+        equal = same("a", "b", [*compared, '"$n"'])
+        gone = self.store.keep("gone", f"select {', '.join(mine)} from {old} a anti join {new} b on {equal}")
+        come = (
+            f"select {', '.join(compared)}, {quoted(self.run_id)} as run_id from {new} a anti join {old} b on {equal}"
+        )
+        come = self.store.keep("come", come)
+        if self.store.has_rows(gone) or self.store.has_rows(come):
+            self.store.replace(gone, come, self.run_id)
 
     def _append_ledger(self, rows: str) -> None:
         schema = table_schemas.SYSTEM["ledger"]

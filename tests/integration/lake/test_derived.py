@@ -149,7 +149,7 @@ def test_state_does_not_grow_with_time_and_a_batch_writes_its_changes_only(lake:
     assert [*Path(names.local_path(lake.settings.checkpoints_uri), title).rglob("*.changelog")]
 
 
-@pytest.mark.parametrize("name", some_of("followed"))
+@pytest.mark.parametrize("name", some_of("followed", "stays"))
 def test_whatever_comes_when_the_published_rows_are_exact_and_explained(
     lake: Lake, name: str, batch_semantics: None
 ) -> None:
