@@ -44,8 +44,9 @@ EXAMPLES = 10
 """The number of values that a failed expectation shows."""
 
 
-IN_MEMORY = 1_000_000
-"""Rows up to which they are audited in memory, by pandas. Spark has a fixed cost of seconds, and bounds its memory."""
+IN_MEMORY = 150_000_000
+"""Values, rows times columns, up to which a frame is audited in memory, by pandas: most of them are truth values of a
+byte. Spark has a fixed cost of ten seconds and more, and bounds its memory."""
 
 
 class FailedExpectations(TerminalError):
@@ -174,11 +175,13 @@ class Auditor:
     def audit_query(
         self, suite: str, connection: duckdb.DuckDBPyConnection, sql: str, expectations: list[Expectation] | None = None
     ) -> Outcome:
-        """Runs a suite on the rows of a query in DuckDB, as `audit` does: up to `IN_MEMORY` of them in memory, more by
+        """Runs a suite on the rows of a query in DuckDB, as `audit` does: up to `IN_MEMORY` values in memory, more by
         Spark, from a file."""
-        connection.execute(f"create or replace temp view audited as {sql}")
-        [(rows,)] = connection.execute("select count(*) from audited").fetchall()
-        if rows <= IN_MEMORY or self._spark is None:
+        connection.execute(f"create or replace temp table audited as {sql}")
+        [(rows, columns)] = connection.execute(
+            "select (select count(*) from audited), (select count(*) from (describe audited))"
+        ).fetchall()
+        if rows * columns <= IN_MEMORY or self._spark is None:
             return self.audit(suite, _in_memory(connection.execute("from audited").to_arrow_table()), expectations)
         with tempfile.TemporaryDirectory(prefix="audited-", dir=self._home) as folder:
             file = Path(folder) / "rows.parquet"

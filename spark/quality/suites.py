@@ -73,23 +73,22 @@ class Suite:
 
     def expect_value(self, column: str) -> None:
         """Adds the expectation that the column is never null."""
-        self.expect("expect_column_values_to_not_be_null", column=column)
+        self.expect(THERE, column=column)
 
-    def expect_unique(self, columns: list[str], notes: str = "") -> None:
-        """Adds the expectation that no two rows have the same values in the columns."""
-        if len(columns) == 1:
-            self.expect("expect_column_values_to_be_unique", notes, column=columns[0])
-        else:
-            self.expect(
-                "expect_compound_columns_to_be_unique", notes, column_list=columns, ignore_row_if="never"
-            )  # fmt: skip
+    def expect_unique(self, columns: list[str], notes: str = "", near: str = "") -> None:
+        """Adds the expectation that no two rows have the same values in the columns; with `near`, the order and frame
+        of a window in DuckDB's SQL, no two rows in that frame."""
+        by = ", ".join(map(ident, columns))
+        self.expect_fact(f"{', '.join(columns)} is unique", f"count(*) over (partition by {by} {near}) = 1", notes)
 
     def audited(self, relation: str, types: Mapping[str, DataType]) -> str:
         """Returns DuckDB's SQL of what is audited: of `relation`, whose table has columns of the `types`, those that an
         expectation names, and a boolean column for each fact. NaN is null, as a missing number is: bronze may have some
         of before that was so. Times are without a time zone, in UTC."""
-        named = [name for expectation in self.expectations for name in _columns(expectation)]
-        shown = [f"{_shown(name, types[name])} as {ident(name)}" for name in dict.fromkeys(named) if name in types]
+        asked: dict[str, set[str]] = {}
+        for expectation in self.expectations:
+            asked.setdefault(str(expectation["kwargs"].get("column")), set()).add(expectation["type"])
+        shown = [f"{_shown(name, types[name], asked[name])} as {ident(name)}" for name in asked if name in types]
         facts = [f"coalesce({predicate}, false) as {ident(name)}" for name, predicate in self.facts.items()]
         right = [
             f"{'true' if types.get(column) == type_ else 'false'} as {ident(name)}"
@@ -136,10 +135,11 @@ def events(contract: Contract, *, whole_table: bool = False, now: datetime | Non
             f"found in {name}", _known(contract, contract.reference(name)), "its key stands in the reference table",
             lookup.severity, lookup.mostly,
         )  # fmt: skip
-    if contract.repeats_within is None or contract.event_time in contract.event_id:
-        suite.expect_unique(contract.event_id, notes="an event counts once")
-    else:
-        suite.expect_fact("counts once", _single(contract, contract.repeats_within), "no other event near has its id")
+    near = ""
+    if contract.repeats_within is not None and contract.event_time not in contract.event_id:
+        reach = contract.repeats_within // timedelta(microseconds=1) - 1
+        near = f"order by epoch_us(event_time) range between {reach} preceding and {reach} following"
+    suite.expect_unique(contract.event_id, "an event counts once", near)
     if whole_table:
         suite.expect("expect_table_row_count_to_be_between", min_value=contract.quality.minimum_rows)
         if contract.quality.freshness and now:
@@ -200,26 +200,18 @@ def windows(contract: Contract, aggregate: Aggregate, layer: str) -> Suite:
     return suite
 
 
-def _columns(expectation: Expectation) -> list[str]:
-    """The columns that an expectation is about."""
-    given = expectation["kwargs"]
-    columns: list[str] = given.get("column_list", [given["column"]] if "column" in given else [])
-    return columns
+THERE = "expect_column_values_to_not_be_null"
 
 
-def _shown(name: str, type_: DataType) -> str:
+def _shown(name: str, type_: DataType, asked: set[str]) -> str:
+    """A column as far as the expectations of the types `asked` look at it."""
+    if asked == {THERE}:
+        return f"case when {ident(name)} is not null then true end"
     if isinstance(type_, (FloatType, DoubleType)):
         return f"case when not isnan({ident(name)}) then {ident(name)} end"
     if isinstance(type_, TimestampType):
         return f"{ident(name)} at time zone 'UTC'"
     return ident(name)
-
-
-def _single(contract: Contract, within: timedelta) -> str:
-    """The SQL predicate that no other row with the event's id has a time that is less than `within` from its own."""
-    reach = within // timedelta(microseconds=1) - 1
-    near = f"order by epoch_us(event_time) range between {reach} preceding and {reach} following"
-    return f"count(*) over (partition by {', '.join(map(ident, contract.event_id))} {near}) = 1"
 
 
 def _known(contract: Contract, reference: Reference) -> str:

@@ -107,7 +107,7 @@ def test_each_thing_that_is_wrong_is_found_and_named(strict: Contract, tmp_path:
         "another shop": ("column_values_to_be_in_set", "shop"),
         "free": ("column_values_to_be_in_set", "rule price_is_positive"),
         "a stranger": ("column_values_to_be_in_set", "found in buyers"),
-        "another's id": ("compound_columns_to_be_unique", ""),
+        "another's id": ("column_values_to_be_in_set", "sold_at, id is unique"),
         "old": ("column_max_to_be_between", "event_time"),
         "few": ("table_row_count_to_be_between", ""),
     }
