@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -194,7 +195,6 @@ def _reconcile(
     config: Settings, stream: str, run_id: str, forced: Hours | None, may_commit: Callable[[], None] | None
 ) -> dict[str, Any]:
     """The run if it `may_commit`, else the survey."""
-    loading = warm_up()
     contract = contract_in_service(config, stream)
     now = datetime.now(UTC)
     tables.create(config.lake_uri, contract)
@@ -203,12 +203,25 @@ def _reconcile(
         raise generations.NothingSettled(
             f"{stream} has no complete batch yet; start the streaming job and produce events first"
         )
-    connection = engine(config)
-    if may_commit is None:
-        store = BatchStore(config.lake_uri, contract, _refuse_writes, connection)
-        return Reconciliation(store, contract, run_id, through, now, _no_audit, forced).survey()
-    store = BatchStore(config.lake_uri, contract, may_commit, connection)
-    auditor: list[Auditor] = []
+    with engine(config) as connection:
+        if may_commit is None:
+            store = BatchStore(config.lake_uri, contract, _refuse_writes, connection)
+            return Reconciliation(store, contract, run_id, through, now, _no_audit, forced).survey()
+        store = BatchStore(config.lake_uri, contract, may_commit, connection)
+        with _auditing(config, store, run_id, now) as audit:
+            summary = Reconciliation(store, contract, run_id, through, now, audit, forced).run()
+            contracts = contracts_in_service(config)
+            found = stateful_reconciliations(config, contracts, stream, run_id, now, may_commit, connection)
+            for source in {one.contract.stream: one.contract for one in found}.values():
+                tables.create(config.lake_uri, source)
+            return summary | {"derived": publish_stateful_results(config, found)}
+
+
+@contextmanager
+def _auditing(config: Settings, store: BatchStore, run_id: str, now: datetime) -> Iterator[Audit]:
+    """Gives what runs suites; their pages are built at the end. Great Expectations, whose import takes seconds, is
+    loaded meanwhile."""
+    loading, begun = warm_up(), list[Auditor]()
 
     def spark() -> SparkSession:
         return session(config, "batch", "millrace-reconcile", store.bronze_rows())
@@ -216,23 +229,18 @@ def _reconcile(
     def audit(
         suite: str, asked: duckdb.DuckDBPyConnection, sql: str, expectations: list[suites.Expectation] | None
     ) -> Outcome:
-        if not auditor:
+        if not begun:
             loading.join()
             home, project = config.home / "great_expectations", of_checkout("great_expectations")
-            auditor.append(Auditor(project, home, config.data_docs_dir, stream, run_id, now, spark))
-        return auditor[0].audit_query(suite, asked, sql, expectations)
+            stream = store.contract.stream
+            begun.append(Auditor(project, home, config.data_docs_dir, stream, run_id, now, spark))
+        return begun[0].audit_query(suite, asked, sql, expectations)
 
     try:
-        summary = Reconciliation(store, contract, run_id, through, now, audit, forced).run()
-        found = stateful_reconciliations(
-            config, contracts_in_service(config), stream, run_id, now, may_commit, connection
-        )
-        for contract in {one.contract.stream: one.contract for one in found}.values():
-            tables.create(config.lake_uri, contract)
-        return summary | {"derived": publish_stateful_results(config, found)}
+        yield audit
     finally:
-        for begun in auditor:
-            begun.build_docs()
+        for auditor in begun:
+            auditor.build_docs()
 
 
 def publish_stateful_results(config: Settings, found: list[StatefulReconciliation]) -> list[dict[str, Any]]:
@@ -242,7 +250,7 @@ def publish_stateful_results(config: Settings, found: list[StatefulReconciliatio
     for reconciliation in found:
         try:
             summaries.append(reconciliation.run())
-        except Exception as error:  # Spark's own, of any kind, as well
+        except Exception as error:  # the engine's own, of any kind, as well
             failures.append(error)
     write_catalog(config)
     if len(failures) == 1:

@@ -148,18 +148,19 @@ def check(config: Settings, stream: str, run_id: str) -> dict[str, Any]:
         raise generations.NothingSettled(
             f"{stream} has no complete batch yet; start the streaming job and produce events first"
         )
-    store = BatchStore(config.lake_uri, contract, connection=engine(config))
     now = datetime.now(UTC)
 
     def spark() -> SparkSession:
         return session(config, "batch", "millrace-quality", store.bronze_rows())
 
-    loading.join()
-    home, project = config.home / "great_expectations", of_checkout("great_expectations")
-    auditor = Auditor(project, home, config.data_docs_dir, stream, run_id, now, spark)
-    outcomes = Check(store, contract, through, now, auditor).run()
-    store.logs.append("quality", [outcome.row(run_id, stream, through, now) for outcome in outcomes])
-    auditor.build_docs()
+    with engine(config) as connection:
+        store = BatchStore(config.lake_uri, contract, connection=connection)
+        loading.join()
+        home, project = config.home / "great_expectations", of_checkout("great_expectations")
+        auditor = Auditor(project, home, config.data_docs_dir, stream, run_id, now, spark)
+        outcomes = Check(store, contract, through, now, auditor).run()
+        store.logs.append("quality", [outcome.row(run_id, stream, through, now) for outcome in outcomes])
+        auditor.build_docs()
     require_success(stream, outcomes)
     return {
         "stream": stream,

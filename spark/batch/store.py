@@ -7,9 +7,12 @@ The batch jobs are the only writers of batch, staged, publications, ledger and q
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import duckdb
 from deltalake import DeltaTable, write_deltalake
@@ -24,9 +27,16 @@ from spark.lake import contents, names, retention, table_schemas
 from spark.lake.columnar import File, Queries, Wanted, connect, ident, instant, quoted
 
 
-def engine(config: Settings) -> duckdb.DuckDBPyConnection:
-    """Returns a connection in which a batch job computes, within the memory that the settings give it."""
-    return connect(config.batch_memory, config.home / "run" / "spilled")
+@contextmanager
+def engine(config: Settings) -> Iterator[duckdb.DuckDBPyConnection]:
+    """Gives a connection in which a batch job computes, within the memory that the settings give it. What does not fit
+    is in a folder of the process's own, and goes with the connection."""
+    config.run_dir.mkdir(parents=True, exist_ok=True)
+    with (
+        TemporaryDirectory(prefix="spilled-", dir=config.run_dir) as spilled,
+        connect(config.batch_memory, Path(spilled)) as connection,
+    ):
+        yield connection
 
 
 def iso(column: str) -> str:

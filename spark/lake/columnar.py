@@ -186,9 +186,9 @@ _EPOCH = datetime.fromisoformat("1970-01-01T00:00:00+00:00")
 
 
 def _bytes(memory: str) -> str:
-    """A size as the JVM has it (`1200m`) as DuckDB has it."""
-    unit = {"k": "KiB", "m": "MiB", "g": "GiB", "t": "TiB"}[memory[-1].lower()]
-    return f"{memory[:-1]}{unit}"
+    """A size as the JVM has it (`1200m`, or a number of bytes) as DuckDB has it."""
+    unit = {"k": "KiB", "m": "MiB", "g": "GiB", "t": "TiB"}.get(memory[-1].lower())
+    return f"{memory[:-1]}{unit}" if unit else f"{memory}B"
 
 
 def text_of(column: str, type_: DataType) -> str:

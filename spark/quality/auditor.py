@@ -182,7 +182,9 @@ class Auditor:
             "select (select count(*) from audited), (select count(*) from (describe audited))"
         ).fetchall()
         if rows * columns <= IN_MEMORY or self._spark is None:
-            return self.audit(suite, _in_memory(connection.execute("from audited").to_arrow_table()), expectations)
+            frame = _in_memory(connection.execute("from audited").to_arrow_table())
+            connection.execute("drop table audited")
+            return self.audit(suite, frame, expectations)
         with tempfile.TemporaryDirectory(prefix="audited-", dir=self._home) as folder:
             file = Path(folder) / "rows.parquet"
             connection.execute(f"copy audited to {quoted(str(file))} (format parquet)")
