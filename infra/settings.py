@@ -104,7 +104,7 @@ class Options(BaseSettings):
     stream_memory: str = Field("1200m", description="Heap of the streaming driver.")
     batch_memory: str = Field(
         "1g",
-        description="Memory that a batch job computes in; more goes to disk. Also the heap of its JVM, if it needs one.",
+        description="Memory that a batch job computes in; more goes to disk. Also the heap of its JVM, if any.",
     )
     max_offsets_per_trigger: int = Field(2_000_000, ge=1, description="Records a micro-batch takes at most.")
     trigger_interval: float = Field(1.0, gt=0, description="Seconds between the starts of micro-batches.")
