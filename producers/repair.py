@@ -9,6 +9,7 @@ is on the retry topic by then and is not ingested yet is not sent again.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from confluent_kafka import KafkaException
 
@@ -19,7 +20,7 @@ from producers.replay import TRANSACTION_BYTES, TRANSACTION_LETTERS
 from producers.transactions import Fenced, Session, SessionError, TooLarge
 from schemas import sizes
 from schemas.contract.model import Contract
-from schemas.dead_letter import ATTEMPT, ID, Letter, identity
+from schemas.dead_letter import ATTEMPT, ID, Identity, Letter, identity
 from schemas.errors import TransientError
 
 
@@ -35,33 +36,57 @@ def repair(
 
     Raises `RepairError` if Kafka fails or another repair of the stream took over.
     """
+    run = _Run(contract, missing, ingested)
     try:
-        with Session(
-            settings, contract.retry_topic, f"repair.{contract.stream}", sizes.of_letters(contract)
-        ) as session:
-            waiting = {
-                letter.identity
-                for partition, end in session.ends().items()
-                for letter in session.letters(partition, ingested.get((contract.retry_topic, partition), 0), end)
-            }
-            letters = (
-                letter for letter in _lost(contract, session, missing) if letter.identity not in waiting
-            )  # fmt: skip
-            sent, refused = 0, 0
-            while some := _transaction(letters):
-                taken = _send(contract, session, some)
-                sent, refused = sent + taken, refused + len(some) - taken
-            if refused:
-                raise RepairError(
-                    f"{refused} records are larger than {contract.retry_topic} takes, with the headers that say what "
-                    f"they are; {sent} were sent again. Raise max.message.bytes in {contract.stream}'s topic.configs, "
-                    "provision, and repair once more"
-                )
-            return sent
+        while not run.done:
+            with Session(
+                settings, contract.retry_topic, f"repair.{contract.stream}", sizes.of_letters(contract)
+            ) as session:
+                run.go(session)
     except Fenced as error:
         raise RepairError(f"another repair of {contract.stream} has taken over: {error}") from error
     except (KafkaException, SessionError) as error:
         raise RepairError(f"Kafka failed the repair of {contract.stream}: {error}; run it again") from error
+    if run.refused:
+        raise RepairError(
+            f"{len(run.refused)} records are larger than {contract.retry_topic} takes, with the headers that say what "
+            f"they are; {run.sent} were sent again. Raise max.message.bytes in {contract.stream}'s topic.configs, "
+            "provision, and repair once more"
+        )
+    return run.sent
+
+
+@dataclass
+class _Run:
+    """A repair, over one session or several: a session is void once the topic refused a record."""
+
+    contract: Contract
+    missing: Mapping[Partition, Sequence[Range]]
+    ingested: Offsets
+    sent: int = 0
+    refused: set[Identity] = field(default_factory=set)
+    done: bool = False
+
+    def go(self, session: Session) -> None:
+        """Sends what is left; unless it is `done` then, another session has to go on."""
+        on_topic = {
+            letter.identity
+            for partition, end in session.ends().items()
+            for letter in session.letters(partition, self.ingested.get((self.contract.retry_topic, partition), 0), end)
+        }
+        letters = (
+            letter
+            for letter in _lost(self.contract, session, self.missing)
+            if letter.identity not in on_topic and letter.identity not in self.refused
+        )
+        while some := _transaction(letters):
+            try:
+                session.transaction([(self.contract.retry_topic, letter) for letter in some])
+            except TooLarge as error:
+                self.refused |= {who for at in error.refused if (who := some[at].identity)}
+                return
+            self.sent += len(some)
+        self.done = True
 
 
 def _transaction(letters: Iterator[Letter]) -> list[Letter]:
@@ -72,17 +97,6 @@ def _transaction(letters: Iterator[Letter]) -> list[Letter]:
         some.append(letter)
         held += sizes.of(letter.headers, letter.key, letter.value)
     return some
-
-
-def _send(contract: Contract, session: Session, letters: list[Letter]) -> int:
-    """Sends those of `letters` that the topic takes, and returns their number."""
-    while letters:
-        try:
-            session.transaction([(contract.retry_topic, letter) for letter in letters])
-            break
-        except TooLarge as error:
-            letters = [letter for at, letter in enumerate(letters) if at not in error.refused]
-    return len(letters)
 
 
 def _lost(contract: Contract, session: Session, missing: Mapping[Partition, Sequence[Range]]) -> Iterator[Letter]:

@@ -113,19 +113,22 @@ def replay(
     name = f"replay.{contract.stream}"
     reader = partial(Reader, settings, contract.dlq_topic, f"{name}.ahead")
     run = _Run(contract, now, cache(schema_exists), decided, stored or _nowhere, reader, max_records)
-    for attempt in range(1, SESSIONS + 1):
+    failures = 0
+    while True:
         try:
             with Session(settings, contract.dlq_topic, name, sizes.of_letters(contract)) as session, _uncollected():
                 run.go(session)
                 return run.report
+        except TooLarge:
+            continue  # the run has noted which letters those are, and goes on in a session that is not void
         except Fenced as error:
             raise ReplayError(f"another replay of {contract.stream} has taken over: {error}", run.report) from error
         except (KafkaException, SessionError) as error:
-            if attempt == SESSIONS:
+            failures += 1
+            if failures == SESSIONS:
                 raise ReplayError(
                     f"Kafka failed the replay of stream {contract.stream}, {SESSIONS} times: {error}", run.report
                 ) from error
-    raise AssertionError("every session either returns or raises")
 
 
 def _nowhere(places: Sequence[Place]) -> Mapping[Place, Stored]:
@@ -164,9 +167,11 @@ class _Run:
     _seen: set[Identity] = field(default_factory=set)
     _decided: AbstractSet[Identity] | None = None  # None until this session has asked for it
     _unsure: list[Move] = field(default_factory=list)  # sent in a transaction whose end is not known
+    _refusals: Counter[tuple[int, int]] = field(default_factory=Counter)  # for a letter's size, by its place in `.dlq`
 
     def go(self, session: Session) -> None:
-        """Replays the partitions that are left. Raises KafkaException if the session is of no more use."""
+        """Replays the partitions that are left. Raises KafkaException, or `TooLarge`, if the session is of no more
+        use."""
         self._ends = self._ends or session.ends()
         starts = session.committed(self._ends)
         if self._unsure:
@@ -235,7 +240,10 @@ class _Run:
                 return Move(letter, identity, Outcome("drop", letter))
             self._seen.add(identity)
         policy = self.contract.dead_letters.policy
-        return Move(letter, identity, outcome(letter, policy, self.now, self.schema_exists))
+        move = Move(letter, identity, outcome(letter, policy, self.now, self.schema_exists))
+        for _ in range(self._refusals[letter.partition, letter.offset]):
+            move = _refused(move)
+        return move
 
     def _decided_before(self) -> AbstractSet[Identity]:
         if self._decided is None:
@@ -253,17 +261,15 @@ class _Run:
         for first in range(0, len(moves), TRANSACTION_LETTERS):
             some = moves[first : first + TRANSACTION_LETTERS]
             last = some[-1].letter
-            while True:
-                whole = self._unsure = self._whole(some)
-                sent = [at for at, move in enumerate(whole) if move.outcome.fate in topics]
-                letters = [(topics[whole[at].outcome.fate], whole[at].outcome.letter) for at in sent]
-                try:
-                    session.transaction(letters, {last.partition: last.offset + 1})
-                    break
-                except TooLarge as error:
-                    some = list(some)
-                    for position in error.refused:
-                        some[sent[position]] = _refused(some[sent[position]])
+            whole = self._unsure = self._whole(some)
+            moved = [move for move in whole if move.outcome.fate in topics]
+            letters = [(topics[move.outcome.fate], move.outcome.letter) for move in moved]
+            try:
+                session.transaction(letters, {last.partition: last.offset + 1})
+            except TooLarge as error:
+                self._unsure = []
+                self._refusals.update((moved[at].letter.partition, moved[at].letter.offset) for at in error.refused)
+                raise
             self._count(whole)
             self._unsure = []
 

@@ -41,8 +41,9 @@ class SessionError(Exception):
 
 
 class TooLarge(Exception):
-    """A topic refused records for their size. The transaction is void, and the session may go on. `refused` has their
-    positions among those that were to be sent."""
+    """A topic refused records for their size. The transaction is void, and so is the session: a producer of librdkafka
+    that had a record refused must raise its epoch, and its next transaction may be out of order or time out. `refused`
+    has the positions of all that the topic refuses among those that were to be sent."""
 
     def __init__(self, refused: Sequence[int]) -> None:
         super().__init__(f"{len(refused)} records are larger than their topic takes")
@@ -167,17 +168,16 @@ class Session(Reader):
         self._limit = limit
         self._errors: list[str] = []
         self._unanswered = False
-        self._producer = Producer(
-            {
-                **settings.kafka_client("replay"),
-                "reconnect.backoff.ms": 500,
-                "transactional.id": name,
-                "transaction.timeout.ms": TRANSACTION_TIMEOUT_MS,
-                **sizes.producer(limit),
-                "partitioner": "murmur2_random",
-                "error_cb": lambda error: self._errors.append(error.str()),
-            }
-        )
+        self._options = {
+            **settings.kafka_client("replay"),
+            "reconnect.backoff.ms": 500,
+            "transactional.id": name,
+            "transaction.timeout.ms": TRANSACTION_TIMEOUT_MS,
+            **sizes.producer(limit),
+            "partitioner": "murmur2_random",
+            "error_cb": lambda error: self._errors.append(error.str()),
+        }
+        self._producer = Producer(self._options)
         super().__init__(settings, topic, name)
 
     def __enter__(self) -> Session:
@@ -194,6 +194,9 @@ class Session(Reader):
     def close(self) -> None:
         """Closes consumer and producer. A transaction that is still open ends here, or with the next session."""
         super().close()
+        self._close_producer()
+
+    def _close_producer(self) -> None:
         if self._unanswered:
             return  # a call of the producer's never returned; the next session ends its transaction
         with contextlib.suppress(KafkaException):  # its transaction is over, or the next session ends it
@@ -204,14 +207,18 @@ class Session(Reader):
         """Sends `letters`, each with its topic, and commits the `offsets` to go on from, by partition, all or nothing.
         A letter for the session's own topic stays in its partition. Raises KafkaException (whether the transaction was
         committed may be unknown then; the next session's `committed` says it), `Fenced`, and `TooLarge`."""
-        refused: list[int] = []
+        answers: dict[int, KafkaError | None] = {}
+        # Others fit, and a delivery that is reported is a copy of the record.
+        large = {
+            position
+            for position, (_, letter) in enumerate(letters)
+            if sizes.of(letter.headers, letter.key, letter.value) > self._limit // 2
+        }
         with _fencing():
             self._producer.begin_transaction()
             try:
                 for position, (topic, letter) in enumerate(letters):
-                    # Others fit, and a delivery that is reported is a copy of the record.
-                    large = sizes.of(letter.headers, letter.key, letter.value) > self._limit // 2
-                    self._send(topic, letter, partial(_note_refusal, refused, position) if large else None)
+                    self._send(topic, letter, partial(_note, answers, position) if position in large else None)
                 for partition, offset in (offsets or {}).items():
                     self.commit_with(self._producer, partition, offset)
                 self._producer.commit_transaction(SECONDS)
@@ -219,20 +226,46 @@ class Session(Reader):
                 self._unanswered = True
                 raise
             except BaseException as error:
+                self._producer.poll(0)  # what became of each letter may not have been reported yet
+                if isinstance(error, KafkaException) and (refused := _refused(answers)):
+                    # What was behind the first one that is refused did not reach the topic.
+                    taken = {position for position, answer in answers.items() if answer is None}
+                    rest = sorted(large - taken - refused)
+                    raise TooLarge(sorted(refused | self._refused_of(letters, rest))) from error
                 with contextlib.suppress(KafkaException):  # if this fails too, the next session or the broker aborts
                     self._producer.abort_transaction(5.0)
-                self._producer.poll(0)  # what became of each letter may not have been reported yet
-                if refused and isinstance(error, KafkaException):
-                    raise TooLarge(refused) from error
                 raise
+
+    def _refused_of(self, letters: Sequence[tuple[str, Letter]], positions: Sequence[int]) -> set[int]:
+        """Returns those of `positions` whose letters a topic refuses for their size: each is sent, in transactions that
+        nobody commits. Raises as `transaction` does."""
+        refused: set[int] = set()
+        usable = False
+        for position in positions:
+            if not usable:
+                self._close_producer()
+                self._producer = Producer(self._options)
+                self._producer.init_transactions(SECONDS)
+                self._producer.begin_transaction()
+            answers: dict[int, KafkaError | None] = {}
+            topic, letter = letters[position]
+            self._send(topic, letter, partial(_note, answers, position))
+            if self._producer.flush(SECONDS):
+                raise SessionError(f"Kafka does not say whether {topic} takes a letter of its size")
+            usable = answers[position] is None
+            refused |= _refused(answers)
+        return refused
 
     def _send(self, topic: str, letter: Letter, delivered: Delivered | None = None) -> None:
         send(self._producer, topic, letter, letter.partition if topic == self.topic else ANY_PARTITION, delivered)
 
 
-def _note_refusal(refused: list[int], position: int, error: KafkaError | None, message: Message) -> None:
-    if error is not None and error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
-        refused.append(position)
+def _note(answers: dict[int, KafkaError | None], position: int, error: KafkaError | None, message: Message) -> None:
+    answers[position] = error
+
+
+def _refused(answers: Mapping[int, KafkaError | None]) -> set[int]:
+    return {position for position, error in answers.items() if error and error.code() == KafkaError.MSG_SIZE_TOO_LARGE}
 
 
 def send(

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 
 UNKNOWN: dict[str, Any] = {
-    "events": None, "dead_letters": None, "alerts": None, "windows": {"batch": None, "speed": None, "withheld": None},
+    "events": None, "dead_letters": None, "tombstones": None, "alerts": None,
+    "windows": {"batch": None, "speed": None, "withheld": None},
     "final_through": None, "last_reconciliation": None, "ledger": {}, "last_quality": None, "last_audit": None,
     "last_replay": None, "letters_to_decide": None,
 }  # fmt: skip
@@ -99,7 +100,8 @@ class _Tables:
             return int(self._rows(f"select count(*) as n from {contract.stream}_{view}")[0]["n"])
 
         alerts = count("alerts") if contract.alerts else None
-        return {"events": count("events"), "dead_letters": count("dead_letters"), "alerts": alerts}
+        kinds = {kind: count(kind) for kind in ("events", "dead_letters", "tombstones")}
+        return {**kinds, "alerts": alerts}
 
     def _windows(self, contract: Contract) -> dict[str, int]:
         found = {"batch": 0, "speed": 0, "withheld": 0}
@@ -327,6 +329,8 @@ def _table(streams: dict[str, Any], title: str) -> Table:
 
     row("events accepted", lambda s: f"{s['events']:,}")
     row("dead letters", lambda s: f"{s['dead_letters']:,}")
+    if any(facts["tombstones"] for facts in streams.values()):
+        row("tombstones", lambda s: f"{s['tombstones']:,}")
     if any(stream["alerts"] is not None for stream in streams.values()):
         row("alerts", lambda s: "" if s["alerts"] is None else f"{s['alerts']:,}")
     row("records not ingested yet", lambda s: "?" if s["lag"] is None else f"{s['lag']:,}")

@@ -67,6 +67,8 @@ def _stream_families(streams: Mapping[str, dict[str, Any]]) -> Iterator[Metric]:
 
     yield each("events", "Accepted rows of bronze.", lambda s: s["events"])
     yield each("dead_letters", "Rejected rows of bronze.", lambda s: s["dead_letters"])
+    yield each("tombstones", "Records without a value that are skipped: neither accepted nor rejected.",
+               lambda s: s["tombstones"])  # fmt: skip
     yield each("alerts", "Alerts in the alert log.", lambda s: s["alerts"])
     yield each("lag_records", "Records on the broker that are not ingested yet.", lambda s: s["lag"])
     yield each("open_transaction_records", "Records that wait behind a transaction that stays open.",

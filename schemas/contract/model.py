@@ -58,6 +58,11 @@ Severity = Literal["critical", "warning"]
 ErrorClass = Literal["transient", "unknown_schema", "malformed", "rule", "oversized"]
 """`transient` is retried in place; `unknown_schema` is replayed once the id exists; the others await a person. Of an
 `oversized` record, which did not fit into memory, the platform has its place alone."""
+TOMBSTONE: Literal["tombstone"] = "tombstone"
+"""What bronze has in place of an error class for a record without a value, where the contract says that those are
+skipped: it is no event and no dead letter."""
+TOMBSTONE_REASON = "it is a tombstone: a record without a value, which deletes its key from a compacted topic"
+"""The reason of a record without a value, whether it is skipped or rejected."""
 
 
 def _optional(field: dict[str, Any]) -> dict[str, Any]:
@@ -379,6 +384,12 @@ class Contract(_Strict):
         description="Records may wait so long for a batch to be finished; then the streaming driver counts as stuck, "
         "and the supervisor starts another one. Default: five times MILLRACE_STALL_AFTER.",
     )
+    tombstones: Literal["skip", "reject"] = Field(
+        "reject",
+        description="What becomes of a record without a value, which deletes its key from a compacted topic. `reject`: "
+        "a dead letter of class malformed. `skip`: a row of bronze that is neither an event nor a dead letter, in the "
+        "view `<stream>_tombstones`. Neither counts towards a storm.",
+    )
     rules: list[Rule] = Field([], description="What a record must satisfy.")
     aggregates: list[Aggregate] = Field([], description="Numbers by window and dimensions.")
     velocity: list[Velocity] = Field([], description="Bursts of a key.")
@@ -473,7 +484,7 @@ class Contract(_Strict):
     @property
     def record_views(self) -> tuple[str, ...]:
         """The served views of its records, and of its alerts if the contract has any."""
-        kinds = ["events", "dead_letters", "letters", *(["alerts"] if self.alerts else [])]
+        kinds = ["events", "dead_letters", "tombstones", "letters", *(["alerts"] if self.alerts else [])]
         return tuple(f"{self.stream}_{kind}" for kind in kinds)
 
     @property

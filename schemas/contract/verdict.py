@@ -8,11 +8,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
-from typing import Any
+from typing import Any, Literal
 
 import fastavro
 
-from schemas.contract.model import Contract, ErrorClass
+from schemas.contract.model import TOMBSTONE, TOMBSTONE_REASON, Contract, ErrorClass
 from schemas.contract.named_types import spelled_out
 from schemas.contract.predicates import Rules
 from schemas.contract.wide_decimals import widened
@@ -24,9 +24,10 @@ _EVERY_DIGIT = 10_000
 
 @dataclass(frozen=True)
 class Verdict:
-    """What becomes of a record: accepted (`error_class` None, with the `record`), or a dead letter with a reason."""
+    """What becomes of a record: accepted (`error_class` None, with the `record`), a dead letter with a reason, or a
+    tombstone that is skipped."""
 
-    error_class: ErrorClass | None
+    error_class: ErrorClass | Literal["tombstone"] | None
     rule: str | None = None
     reason: str | None = None
     record: dict[str, Any] | None = None
@@ -42,10 +43,13 @@ class Judge:
         self._reader = _parsed(contract.schema_now)
         self._declared = spelled_out(contract.schema_now)
         self._rules = Rules(contract)
+        self._tombstone = Verdict(TOMBSTONE if contract.tombstones == "skip" else "malformed", reason=TOMBSTONE_REASON)
 
     def verdict(self, value: bytes | None) -> Verdict:
         """Returns what the ingest must make of `value`, the bytes of a Kafka record. Raises nothing for bad bytes."""
-        if value is None or (number := schema_id(value)) is None:
+        if value is None:
+            return self._tombstone
+        if (number := schema_id(value)) is None:
             return Verdict("malformed", reason="no Confluent header")
         if number not in self._writer_schemas:
             return Verdict("unknown_schema", reason=f"schema id {number} is unknown")

@@ -14,7 +14,7 @@ from typing import Any
 
 from duckdb import DuckDBPyConnection
 
-from schemas.contract.model import Contract
+from schemas.contract.model import TOMBSTONE, Contract
 from schemas.dead_letter import Identity, Place, Stored
 from schemas.errors import TerminalError
 from spark.lake import contents, names, table_schemas
@@ -77,8 +77,8 @@ def stored(
 
 
 def arrivals(served: DuckDBPyConnection, contract: Contract, lake_uri: str) -> dict[str, int]:
-    """Returns how many of the letters that were ever sent to `.retry` have `landed` in bronze as an accepted row, have
-    `returned` as a rejected row, are `in_flight` to the ingest, or are `lost`.
+    """Returns how many of the letters that were ever sent to `.retry` have `landed` in bronze as an accepted row
+    or a tombstone that is skipped, have `returned` as a rejected row, are `in_flight` to the ingest, or are `lost`.
 
     A letter is lost if the ingest has passed its offset on `.retry` and bronze has no row for it, unless a repair sent
     the letter once more.
@@ -87,7 +87,8 @@ def arrivals(served: DuckDBPyConnection, contract: Contract, lake_uri: str) -> d
     row = served.execute(
         """
         with arrived as materialized (
-            select partition, "offset", original, attempt, bool_or(accepted) as accepted from delta_scan($bronze)
+            select partition, "offset", original, attempt, bool_or(accepted or error_class = $tombstone) as accepted
+                from delta_scan($bronze)
             where topic = $retry group by all
         ),
         passed as (select partition, max("offset") as through from arrived group by all),
@@ -104,6 +105,7 @@ def arrivals(served: DuckDBPyConnection, contract: Contract, lake_uri: str) -> d
         {
             "stream": contract.stream,
             "retry": contract.retry_topic,
+            "tombstone": TOMBSTONE,
             "bronze": names.local_path(names.bronze(lake_uri, contract.stream)),
         },
     ).fetchone()

@@ -9,6 +9,7 @@
 - `<stream>_events`: the accepted records with their coordinates. A repeated event is there as often as it came.
 - `<stream>_dead_letters`: the rejected records with their bytes and the reason. A record that was rejected again after
   its replay is there again.
+- `<stream>_tombstones`: the records without a value that the contract skips: neither events nor dead letters.
 - `<stream>_letters`: one row for each dead letter, with its `status`.
 - `<stream>_alerts`, if the contract has alerts: each alert once.
 - The platform's own tables: publications, refusals, ledger, quality, moves, replays and audits.
@@ -22,7 +23,7 @@ from datetime import UTC, datetime
 
 from pyspark.sql.types import DoubleType, FloatType, StructField, StructType
 
-from schemas.contract.model import Aggregate, Contract, StatefulResult
+from schemas.contract.model import TOMBSTONE, Aggregate, Contract, StatefulResult
 from schemas.contract.model import Window as WindowName
 from spark.definitions import measures, stateful_results
 from spark.definitions.measures import Dialect
@@ -32,6 +33,11 @@ from spark.lake import batch_numbers, names, table_schemas
 
 Scan = Callable[[str, StructType], str]
 """A function from a table's URI and schema to the SQL that stands for the table after FROM."""
+
+
+_SKIPPED = f"not accepted and error_class = '{TOMBSTONE}'"
+_REJECTED = f"not accepted and error_class is distinct from '{TOMBSTONE}'"
+"""The rows of bronze that are no events: tombstones that are skipped, and dead letters."""
 
 
 @dataclass(frozen=True)
@@ -114,12 +120,14 @@ def _record_views(contract: Contract, dialect: Dialect, lake_uri: str, scan: Sca
     about_record = table_schemas.COORDINATES | table_schemas.VERDICT
     values = ", ".join(words.value(column) for column in schema if column.name not in about_record)
     letter = words.names(name for name in table_schemas.VERDICT if name != "accepted")
+    key = words.names(["key", "headers"])
     moves = scan(names.system(lake_uri, "moves"), table_schemas.SYSTEM["moves"])
     found = {
         f"{stream}_events": f"select {values}, {coordinates}, {original} as original from {bronze} where accepted",
         f"{stream}_dead_letters": (
-            f"select {letter}, {coordinates}, {original} as original, {values} from {bronze} where not accepted"
+            f"select {letter}, {coordinates}, {original} as original, {values} from {bronze} where {_REJECTED}"
         ),
+        f"{stream}_tombstones": (f"select {key}, {coordinates}, {original} as original from {bronze} where {_SKIPPED}"),
         f"{stream}_letters": _letters(contract, words, bronze, original, moves),
     }
     if contract.alerts:
@@ -140,7 +148,7 @@ def _letters(contract: Contract, words: _Words, bronze: str, original: str, move
         select * from (
             select {original} as id, error_class, reason, attempt, {rejection},
                 row_number() over (partition by {original} order by attempt desc, batch desc, {offset} desc) as nth
-            from {bronze} where not accepted
+            from {bronze} where {_REJECTED}
         ) as numbered where nth = 1
     ), moved as (
         select * from (
@@ -150,7 +158,7 @@ def _letters(contract: Contract, words: _Words, bronze: str, original: str, move
             from {moves} where stream = '{contract.stream}'
         ) as numbered where nth = 1
     ), landed as (
-        select distinct original as id from {bronze} where accepted and attempt > 0
+        select distinct original as id from {bronze} where (accepted or {_SKIPPED}) and attempt > 0
     ), judged as (
         select coalesce(rejected.id, moved.id) as id,
             case when landed.id is not null then 'landed'

@@ -25,7 +25,7 @@ from tenacity import Retrying, before_sleep_log, retry_if_exception_type, stop_a
 
 from infra.broker.bounded import Unanswered, answered
 from schemas import sizes
-from schemas.contract.model import Contract
+from schemas.contract.model import TOMBSTONE, Contract
 from schemas.dead_letter import (
     ATTEMPT,
     BRONZE,
@@ -60,10 +60,10 @@ class LettersFenced(TerminalError):
 
 
 def letters(rejected: DataFrame, contract: Contract) -> DataFrame:
-    """Rejected rows of bronze as `Letters.send` takes them: id (the original's topic/partition/offset), error_class,
-    reason, attempt, key, value, the producer's headers, `about` (the platform's ones, of a replayed record), timestamp
-    (milliseconds since 1970); and for a pointer, which has no key, value and headers: `bronze`, `digest`, `size` and
-    `schema_id`, which are null for others."""
+    """Rejected rows of bronze, but for tombstones that are skipped, as `Letters.send` takes them: id (the original's
+    topic/partition/offset), error_class, reason, attempt, key, value, the producer's headers, `about` (the platform's
+    ones, of a replayed record), timestamp (milliseconds since 1970); and for a pointer, which has no key, value and
+    headers: `bronze`, `digest`, `size` and `schema_id`, which are null for others."""
     place = F.concat_ws("/", "topic", "partition", "offset")
     size = _size()
     fits = (size <= sizes.of_topic(contract)) & (F.col("error_class") != "oversized")
@@ -72,7 +72,7 @@ def letters(rejected: DataFrame, contract: Contract) -> DataFrame:
     ours = F.slice("headers", all_ - about + 1, about)
     others = F.filter(ours, lambda header: ~header["key"].startswith(PREFIX))
     pointer = {"bronze": place, "digest": _digest(), "size": size, "schema_id": F.col("schema_id")}
-    return rejected.select(
+    return rejected.where(F.col("error_class") != TOMBSTONE).select(
         F.coalesce("original", place).alias("id"),
         "error_class",
         "reason",

@@ -22,7 +22,7 @@ import numpy as np
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from schemas.contract.model import Contract
+from schemas.contract.model import TOMBSTONE, TOMBSTONE_REASON, Contract
 from schemas.errors import Halt
 from spark.lake import batch_numbers, names
 from spark.speed import delta_append
@@ -196,13 +196,20 @@ class Ingest:
             return
         # Records that a replay sent again say nothing about those who produce now: bad ones are left to their policy.
         first = F.col("attempt") == 0
-        bad = written.rejected.where(first)
+        # A tombstone is what a compacted topic has for a deleted key, and says nothing about those who produce either.
+        reasons = (F.col("error_class") == TOMBSTONE) | (
+            (F.col("error_class") == "malformed") & (F.col("reason") == TOMBSTONE_REASON)
+        )
+        bad = written.rejected.where(first & ~reasons)
         rejected = bad.count()
         total = rejected + written.accepted.where(first).count()
         # Letters whose schema is registered by now come back by replay, and then they are not bad.
         lacking = (F.col("error_class") == "unknown_schema") & F.col("schema_id").isin(*self.writers.asked().schemas)
         if not self.contract.dead_letters.is_storm(total, rejected - bad.where(lacking).count()):
-            log.warning("%s batch %d: its bad records were replayed or lacked schemas that are there", stream, batch_id)
+            log.warning(
+                "%s batch %d: its bad records were replayed, were tombstones or lacked schemas that are there",
+                stream, batch_id,
+            )  # fmt: skip
             return
         raise PoisonStorm(
             f"{rejected:,} of the {total:,} records of batch {batch_id} of stream {stream} are bad: more than the "

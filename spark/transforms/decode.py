@@ -30,7 +30,7 @@ from pyspark.sql.types import (
 )
 
 from schemas.contract.field_kinds import nullable
-from schemas.contract.model import Contract
+from schemas.contract.model import TOMBSTONE, TOMBSTONE_REASON, Contract
 from schemas.contract.wide_decimals import widened
 from schemas.dead_letter import ATTEMPT, ID
 from schemas.wire import HEADER, header
@@ -73,7 +73,8 @@ def decoding(contract: Contract, writers: Mapping[int, str], complete: bool = Tr
     `writers` maps the registered schema ids of the stream to their Avro JSON; each record is read with its writer's
     schema and resolved to the newest version. `error_class` is `malformed` (no value, no wire format, undecodable
     Avro, text that is not UTF-8, a time outside of the years 1 to 9999, a decimal with more digits than its type),
-    `unknown_schema` (id not in `writers`), or null; then `reason` is null too. The fields of a row with an error are
+    `unknown_schema` (id not in `writers`), `tombstone` (no value, and the contract skips those), or null; then `reason`
+    is null too. The fields of a row with an error are
     null. NaN means that a number is missing, so it becomes null, wherever in a field it stands.
 
     Unless `writers` are `complete`, a schema id that they lack fails the evaluation, with `UNREGISTERED` in the error,
@@ -203,7 +204,7 @@ def _error(contract: Contract) -> Column:
     required = next(name for name, avro in contract.fields.items() if not nullable(avro))
     record = F.col("$record")
     checks: list[tuple[Column, str, Column]] = [
-        (F.isnull("value"), "malformed", F.lit("the record has no value, and an event was expected")),
+        (F.isnull("value"), TOMBSTONE if contract.tombstones == "skip" else "malformed", F.lit(TOMBSTONE_REASON)),
         (size < _PREFIX, "malformed", F.format_string(f"the value has %d bytes, {wire}", size)),
         (magic != "00", "malformed", F.format_string(f"the value begins with 0x%s, {wire}", magic)),
         (F.isnull("$known"), "unknown_schema", F.format_string(unregistered, _parsed_id())),

@@ -13,7 +13,7 @@ import re
 import shutil
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -146,7 +146,7 @@ class Site:
         self.good += numbers
         self.bad += refused
 
-    def put(self, values: list[bytes], transaction: bool = False) -> None:
+    def put(self, values: Sequence[bytes | None], transaction: bool = False) -> None:
         """The end of a transaction is an offset without a record."""
         options = {"transactional.id": f"test-{self.contract.stream}"} if transaction else {}
         producer = Producer(self.stack.kafka_client("admin") | options)
@@ -639,6 +639,26 @@ def test_a_storm_goes_onward_once_after_somebody_accepted_it(site: Site) -> None
 
     site.send(range(20, 22), bad=20)
     assert "20 of the 22 records of batch 2" in site.halt(), "it was accepted once"
+
+
+@pytest.mark.parametrize("tombstones", ["reject", "skip"])
+def test_tombstones_are_counted_as_such_and_conserved(site: Site, tombstones: str) -> None:
+    site.contract = contract(site.contract.stream, tombstones=tombstones)
+    known = schema_id(site.stack, site.contract, 1)
+    site.put([*(wire(known, V1, click(n)) for n in range(5)), *[None] * 30])
+    site.go()
+    rows = Counter(
+        row["error_class"] for row in site.rows(names.bronze(site.stack.lake_uri, site.contract.stream)).to_pylist()
+    )
+    assert rows == {None: 5, ("malformed" if tombstones == "reject" else "tombstone"): 30}
+    assert site.counted()[0] == [("home", 5)]
+    letters = read(site.stack, site.contract.dlq_topic)
+    assert [letter.value() for letter in letters] == [None] * (30 if tombstones == "reject" else 0)
+    found = audit(site.stack, site.contract, "tombstones")
+    assert (found.residual, found.rows) == (0, 35)
+
+    site.put([wire(known, V1, click(5)), *[b"garbage"] * 20, *[None] * 30])
+    assert "20 of the 21 records of batch 1" in site.halt(), "garbage among them is a storm"
 
 
 def test_a_halted_stream_is_tried_again_in_place(site: Site) -> None:

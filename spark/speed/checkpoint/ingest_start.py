@@ -31,7 +31,7 @@ from infra.broker.offsets import Offsets, broker_offsets, flat, nested
 from infra.broker.ranges import Partition, Range
 from infra.broker.topic_ids import TopicIds
 from infra.settings import Settings
-from schemas.contract.model import Contract
+from schemas.contract.model import TOMBSTONE, TOMBSTONE_REASON, Contract
 from schemas.errors import TerminalError
 from spark.lake import batch_numbers, contents, names, source_topics
 from spark.speed.checkpoint import generations, retained, spark_log, topic_identity
@@ -251,9 +251,12 @@ def storm(contract: Contract, settings: Settings) -> Storm | None:
         return None
     counts = (
         "select error_class, reason, count(*) from bronze where batch = $batch and attempt = 0 "
+        "and error_class is distinct from $tombstone "
+        "and not (error_class is not distinct from 'malformed' and reason is not distinct from $no_value) "
         "group by all order by 3 desc"
     )
-    rows = _bronze(contract, settings, counts, {"batch": batch})
+    parameters = {"batch": batch, "tombstone": TOMBSTONE, "no_value": TOMBSTONE_REASON}
+    rows = _bronze(contract, settings, counts, parameters)
     records = sum(count for _, _, count in rows)
     bad = {(class_, reason): count for class_, reason, count in rows if class_ is not None}
     return Storm(batch, records, bad) if contract.dead_letters.is_storm(records, sum(bad.values())) else None

@@ -24,6 +24,7 @@ from spark.lake.batch_numbers import batch_number
 from spark.serving import spark_views
 from spark.serving.duck import connect
 from spark.speed import delta_append, ingest, small_files
+from spark.speed.checkpoint import ingest_start
 from spark.speed.dead_letters import Letters
 from spark.speed.ingest import Ingest, PoisonStorm
 from spark.speed.small_files import Upkeep, of_ingest
@@ -270,6 +271,28 @@ def test_letters_that_a_replay_sent_again_are_no_storm(spark: SparkSession, tmp_
     assert (sum(row["count_of_rows"] for row in by_origin), len(pipeline.outbox.sent)) == (2, 9)
     with pytest.raises(PoisonStorm, match="3 of the 4 records of batch 1 "):
         pipeline.batch(1, good(range(2, 3)) + [Row(b"x", "flights", 50 + i) for i in range(3)] + again)
+
+
+@pytest.mark.parametrize("tombstones", ["reject", "skip"])
+def test_tombstones_are_no_storm_and_hide_none(spark: SparkSession, tmp_path: Path, tombstones: str) -> None:
+    strict = FLIGHTS.dead_letters.model_copy(update={"storm_minimum": 4, "storm_share": 0.5})
+    contract = FLIGHTS.model_copy(update={"dead_letters": strict, "tombstones": tombstones})
+    pipeline = Pipeline(spark, tmp_path, contract)
+    pipeline.batch(0, good(range(4)) + [Row(None, "flights", 50 + n) for n in range(9)])
+    bronze, by_origin, _ = pipeline.contents().values()
+    assert (len(bronze), sum(row["count_of_rows"] for row in by_origin)) == (13, 4)
+    assert len(pipeline.outbox.sent) == (9 if tombstones == "reject" else 0)
+    with connect(pipeline.settings, [contract]) as served:
+        views = [f"select count(*) from flights_{view}" for view in ("events", "dead_letters", "tombstones", "letters")]
+        counted = [served.execute(view).fetchall()[0][0] for view in views]
+    assert counted == ([4, 9, 0, 9] if tombstones == "reject" else [4, 0, 9, 0])
+
+    bad = [Row(b"x", "flights", 70 + n) for n in range(3)]
+    with pytest.raises(PoisonStorm, match="3 of the 4 records of batch 1 "):
+        pipeline.batch(1, good([5], 60) + bad + [Row(None, "flights", 80 + n) for n in range(9)])
+    storm = ingest_start.storm(contract, pipeline.settings)
+    assert storm is not None
+    assert (storm.records, sum(storm.bad.values())) == (4, 3), "what the way out tells is what the halt says"
 
 
 @pytest.mark.parametrize("compacted", [False, True])

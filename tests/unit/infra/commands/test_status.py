@@ -58,6 +58,7 @@ def test_a_stream_is_told_by_its_own_rows(config: Settings) -> None:
     assert found["weather"] == {
         "events": 3,
         "dead_letters": 2,
+        "tombstones": 0,
         "alerts": None,
         "windows": {"batch": 0, "speed": 0, "withheld": 0},
         "final_through": None,

@@ -21,7 +21,7 @@ PROGRAM = str(Path(sys.executable).with_name("millrace"))
 
 WEATHER: dict[str, Any] = {
     "halted": None, "open_transaction": {"records": 1001, "why": "it hangs", "since": "2026-01-01T12:00:00+00:00"},
-    "events": 7, "alerts": None, "dead_letters": 2, "lag": None, "letters_to_decide": 1,
+    "events": 7, "alerts": None, "dead_letters": 2, "tombstones": 1, "lag": None, "letters_to_decide": 1,
     "windows": {"batch": 5, "speed": 3, "withheld": 2}, "final_through": "2026-01-01T12:00:00+00:00",
     "last_reconciliation": None, "ledger": {"late": 4}, "last_quality": {"evaluated": 9, "failed": 1},
     "last_audit": {"offsets": 9, "residual": 0}, "last_replay": None,

@@ -16,6 +16,7 @@ from pyspark.sql.pandas.types import to_arrow_schema
 
 from infra.settings import PROJECT, Settings
 from schemas.contract.catalog import load
+from schemas.contract.model import TOMBSTONE
 from spark.lake import contents, letter_moves, names, table_schemas, tables
 from spark.serving.duck import connect
 from spark.serving.letter_status import Filter, counts, letters
@@ -37,7 +38,8 @@ class Lake:
         self._offset += 1
         schema = to_arrow_schema(table_schemas.bronze_schema(WEATHER), timezone="UTC")
         row = {"topic": "weather", "partition": 0, "offset": number, "accepted": accepted, "attempt": attempt} | more
-        row |= {"batch": self._offset, "error_class": None if accepted else "rule", "reason": more.get("reason", "wet")}
+        row |= {"batch": self._offset, "error_class": None if accepted else more.get("error_class", "rule")}
+        row |= {"reason": more.get("reason", "wet")}
         if attempt:
             row |= {"topic": "weather.retry", "offset": self._offset, "original": f"weather/0/{number}"}
         arrow = pyarrow.Table.from_pylist([{name: row.get(name) for name in schema.names}], schema=schema)
@@ -92,6 +94,11 @@ NUMBERS = count(UNTOUCHED + 1)
             1,
         ),
         ([("reject", 0), ("parked", 0), ("replayed", 1), ("accept", 1)], "landed", 1),
+        (
+            [("reject", 0), ("parked", 0), ("replayed", 1), ("skip", 1)],
+            "landed",
+            1,
+        ),  # a tombstone, once they are skipped
         ([("parked", 0)], "parked", 0),  # never in bronze: its headers were unreadable
     ],
 )
@@ -101,8 +108,9 @@ def test_the_status_follows_from_what_happened(
     lake, served = stories
     number = next(NUMBERS)
     for what, at in reversed(story):  # the order in which the tables learn of it does not matter
-        if what in ("reject", "accept"):
-            lake.ingested(number, at, accepted=what == "accept")
+        if what in ("reject", "accept", "skip"):
+            more = {"error_class": TOMBSTONE} if what == "skip" else {}
+            lake.ingested(number, at, accepted=what == "accept", **more)
         else:
             lake.moved(number, what, at)
     rows = served.execute("select id, status, attempt from weather_letters order by id").fetchall()
@@ -138,5 +146,7 @@ def test_arrivals_are_told_by_their_place(lake: Lake, served: duckdb.DuckDBPyCon
     lake.ingested(2, 1, accepted=True)  # the record at offset 2; the one at 1 was passed by
     found = letter_moves.arrivals(served, WEATHER, lake.uri)
     assert found == {"landed": 1, "returned": 0, "in_flight": 1, "lost": 1}
+    lake.ingested(3, 1, error_class=TOMBSTONE)  # the one at offset 3 is skipped
+    assert letter_moves.arrivals(served, WEATHER, lake.uri) == found | {"landed": 2, "in_flight": 0}
     with pytest.raises(letter_moves.LettersLost, match=r"1 letters of stream weather were sent to weather\.retry"):
         letter_moves.require_none_lost(WEATHER, found)

@@ -80,7 +80,7 @@ def test_an_arrival_that_is_not_known_judges_nothing(spark: SparkSession, unknow
 
 
 BAD: dict[str, tuple[bytes | None, str, str]] = {
-    "no value": (None, "malformed", "no value"),
+    "no value": (None, "malformed", "a tombstone: a record without a value"),
     "empty": (b"", "malformed", "0 bytes"),
     "short": (b"\0\0\0", "malformed", "3 bytes"),
     "wrong magic": (b"\x2a" + GOOD[1:], "malformed", "0x2A"),
@@ -116,6 +116,34 @@ def test_an_accepted_row_has_every_field_and_no_bytes(spark: SparkSession) -> No
         name: value for name, value in FLIGHT.items() if "time" not in name or name == "air_time"
     }
     assert {*judged(spark, []).columns, "batch"} == set(table_schemas.bronze_schema(FLIGHTS).names)
+
+
+@pytest.mark.parametrize(
+    ("tombstones", "value", "error_class"),
+    [
+        ("reject", None, "malformed"),
+        ("skip", None, "tombstone"),
+        ("skip", b"", "malformed"),  # a value of no bytes is a value
+        ("skip", GOOD[:-2], "malformed"),
+        ("skip", GOOD, None),
+    ],
+)
+@pytest.mark.parametrize("topic", ["flights", "flights.retry"])
+def test_a_tombstone_is_what_the_contract_says_and_nothing_else_is_one(
+    spark: SparkSession, tombstones: str, value: bytes | None, error_class: str | None, topic: str
+) -> None:
+    contract = FLIGHTS.model_copy(update={"tombstones": tombstones})
+    [row] = judged(spark, [Row(value, topic, 0, key=b"UA|1")], contract).collect()
+    assert (row.error_class, row.accepted, row.value) == (
+        error_class,
+        error_class is None,
+        None if row.accepted else value,
+    )
+    assert row.key == (None if row.accepted else b"UA|1"), "which says what was deleted"
+    if value is None:
+        assert "tombstone" in row.reason
+    verdict = Judge(contract, {7: FLIGHTS.schema_now}).verdict(value)
+    assert (verdict.error_class, "tombstone" in (verdict.reason or "")) == (error_class, value is None)
 
 
 @pytest.mark.parametrize("stream", ["flights", "weather"])
