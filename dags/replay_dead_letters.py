@@ -62,9 +62,15 @@ def replayed(stream: str, run_id: str) -> dict[str, int]:
             record_moves()  # a run that was killed may have left some unrecorded
             return letter_moves.decided(served, stream)
 
+        def moved_through() -> dict[str, int]:
+            record_moves()
+            return letter_moves.moved_through(served, stream)
+
         exists = schema_exists(contract, registry(config))
         stored = partial(letter_moves.stored, served, contract, config.lake_uri)
-        report = replay(contract, config, now=now, schema_exists=exists, decided=decided, stored=stored)
+        report = replay(
+            contract, config, now=now, schema_exists=exists, decided=decided, moved_through=moved_through, stored=stored
+        )
         record_moves()
         counts = asdict(report) | letter_moves.arrivals(served, contract, config.lake_uri)
     letter_moves.record_replay(config.lake_uri, run_id, stream, now, counts)

@@ -337,7 +337,7 @@ COLUMNS = {
     "schema_id": "the id of the writer's schema in the registry; null if the record has none",
     "original": "topic/partition/offset of the original of a replayed record; null in bronze for an original",
     "attempt": "how often the record had been replayed; 0 for an original",
-    "error_class": "`transient`, `unknown_schema`, `malformed`, `rule` or `oversized`; `tombstone` for a skipped record "
+    "error_class": "`transient`, `unknown_schema`, `malformed`, `rule` or `oversized`; `tombstone` for a skipped one "
     "without a value; null for an accepted row",
     "key": "the record's key; null for an accepted row",
     "value": "the record's bytes; null for an accepted row",

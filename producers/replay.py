@@ -27,10 +27,11 @@ from datetime import datetime
 from functools import cache, partial
 from typing import NamedTuple
 
-from confluent_kafka import KafkaException
+from confluent_kafka import OFFSET_BEGINNING, KafkaException
 
 from infra.settings import Settings
 from producers.replay_policy import Outcome, outcome
+from producers.replay_position import position
 from producers.transactions import Fenced, Reader, Session, SessionError, TooLarge
 from schemas import sizes
 from schemas.contract.model import Contract
@@ -98,21 +99,23 @@ def replay(
     now: datetime,
     schema_exists: Callable[[int], bool],
     decided: Callable[[], AbstractSet[Identity]] = frozenset,
+    moved_through: Callable[[], Mapping[str, int]] = dict,
     stored: Callable[[Sequence[Place]], Mapping[Place, Stored]] | None = None,
     max_records: int = 1_000_000,
 ) -> ReplayReport:
     """Replays the dead letters that are in `<stream>.dlq` at the start of the run, about `max_records` of them at most,
     the same share of each partition, and returns what became of them. `now` (UTC) decides what is due. `decided` gives
-    the identities (at the time of the decision) of all letters that earlier runs moved because a person said so; it is
-    called once no other run can move any. `stored` reads rows of bronze, by topic, partition and offset; without it no
-    letter may be a pointer.
+    the identities (at the time of the decision) of all letters that earlier runs moved because a person said so, and
+    `moved_through` the highest attempt with which each letter was moved, by id, for partitions of which Kafka does not
+    know how far the replays are; both are called once no other run can move any. `stored` reads rows of bronze, by
+    topic, partition and offset; without it no letter may be a pointer.
 
     Raises `ReplayError` if Kafka fails or another replay of the stream took over, and passes on what `schema_exists`
     raises; letters not yet committed stay as they were.
     """
     name = f"replay.{contract.stream}"
     reader = partial(Reader, settings, contract.dlq_topic, f"{name}.ahead")
-    run = _Run(contract, now, cache(schema_exists), decided, stored or _nowhere, reader, max_records)
+    run = _Run(contract, now, cache(schema_exists), decided, moved_through, stored or _nowhere, reader, max_records)
     failures = 0
     while True:
         try:
@@ -157,6 +160,7 @@ class _Run:
     now: datetime
     schema_exists: Callable[[int], bool]
     decided: Callable[[], AbstractSet[Identity]]
+    moved_through: Callable[[], Mapping[str, int]]
     stored: Callable[[Sequence[Place]], Mapping[Place, Stored]]
     reader: Callable[[], Reader]
     max_records: int
@@ -179,8 +183,10 @@ class _Run:
             if starts[last.partition] > last.offset:  # the commit that timed out had arrived
                 self._count(self._unsure)
             self._unsure = []
-        # A broker forgets what nobody commits for `offsets.retention.minutes` (by default a week); then all letters
-        # that there ever were would be moved again.
+        for partition, start in starts.items():
+            if start < 0 < self._ends[partition]:
+                starts[partition] = self._found_again(session, partition)
+        # A broker forgets what nobody commits for `offsets.retention.minutes`, by default a week.
         if known := {partition: start for partition, start in starts.items() if start >= 0}:
             session.transaction([], known)
         self._seen, self._decided = set(self._moved), None
@@ -189,6 +195,22 @@ class _Run:
             if quota > 0:
                 self._partition(session, partition, starts[partition], quota)
             self._done.add(partition)
+
+    def _found_again(self, session: Session, partition: int) -> int:
+        """The offset to go on from in a partition of which Kafka has none: it is committed, and with it the letters
+        before it go back to `.dlq` that nobody is known to have moved."""
+        end = self._ends[partition]
+        letters = session.letters(partition, OFFSET_BEGINNING, end)
+        found = position(letters, self.moved_through(), self._decided_before())
+        left = []
+        if found.left:
+            some = session.letters(partition, min(found.left), found.offset)
+            left = [(self.contract.dlq_topic, letter) for letter in some if letter.offset in found.left]
+        try:
+            session.transaction(left, {partition: found.offset})
+        except TooLarge as error:
+            raise SessionError(f"{self.contract.dlq_topic} does not take back a letter for its size") from error
+        return found.offset
 
     def _partition(self, session: Session, partition: int, start: int, quota: int) -> None:
         moving: list[Move] = []

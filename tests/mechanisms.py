@@ -974,6 +974,16 @@ MECHANISMS = (
          "tests/integration/test_restart.py::test_a_storm_goes_onward_once_after_somebody_accepted_it"),
     ),
     Mechanism(
+        "P8", "tombstones are no storm", "spark/speed/ingest.py",
+        "bad = written.rejected.where(first & ~tombstone)", "bad = written.rejected.where(first)",
+        ("tests/integration/lake/test_ingest_batch.py::test_tombstones_are_no_storm_and_hide_none[skip]",),
+    ),
+    Mechanism(
+        "P8", "a tombstone that is skipped is no dead letter", "spark/speed/dead_letters.py",
+        'rejected.where(F.col("error_class") != TOMBSTONE)', "rejected.where(F.lit(True))",
+        ("tests/integration/lake/test_ingest_batch.py::test_tombstones_are_no_storm_and_hide_none[skip]",),
+    ),
+    Mechanism(
         "P8", "the storm of one batch is accepted, and no other", "spark/speed/checkpoint/ingest_start.py",
         "/accepted/{batch}", "/accepted/all",
         ("tests/integration/test_restart.py::test_a_storm_goes_onward_once_after_somebody_accepted_it",),
@@ -987,6 +997,12 @@ MECHANISMS = (
         "P8", "a broker does not forget how far the replays are", "producers/replay.py",
         "session.transaction([], known)", "pass",
         ("tests/integration/test_replay.py::test_each_run_says_again_how_far_they_are",),
+    ),
+    Mechanism(
+        "P8", "a replay that Kafka forgot goes on by its own record", "producers/replay.py",
+        "if start < 0 < self._ends[partition]:", "if False:",
+        ("tests/integration/test_dead_letters.py"
+         "::test_a_replay_goes_on_where_it_was_when_kafka_has_forgotten_its_offsets",),
     ),
     Mechanism(
         "P8", "what is replayed is read in the same transaction", "producers/transactions.py",

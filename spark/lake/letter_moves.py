@@ -53,6 +53,15 @@ def decided(served: DuckDBPyConnection, stream: str) -> set[Identity]:
     return {(number, str(attempt), True) for number, attempt in rows}
 
 
+def moved_through(served: DuckDBPyConnection, stream: str) -> dict[str, int]:
+    """Returns the highest attempt with which each letter was moved, by its id: letters of that attempt, or of a lower
+    one, about which nobody decided, are not in `.dlq` any more, or only as copies."""
+    rows = served.execute(
+        "select id, max(attempt - (status = 'replayed')::int) from moves where stream = ? group by all", [stream]
+    ).fetchall()
+    return dict(rows)
+
+
 def stored(
     served: DuckDBPyConnection, contract: Contract, lake_uri: str, places: Sequence[Place]
 ) -> dict[Place, Stored]:

@@ -197,10 +197,10 @@ class Ingest:
         # Records that a replay sent again say nothing about those who produce now: bad ones are left to their policy.
         first = F.col("attempt") == 0
         # A tombstone is what a compacted topic has for a deleted key, and says nothing about those who produce either.
-        reasons = (F.col("error_class") == TOMBSTONE) | (
+        tombstone = (F.col("error_class") == TOMBSTONE) | (
             (F.col("error_class") == "malformed") & (F.col("reason") == TOMBSTONE_REASON)
         )
-        bad = written.rejected.where(first & ~reasons)
+        bad = written.rejected.where(first & ~tombstone)
         rejected = bad.count()
         total = rejected + written.accepted.where(first).count()
         # Letters whose schema is registered by now come back by replay, and then they are not bad.

@@ -1,10 +1,13 @@
 """The writer schemas of a stream: what the registry holds under its subject, without a lookup in the way of a batch.
 
-What was once registered never changes, so it is cached for the life of the process. A batch decodes with the cache and
-asks nobody. Only a record of an id that is not in the cache makes the ingest ask, once for the batch, before anything
-of it is written (`spark.speed.ingest`). An id that the registry does not have either is a dead letter; while the
-registry does not answer nobody can say that, so the batch waits: it is retried with backoff behind a circuit breaker,
-which all streams of the process share, until the registry is back or the driver stops.
+What was once registered does not change while the registry lives, so it is cached for the life of the process. A batch
+decodes with the cache and asks nobody. Only a record of an id that is not in the cache makes the ingest ask, once for
+the batch, before anything of it is written (`spark.speed.ingest`). An id that the registry does not have either is a
+dead letter; while the registry does not answer nobody can say that, so the batch waits: it is retried with backoff
+behind a circuit breaker, which all streams of the process share, until the registry is back or the driver stops.
+
+A registry that was rebuilt may give the same versions other ids, so whoever is asked is asked for all versions. The ids
+of before stay in the cache, for the records that were written with them.
 """
 
 from __future__ import annotations
@@ -104,7 +107,7 @@ class RegisteredSchemas:
         self._stopping = stopping or threading.Event()
         self._clock = clock
         self._schemas: dict[int, str] = {}
-        self._versions: set[int] = set()
+        self._newest: tuple[int | None, int | None] | None = None  # version and id
         self._watchful_until = self._next_look = float("-inf")
         self.waiting: str | None = None
         """Why a batch waits for the registry, None while none does."""
@@ -135,7 +138,7 @@ class RegisteredSchemas:
         if self._clock() >= self._next_look:
             self._next_look = self._clock() + WATCH
             try:
-                self._look()
+                self._look(self._fetch_news)
             except RegistryUnavailable:
                 if not self._schemas:
                     raise
@@ -156,9 +159,9 @@ class RegisteredSchemas:
         finally:
             self.waiting = None
 
-    def _look(self) -> None:
+    def _look(self, fetch: Callable[[], None] | None = None) -> None:
         try:
-            breaker(self._url).call(self._fetch)
+            breaker(self._url).call(fetch or self._fetch)
         except Exception as error:  # the client passes on what its HTTP library raises, and that is httpx or httpx2
             raise RegistryUnavailable(
                 f"cannot read subject {self._subject} from the registry at {self._url}: {error}; "
@@ -167,13 +170,24 @@ class RegisteredSchemas:
         if not self._schemas:
             raise RegistryUnavailable(f"subject {self._subject} has no version; run the DAG `provision`")
 
+    def _fetch_news(self) -> None:
+        """Fetches all versions if the newest one, or its id, is another one than it was: a question a second."""
+        self._client.clear_caches()
+        newest = self._client.get_latest_version(self._subject)
+        if (newest.version, newest.schema_id) != self._newest:
+            self._fetch()
+
     def _fetch(self) -> None:
-        for version in set(self._client.get_versions(self._subject)) - self._versions:
+        self._client.clear_caches()
+        for version in sorted(self._client.get_versions(self._subject)):
             registered = self._client.get_version(self._subject, version)
-            assert registered.schema_id is not None
-            assert registered.schema.schema_str is not None
-            self._schemas[registered.schema_id] = registered.schema.schema_str
-            self._versions.add(version)
+            number, schema = registered.schema_id, registered.schema.schema_str
+            assert number is not None
+            assert schema is not None
+            if self._schemas.get(number, schema) != schema:
+                log.error("the registry has another schema under id %d of %s than it had", number, self._subject)
+            self._schemas[number] = schema
+            self._newest = (version, number)
 
     def _report(self, state: RetryCallState) -> None:
         if self.waiting is None and state.outcome is not None:

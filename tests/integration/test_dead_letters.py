@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from confluent_kafka import Message
+from confluent_kafka.admin import AdminClient
 from confluent_kafka.schema_registry import Schema
 from deltalake import DeltaTable
 from pyspark.sql import SparkSession
@@ -305,6 +306,27 @@ def test_a_letter_whose_schema_is_registered_comes_back_by_itself_and_lands(
     assert (counts["landed"], counts["in_flight"], counts["lost"]) == (2, 0, 0)
     assert ids("is not registered", "landed") == [letter]
     assert [row["number"] for row in pipeline.bronze() if row["original"] == letter and row["accepted"]] == [103]
+
+
+def test_a_replay_goes_on_where_it_was_when_kafka_has_forgotten_its_offsets(
+    pipeline: Pipeline, mine: Settings, contract: Contract
+) -> None:
+    """As after a week without replays: a broker forgets the offsets of a group that nobody is in."""
+    admin = AdminClient(mine.kafka_client("admin"))
+    for expected in ({"parked": 0, "read": 0}, {"parked": 1, "read": 1}):
+        moved = {topic: len(read(mine, topic)) for topic in (contract.retry_topic, contract.parked_topic)}
+        assert min(moved.values()) > 2, "letters that could come back"
+        admin.delete_consumer_groups([f"replay.{contract.stream}"])[f"replay.{contract.stream}"].result()
+        counts = replayed(f"forgotten {expected['read']}")
+        assert {name: counts[name] for name in ("parked", "read", "retried", "repeated")} == {
+            "retried": 0, "repeated": 0, **expected,
+        }  # fmt: skip
+        moved[contract.parked_topic] += expected["parked"]
+        assert {topic: len(read(mine, topic)) for topic in moved} == moved
+        if not expected["read"]:
+            send(mine, contract.stream, [b"garbage of later"], [])
+            pipeline.run()
+    assert replayed("known again")["read"] == 0
 
 
 def test_spark_and_duckdb_agree_on_every_letter(pipeline: Pipeline, mine: Settings, contract: Contract) -> None:

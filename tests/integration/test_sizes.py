@@ -319,7 +319,7 @@ def test_a_letter_that_the_retry_topic_does_not_take_is_parked_alone(
     bounds = sizes.producer(sizes.of_letters(contract)) | {"compression.type": "none"}
     monkeypatch.setattr(sizes, "producer", lambda limit: bounds)
     counts = replayed("refused")
-    assert (counts["retried"], counts["parked"]) == (1, 2)
+    assert (counts["retried"], counts["parked"]) == (1, 2), counts
     monkeypatch.undo()
     for letter in large:
         assert "larger than the retry topic takes" in millrace("show", letter)["parked_because"]
