@@ -30,12 +30,12 @@ from typing import NamedTuple
 from confluent_kafka import OFFSET_BEGINNING, KafkaException
 
 from infra.settings import Settings
-from producers.replay_policy import Outcome, outcome
+from producers.replay_policy import Outcome, outcome, parked
 from producers.replay_position import position
 from producers.transactions import Fenced, Reader, Session, SessionError, TooLarge
 from schemas import sizes
 from schemas.contract.model import Contract
-from schemas.dead_letter import ID, PARKED_BECAUSE, Identity, Letter, Place, Stored
+from schemas.dead_letter import ID, Identity, Letter, Place, Stored
 from schemas.errors import TerminalError, TransientError
 
 TRANSACTION_LETTERS = 10_000
@@ -197,15 +197,15 @@ class _Run:
             self._done.add(partition)
 
     def _found_again(self, session: Session, partition: int) -> int:
-        """The offset to go on from in a partition of which Kafka has none: it is committed, and with it the letters
-        before it go back to `.dlq` that nobody is known to have moved."""
+        """The offset to go on from in a partition of which Kafka has none. Letters before it that nobody is known to
+        have moved go back to `.dlq`, and with them it is committed."""
         end = self._ends[partition]
         letters = session.letters(partition, OFFSET_BEGINNING, end)
         found = position(letters, self.moved_through(), self._decided_before())
-        left = []
-        if found.left:
-            some = session.letters(partition, min(found.left), found.offset)
-            left = [(self.contract.dlq_topic, letter) for letter in some if letter.offset in found.left]
+        if not found.left:
+            return found.offset
+        some = session.letters(partition, min(found.left), found.offset)
+        left = [(self.contract.dlq_topic, letter) for letter in some if letter.offset in found.left]
         try:
             session.transaction(left, {partition: found.offset})
         except TooLarge as error:
@@ -324,7 +324,7 @@ class _Run:
 
 def _parked(move: Move, because: str) -> Move:
     """The letter of `move`, as it was read, on its way to the parked ones."""
-    return move._replace(outcome=Outcome("park", move.letter.with_headers({PARKED_BECAUSE: because})))
+    return move._replace(outcome=parked(move.letter, because))
 
 
 def _refused(move: Move) -> Move:

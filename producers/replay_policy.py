@@ -3,7 +3,8 @@
 The rule, per error class of the contract's `dead_letters.policy` (`attempts`, `base`, `cap`, `jitter`):
 
 - A person decided (`producers.decisions`): that is done, whatever the policy says. `approve` and `edit` **retry** it,
-  with `dl-attempt` one higher; `discard` sends it to the parked ones for good.
+  with `dl-attempt` one higher; `discard` sends it to the parked ones for good. What cannot be done is an attempt too:
+  the letter is parked with `dl-attempt` one higher, so that people can decide about it once more.
 - Attempts used up, or `attempts: 0`: **park** it, for a person to decide.
 - `dl-next-due-at` not reached: **wait**, unchanged.
 - `oversized`: **park** it, and so again if a person approves it, because the platform has nothing of it to send.
@@ -78,12 +79,12 @@ def outcome(
 
 def _obeyed(letter: Letter, verb: str | None, attempt: int, without_bytes: bool) -> Outcome:
     if verb == "approve" and without_bytes:
-        return _park(letter, "its bytes are on Kafka alone, under its id: it can be edited or discarded")
+        return parked(letter, "its bytes are on Kafka alone, under its id: it can be edited or discarded")
     if verb in ("approve", "edit"):
         return _retry(letter, attempt)
     if verb == "discard":
         return Outcome("discard", letter)
-    return _park(letter, f"there is no decision {verb!r}")
+    return parked(letter, f"there is no decision {verb!r}")
 
 
 def _retry(letter: Letter, attempt: int) -> Outcome:
@@ -96,6 +97,15 @@ def _looked(letter: Letter, number: str, attempt: int, backoff: Backoff, now: da
         return _park(letter.with_headers({ATTEMPT: str(attempt)}), f"no such schema after {attempt} looks")
     due = instant(now + backoff.due_after(attempt, number))
     return Outcome("wait", letter.with_headers({ATTEMPT: str(attempt), NEXT_DUE_AT: due}))
+
+
+def parked(letter: Letter, because: str) -> Outcome:
+    """Returns the outcome of a `letter`, as it was read, that cannot be sent. A person's decision about it is used up:
+    the same attempt is decided upon once (`spark.lake.letter_moves.decided`), so the next one is another attempt."""
+    attempt = attempts(letter.about)
+    if DECISION in letter.about and attempt is not None:
+        letter = letter.with_headers({ATTEMPT: str(attempt + 1)})
+    return _park(letter, because)
 
 
 def _park(letter: Letter, because: str) -> Outcome:

@@ -194,6 +194,13 @@ MECHANISMS = (
          "::test_records_that_kafka_dropped_unread_halt_the_stream_and_the_audit_lists_what_is_accepted",),
     ),
     Mechanism(
+        "P1", "a registry that was rebuilt is asked for all versions", "spark/speed/writer_schemas.py",
+        "sorted(self._client.get_versions(self._subject))",
+        "[v for v in self._client.get_versions(self._subject) if v > (self._newest or (0,))[0]]",
+        ("tests/unit/spark/speed/test_writer_schemas.py"
+         "::test_a_registry_that_was_rebuilt_with_other_ids_is_found_at_the_next_question[later0-names0]",),
+    ),
+    Mechanism(
         "P1", "records behind an open transaction are seen", "spark/speed/open_transactions.py",
         'principal="stream", uncommitted=True)', 'principal="stream")',
         ("tests/integration/test_restart.py::test_records_behind_an_open_transaction_are_reported_until_it_ends",),
@@ -831,7 +838,7 @@ MECHANISMS = (
     ),
     Mechanism(
         "P8", "a letter that a topic refuses holds up no other", "producers/replay.py",
-        "except TooLarge as error:", "except ZeroDivisionError as error:",
+        "except TooLarge:", "except ZeroDivisionError:",
         ("tests/integration/test_sizes.py::test_a_letter_that_the_retry_topic_does_not_take_is_parked_alone",),
     ),
     Mechanism(
@@ -997,6 +1004,13 @@ MECHANISMS = (
         "P8", "a broker does not forget how far the replays are", "producers/replay.py",
         "session.transaction([], known)", "pass",
         ("tests/integration/test_replay.py::test_each_run_says_again_how_far_they_are",),
+    ),
+    Mechanism(
+        "P8", "a decision that could not be carried out can be taken again", "producers/replay_policy.py",
+        "if DECISION in letter.about and attempt is not None:", "if False:",
+        ("tests/unit/producers/test_replay_policy.py"
+         "::test_what_a_person_decided_is_done_whatever_the_policy_says[ponder-park-10-rule]",
+         "tests/integration/test_sizes.py::test_a_letter_that_the_retry_topic_does_not_take_is_parked_alone"),
     ),
     Mechanism(
         "P8", "a replay that Kafka forgot goes on by its own record", "producers/replay.py",

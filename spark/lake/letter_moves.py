@@ -46,9 +46,10 @@ def record_moves(lake_uri: str, run_id: str, at: datetime, moves: Iterable[Mappi
 
 def decided(served: DuckDBPyConnection, stream: str) -> set[Identity]:
     """Returns the identities of the letters that people decided upon: `dl-id` and `dl-attempt` as the letters had them
-    then, and True."""
+    then, and True. One that could not be sent was parked with an attempt more, like one that was."""
     rows = served.execute(
-        "select id, attempt - (status = 'replayed')::int from moves where stream = ? and decision is not null", [stream]
+        "select id, attempt - (status <> 'discarded')::int from moves where stream = ? and decision is not null",
+        [stream],
     ).fetchall()
     return {(number, str(attempt), True) for number, attempt in rows}
 

@@ -184,9 +184,11 @@ def test_a_second_run_changes_nothing(stack: Settings, contract: Contract, bury:
 
 
 def test_a_letter_sent_twice_goes_once(stack: Settings, contract: Contract, bury: Callable[..., None]) -> None:
+    bury({"dl-id": "once"})
+    assert run(contract, stack).retried == 1
     bury({"dl-id": "twice"}, {"dl-id": "twice", "dl-attempt": 1}, {"dl-id": "twice"}, {"dl-id": "twice"})
     assert run(contract, stack) == ReplayReport(read=4, retried=2, repeated=2)
-    assert [header(m, "dl-attempt") for m in read(stack, contract.retry_topic)] == ["1", "2"]
+    assert [header(m, "dl-attempt") for m in read(stack, contract.retry_topic)] == ["1", "1", "2"]
     assert run(contract, stack) == ReplayReport()
 
 
@@ -286,7 +288,8 @@ def test_a_run_killed_at_any_point_loses_and_doubles_nothing(
 
 
 def _kill_at(moment: str) -> None:
-    """Patches this process, a child of the test's, so that it dies at that moment."""
+    """Patches this process, a child of the test's, so that it dies at that moment. The first transaction says where the
+    run begins, the others move letters."""
     send, commit_with, transaction = Session._send, Session.commit_with, Session.transaction
     sent = transactions = 0
 
@@ -303,7 +306,7 @@ def _kill_at(moment: str) -> None:
 
     def commits_with(self: Reader, producer: Producer, partition: int, offset: int) -> None:
         commit_with(self, producer, partition, offset)
-        if moment == "before-it-commits" and transactions == 2:
+        if moment == "before-it-commits" and transactions == 3:
             assert isinstance(self, Session)
             die(self)
 
@@ -313,7 +316,7 @@ def _kill_at(moment: str) -> None:
         if moment == "before-it-produces":
             die(self)
         transaction(self, letters, offsets)
-        if moment == "after-it-committed" and transactions == 2:
+        if moment == "after-it-committed" and transactions == 3:
             die(self)
 
     Session._send = sends  # type: ignore[method-assign]

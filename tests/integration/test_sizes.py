@@ -266,11 +266,6 @@ def test_a_letter_whose_bytes_are_no_more_as_they_were_is_parked_and_says_so(
     assert "bronze has other bytes there" in again["parked_because"]
 
 
-@pytest.mark.xfail(
-    reason="known: after a refusal for size the same producer's next transaction may time out or be out of order, so "
-    "the repair says `run it again` and sends nothing",
-    strict=False,
-)
 def test_lost_records_of_any_size_are_sent_again(
     pipeline: Pipeline, mine: Settings, contract: Contract, took: list[Sent], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -302,10 +297,6 @@ def test_lost_records_of_any_size_are_sent_again(
     assert (healed.residual, sum(p.gaps.get("repaired", 0) for p in healed.partitions)) == (0, len(lost))
 
 
-@pytest.mark.xfail(
-    reason="known: of two letters that a topic refuses for their size in one transaction only one is parked at once",
-    strict=False,
-)
 def test_a_letter_that_the_retry_topic_does_not_take_is_parked_alone(
     pipeline: Pipeline, mine: Settings, contract: Contract, took: list[Sent], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -84,7 +84,7 @@ def test_looks_for_a_schema_back_off_and_end() -> None:
 @pytest.mark.parametrize("error_class", ["malformed", "rule", "transient", "unknown_schema", "?"])
 @pytest.mark.parametrize(
     ("verb", "fate", "attempt_after"),
-    [("approve", "retry", 10), ("edit", "retry", 10), ("discard", "discard", 9), ("ponder", "park", 9)],
+    [("approve", "retry", 10), ("edit", "retry", 10), ("discard", "discard", 9), ("ponder", "park", 10)],
 )
 def test_what_a_person_decided_is_done_whatever_the_policy_says(
     error_class: str, verb: str, fate: str, attempt_after: int

@@ -138,6 +138,16 @@ def test_what_was_parked_after_a_question_was_asked_is_not_in_its_answer(
     assert len(letters(served, "weather", Filter(until=NOW))) == 1
 
 
+def test_a_decision_is_about_the_attempt_that_the_letter_had(lake: Lake, served: duckdb.DuckDBPyConnection) -> None:
+    for number, (status, attempt) in enumerate([("discarded", 2), ("replayed", 3), ("parked", 3)]):
+        lake.moved(number, status, attempt, decision="approve")  # what could not be sent is parked as another attempt
+        lake.moved(number + 10, status, attempt)
+    assert letter_moves.decided(served, "weather") == {(f"weather/0/{number}", "2", True) for number in range(3)}
+    assert letter_moves.moved_through(served, "weather") == {
+        f"weather/0/{number + ten}": through for number, through in enumerate((2, 2, 3)) for ten in (0, 10)
+    }
+
+
 def test_arrivals_are_told_by_their_place(lake: Lake, served: duckdb.DuckDBPyConnection) -> None:
     for number in (1, 2, 3):
         lake.moved(number, "replayed", 1)  # to the offsets 1, 2 and 3
