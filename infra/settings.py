@@ -56,6 +56,20 @@ def of_checkout(path: str) -> Path:
     return found
 
 
+_READ_DIFFERENTLY = frozenset("%#?*[]{}\\'\"") | {chr(code) for code in range(32)}
+"""Characters of a path that are parts of a URI, of a pattern or of a literal for some reader: Hadoop keeps `%2F`,
+delta-rs decodes it."""
+
+
+def _read_alike(path: Path) -> Path:
+    """Returns `path` if all readers of the lake find the same folder under it. Raises ValueError."""
+    if wrong := sorted(set(str(path)) & _READ_DIFFERENTLY):
+        raise ValueError(
+            f"must be a path without {' '.join(wrong)}: Spark, deltalake and DuckDB would take it for different folders"
+        )
+    return path
+
+
 class Options(BaseSettings):
     """Every setting as the user gives it, checked and made absolute. All durations are seconds, all URIs absolute."""
 
@@ -131,6 +145,11 @@ class Options(BaseSettings):
     def _absolute(cls, value: Path | None) -> Path | None:
         return value and _absolute(value)
 
+    @field_validator("home")
+    @classmethod
+    def _readable_home(cls, value: Path) -> Path:
+        return _read_alike(value)
+
     @field_validator("contracts")
     @classmethod
     def _streams(cls, value: Path) -> Path:
@@ -144,9 +163,12 @@ class Options(BaseSettings):
         home, *below = value.removeprefix("file:").removeprefix("//").split("/")
         if value.startswith("file:") and home.startswith("~"):
             value = "/".join([f"file:{quote(str(_absolute(Path(home))))}", *below])
-        if value.startswith("file:") and not urlsplit(value).path.startswith("/"):
+        if not value.startswith("file:"):
+            return value.rstrip("/")
+        if not urlsplit(value).path.startswith("/"):
             raise ValueError("must have an absolute path, such as file:/data/lake or file:~/lake")
-        return value.rstrip("/")
+        # Hadoop, which Spark reads it with, decodes nothing.
+        return f"file:{_read_alike(Path(unquote(urlsplit(value).path)))}"
 
     @field_validator("openlineage")
     @classmethod

@@ -229,7 +229,7 @@ MECHANISMS = (
     ),
     Mechanism(
         "P1", "a repair sends nothing that is on its way", "producers/repair.py",
-        "letter.identity not in waiting", "True",
+        "letter.identity not in on_topic", "True",
         ("tests/integration/test_audit.py::test_repair_sends_exactly_what_is_missing_and_as_it_was",),
     ),
     Mechanism(

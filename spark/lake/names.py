@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 
 def bronze(lake_uri: str, stream: str) -> str:
@@ -48,4 +48,4 @@ def local_path(uri: str) -> str:
     """Returns the form of a lake URI that deltalake and DuckDB take: a plain path for `file:`, else the URI, with `s3:`
     in place of Hadoop's `s3a:`."""
     parts = urlsplit(uri)
-    return unquote(parts.path) if parts.scheme == "file" else uri.replace("s3a://", "s3://", 1)
+    return parts.path if parts.scheme == "file" else uri.replace("s3a://", "s3://", 1)

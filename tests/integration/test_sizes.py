@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 from confluent_kafka import KafkaError, Message, Producer
+from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource
 from confluent_kafka.schema_registry import Schema
 from deltalake import DeltaTable
 from pyspark.sql import SparkSession
@@ -335,6 +336,33 @@ def test_produce_names_the_topic_that_refuses_and_sends_the_others(
     with pytest.raises(ProduceError, match="1 of 3 records did not reach topic sized_clicks") as caught:
         produce(contract, records, settings=mine)
     assert caught.value.report.acknowledged == 2
+
+
+def test_a_transactional_produce_that_a_topic_refused_goes_on_under_its_id(
+    pipeline: Pipeline, mine: Settings, contract: Contract
+) -> None:
+    noisy = "".join(random.Random(2).choices("abcdefghijklmnopqrstuvwxyz0123456789", k=3 * LIMIT))
+    records = [click(700, page="tx before"), click(701, page=noisy), click(702, page="tx after")]
+    with pytest.raises(ProduceError, match="too large"):
+        produce(contract, records, settings=mine, transactional="sizes-produce")
+
+    def on_topic() -> list[bytes]:
+        keys = {b"tx before", b"tx after", noisy.encode()}
+        return sorted(key for m in read(mine, contract.stream) if (key := m.key() or b"") in keys)
+
+    def bounded(limit: int) -> None:
+        entry = ConfigEntry("max.message.bytes", str(limit), incremental_operation=AlterConfigOpType.SET)
+        resource = ConfigResource(ConfigResource.Type.TOPIC, contract.stream, incremental_configs=[entry])
+        AdminClient(mine.kafka_client("admin")).incremental_alter_configs([resource])[resource].result()
+
+    assert on_topic() == [], "all or nothing"
+    bounded(8 * LIMIT)
+    try:
+        report = produce(contract, records, settings=mine, transactional="sizes-produce")
+    finally:
+        bounded(LIMIT)
+    assert (report.committed_before, report.acknowledged) == (0, 3)
+    assert on_topic() == sorted([b"tx before", b"tx after", noisy.encode()])
 
 
 BOMB = 400_000_000

@@ -138,6 +138,23 @@ def test_every_record_is_one_row_repeats_count_once_and_rejects_become_letters(
     assert letters["flights/0/101"]["reason"] == "distance is not positive"
 
 
+@pytest.mark.parametrize("folder", ["with a space", "ünï çødé 水", "a+b&c=d;e,f@g~h"])
+def test_a_home_of_any_name_that_is_not_refused_is_the_same_folder_for_all_readers(
+    spark: SparkSession, tmp_path: Path, folder: str
+) -> None:
+    pipeline = Pipeline(spark, tmp_path / folder / "m")
+    for batch, rows in enumerate((good(range(5)) + BAD, good(range(5, 8), offset=200))):
+        pipeline.batch(batch, rows)
+    bronze, by_origin, _ = pipeline.contents().values()
+    assert (len(bronze), sum(row["count_of_rows"] for row in by_origin)) == (10, 8)
+    question = "select count(*) from flights_events"
+    with connect(pipeline.settings, [FLIGHTS]) as served:
+        assert served.execute(question).fetchall() == [(8,)]
+    spark_views.register(spark, FLIGHTS, pipeline.settings.lake_uri)
+    assert [tuple(row) for row in spark.sql(question).collect()] == [(8,)]
+    assert [path.name for path in tmp_path.iterdir()] == [folder]
+
+
 def test_a_batch_that_runs_again_changes_nothing(spark: SparkSession, tmp_path: Path) -> None:
     pipeline = Pipeline(spark, tmp_path)
     pipeline.batch(0, good(range(30)) + BAD)

@@ -66,7 +66,7 @@ def test_every_setting_that_is_a_path_or_a_file_s_uri_knows_the_user_s_folder(
     assert config.openlineage == str(tmp_path / "a b.jsonl")
     for uri in ("file:~/a%20b", "file://~/a%20b/"):
         config = Settings(lake=uri, checkpoints=uri)
-        assert config.lake_uri == config.checkpoints_uri == f"file:{tmp_path}/a%20b"
+        assert config.lake_uri == config.checkpoints_uri == f"file:{tmp_path}/a b", "as Spark reads it"
         assert names.local_path(config.lake_uri) == f"{tmp_path}/a b"
 
 
@@ -80,6 +80,11 @@ def test_every_setting_that_is_a_path_or_a_file_s_uri_knows_the_user_s_folder(
         ("TRIGGER_INTERVAL", "0"),
         *((name, "~nobody-of-this-name/x") for name in ("HOME", "CONTRACTS", "OPENLINEAGE")),
         ("LAKE", "file:~nobody-of-this-name/x"),
+        ("HOME", "/tmp/job_feature%2Fx/m"),  # case 8
+        ("LAKE", "file:/tmp/job_feature%252Fx/m"),
+        ("LAKE", "file:/tmp/a%23b"),
+        ("CHECKPOINTS", "file:/tmp/a%3Fb"),
+        ("HOME", "/tmp/a#b"),
     ],
 )
 def test_a_wrong_setting_is_named_with_its_value(
