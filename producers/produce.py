@@ -182,6 +182,7 @@ class _Client:
         except KeyboardInterrupt:
             report.interrupted = True
         except KafkaException as error:  # the client is broken for good: what is in its queue fails
+            self._serve()  # the delivery that broke it says more than the call that met it broken
             self._first_failure = self._first_failure or str(error.args[0])
         finally:
             self._settle()
@@ -198,6 +199,11 @@ class _Client:
     def wait(self, seconds: float) -> None:
         """Serves deliveries for `seconds`."""
         self._producer.poll(seconds)
+
+    def _serve(self) -> None:
+        """Takes the deliveries that have been reported."""
+        with suppress(KafkaException):
+            self._producer.poll(0)
 
     def _send_all(self, messages: Iterable[Message]) -> None:
         for message in messages:
@@ -277,6 +283,10 @@ class _Transactional(_Client):
         self._open = False
         self._held = False  # True once a call has not returned in time: then nothing else may use the client
         self._visible = 0
+
+    def _serve(self) -> None:
+        if not self._held:
+            super()._serve()
 
     def _send_all(self, messages: Iterable[Message]) -> None:
         self._producer.init_transactions(LOOK_UP_SECONDS)  # ends what a producer of this id left open

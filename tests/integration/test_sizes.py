@@ -346,6 +346,8 @@ def test_a_transactional_produce_that_a_topic_refused_goes_on_under_its_id(
     with pytest.raises(ProduceError, match="too large"):
         produce(contract, records, settings=mine, transactional="sizes-produce")
 
+    admin = AdminClient(mine.kafka_client("admin"))
+
     def on_topic() -> list[bytes]:
         keys = {b"tx before", b"tx after", noisy.encode()}
         return sorted(key for m in read(mine, contract.stream) if (key := m.key() or b"") in keys)
@@ -353,7 +355,7 @@ def test_a_transactional_produce_that_a_topic_refused_goes_on_under_its_id(
     def bounded(limit: int) -> None:
         entry = ConfigEntry("max.message.bytes", str(limit), incremental_operation=AlterConfigOpType.SET)
         resource = ConfigResource(ConfigResource.Type.TOPIC, contract.stream, incremental_configs=[entry])
-        AdminClient(mine.kafka_client("admin")).incremental_alter_configs([resource])[resource].result()
+        admin.incremental_alter_configs([resource])[resource].result()
 
     assert on_topic() == [], "all or nothing"
     bounded(8 * LIMIT)
